@@ -1,0 +1,50 @@
+# Everything runs in .venv, made on first use from python3 alone.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+INSTALLED := .venv/installed
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: build core pretrain test bench lint sanitize clean
+
+build: core  ## the package (editable), its tools and electra-fast in .venv
+
+$(INSTALLED): pyproject.toml setup.py
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	rm -rf build *.egg-info
+	$(BIN)/pip install "$(TORCH)"
+	$(BIN)/pip install -e ".[dev]"
+	touch $@
+
+core: $(INSTALLED)  ## electra_fast/_C, where a source is newer than its object
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+pretrain: core  ## a tiny ELECTRA on text that Python carries
+	$(BIN)/electra-fast pretrain --out runs/pretrain
+
+test: core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+bench: core
+	$(BIN)/python benches
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy electra_fast
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+# The package again, in build/sanitize, its core under AddressSanitizer and UndefinedBehaviorSanitizer, and its tests.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SANITIZED := $(CURDIR)/build/sanitize
+SANITIZE_TESTS ?= tests/test_core.py
+sanitize: $(INSTALLED)
+	rm -rf $(SANITIZED)/lib
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_py --build-lib $(SANITIZED)/lib \
+		build_ext --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/objects
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
+
+clean:
+	rm -rf build dist *.egg-info electra_fast/_C*.so .*_cache .benchmarks .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""python benches [BENCH ...]: race ours against its rivals. `python benches --help` says how."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import clock
+import roofs
+import torch
+from harness import Options, Race, run
+from rows import Writer, plot
+
+HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """A bench is a file bench_<name>.py with a function races(options)."""
+    return sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python benches", description="Race ours against its rivals.")
+    parser.add_argument(
+        "benches",
+        nargs="*",
+        metavar="BENCH",
+        help=f"of {', '.join(names())}, roofs; none: all; compile: see compile --help",
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per row; a plot goes beside it")
+    parser.add_argument("--profile", type=Path, metavar="TRACE", help="chrome trace of ours' step; a table is printed")
+    parser.add_argument("--models", nargs="+", default=[], help="of tiny, small, small_plus, base, large")
+    parser.add_argument("--shapes", nargs="+", default=[], metavar="BxS", help="such as 16x128")
+    parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help="contestants; patterns as 'hf-*'")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
+    parser.add_argument("--ragged", action="store_true", help="sequences of different lengths")
+    parser.add_argument("--memory", action="store_true", help="CPU: peak memory, each in a process of its own")
+    parser.add_argument("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if unknown := [name for name in given.benches if name not in (*names(), "roofs")]:
+        parser.error(f"there is no bench {', '.join(unknown)}; there are {', '.join(names())} and roofs")
+    if given.rounds < 1:
+        parser.error(f"--rounds is {given.rounds}; at least 1 is needed")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; take --device cpu")
+    return given
+
+
+def selected(given: argparse.Namespace) -> Iterator[tuple[str, ModuleType | str]]:
+    """The benches asked for, or the reason why one does not load."""
+    for name in given.benches or names():
+        if name != "roofs":
+            try:
+                yield name, importlib.import_module(f"bench_{name}")
+            except Exception as error:
+                yield name, f"{type(error).__name__}: {error}"
+
+
+def memory_elsewhere(given: argparse.Namespace, bench: str, race: Race, provider: str) -> float | None:
+    """Peak memory of one contestant on the CPU, from a process that runs nothing else, if --memory asks for it."""
+    if not given.memory or given.device != "cpu":
+        return None
+    command = [sys.executable, str(HERE), bench, "--device", "cpu", "--memory-of", provider, "--providers", provider]
+    command += ["--models", race.model, "--shapes", race.shape.split()[0]]
+    command += ["--ragged"] if given.ragged else []
+    command += ["--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compile"]:  # needs triton, no GPU, and races nothing
+        return importlib.import_module("compile").main(arguments[1:])
+    given = parse(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    options = Options(
+        device=given.device,
+        models=tuple(given.models),
+        shapes=tuple(given.shapes),
+        providers=tuple(given.providers),
+        rounds=given.rounds,
+        profile=given.profile,
+        ragged=given.ragged,
+    )
+    if given.memory_of:
+        race = next(iter(importlib.import_module(f"bench_{given.benches[0]}").races(options)))
+        print(clock.peak_rss_mb(race.contestants[given.memory_of]))
+        return 0
+    writer = Writer(given.json)
+    ceilings = roofs.measure(options, writer)
+    failed = False
+    for name, module in selected(given):
+        if isinstance(module, str):
+            print(f"\n{name}  skipped: {module}")
+            failed = True
+            continue
+        for race in module.races(options):
+            peak = partial(memory_elsewhere, given, name, race)
+            run(race, options, writer, ceilings, peak)
+    if given.json is not None:
+        plot((row for row in writer.rows if row.bench != "roof"), given.json.with_suffix(".png"))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

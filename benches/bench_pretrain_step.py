@@ -1,0 +1,299 @@
+"""One step of pre-training: mask, generator, sample, discriminator, losses, backward, clip, AdamW; dropout 0.1 on.
+
+    python benches pretrain_step --device cuda --models small base
+
+flops of a step: three times the forward's products (electra_fast/flops.py): both encoders over all tokens, the
+generator's vocabulary product over the masked rows alone, whatever a contestant computes beyond that. Rivals:
+
+    reference              electra_fast/reference.py, logits of the masked rows alone, fused AdamW
+    reference-all-rows     the same with logits of every row, as padded ports compute them
+    hf-as-written          transformers as people write it: all logits, then those that were masked
+    hf-tuned               transformers, masked rows alone, its default attention, Gumbel samples, fused AdamW
+    hf-sdpa-BACKEND        the same, scaled_dot_product_attention held to flash, efficient, cudnn or math (CUDA)
+    hf-compiled            hf-tuned with both forwards in one torch.compile (CUDA: CUDA graphs, "reduce-overhead")
+    hf-graph               hf-tuned with the whole step in one CUDA graph
+    hf-compiled-graph      torch.compile ("max-autotune-no-cudagraphs") in one CUDA graph of the whole step
+
+On CUDA the rivals run under bfloat16 autocast with float32 weights; on the CPU everything is float32. Compiled rivals
+take minutes to build: on the CPU they run if named (--providers 'hf-*').
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import clock
+import torch
+import torch.nn.functional as F
+from clock import Step
+from harness import Options, Race
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from electra_fast.config import ElectraConfig, NetworkConfig
+from electra_fast.flops import step_flops
+from electra_fast.reference import ReferenceElectra, mask_tokens
+
+LEARNING_RATE = 5e-4
+SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # (device, model) -> sequences x columns
+    "cpu": dict(tiny=("16x128",), small=("16x128",), base=("2x128",), large=("1x128",)),
+    "cuda": dict(tiny=("128x128",), small=("128x128",), base=("64x512", "256x512"), large=("32x512",)),
+}
+BACKENDS = dict(
+    flash=SDPBackend.FLASH_ATTENTION,
+    efficient=SDPBackend.EFFICIENT_ATTENTION,
+    cudnn=SDPBackend.CUDNN_ATTENTION,
+    math=SDPBackend.MATH,
+)
+Losses = Callable[[], Tensor]  # a forward of the pair: its loss
+
+
+@dataclass
+class Case:
+    """The inputs that all contestants share."""
+
+    config: ElectraConfig
+    input_ids: Tensor  # (B, S) int64
+    attention_mask: Tensor  # (B, S) int64
+    device: str
+
+    @classmethod
+    def make(cls, model: str, shape: str, device: str, ragged: bool) -> Case:
+        """Random ids; full sequences, or lengths drawn from S / 8 to S."""
+        config = getattr(ElectraConfig, model)()
+        rows, width = (int(n) for n in shape.split("x"))
+        g = torch.Generator().manual_seed(0)
+        lengths = torch.randint(width // 8, width + 1, (rows,), generator=g) if ragged else torch.full((rows,), width)
+        lengths[0] = width
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        ids = torch.randint(1000, config.vocab_size, (rows, width), generator=g) * mask
+        return cls(config, ids.to(device), mask.to(device), device)
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.attention_mask.sum(1).tolist()
+
+    @property
+    def padding(self) -> Tensor | None:
+        """The mask where there is padding; None tells a model that it need not mask."""
+        return None if bool(self.attention_mask.all()) else self.attention_mask
+
+    @property
+    def flops(self) -> int:
+        slots = sum(max(1, round(self.config.mask_prob * n)) for n in self.lengths)
+        return step_flops(self.config, self.lengths, slots)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else contextlib.nullcontext()
+
+    def optimise(self, modules: list[nn.Module], losses: Losses, fused: bool = True, capturable: bool = False) -> Step:
+        """A step of torch's AdamW on the modules' parameters, which returns the loss, unread."""
+        parameters = list({id(p): p for m in modules for p in m.parameters()}.values())
+        optimizer = torch.optim.AdamW(
+            parameters, lr=LEARNING_RATE, eps=1e-6, weight_decay=0.01, fused=fused or None, capturable=capturable
+        )
+
+        def step() -> Tensor:
+            with self.autocast():
+                loss = losses()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.detach()
+
+        return step
+
+
+def ours(case: Case) -> Step:
+    import electra_fast as ef
+
+    model = ef.Electra(case.config).to(case.device)
+    config = ef.PretrainConfig(batch_size=len(case.input_ids), learning_rate=LEARNING_RATE, warmup_steps=0)
+    trainer = ef.Pretrainer(model, config)
+    batch = ef.Batch.from_padded(case.input_ids, case.attention_mask)
+    return lambda: trainer.step(batch).loss
+
+
+def ours_dtype(device: str) -> str:
+    """What ours computes in where its config leaves that to the device."""
+    from electra_fast.config import PretrainConfig
+
+    has_precision = "precision" in {f.name for f in fields(PretrainConfig)}
+    return "bfloat16" if device == "cuda" and has_precision else "float32"
+
+
+def reference(case: Case, all_rows: bool = False) -> Step:
+    model = ReferenceElectra(case.config).to(case.device).train()
+    initialise(model)
+
+    def losses() -> Tensor:
+        masked = mask_tokens(case.input_ids, case.attention_mask, case.config)
+        if not all_rows:
+            return model(case.input_ids, case.attention_mask, None, *masked).loss
+        labels = torch.full_like(case.input_ids, -100).flatten().scatter(0, masked.masked_positions, masked.labels)
+        everywhere = torch.arange(labels.numel(), device=labels.device)
+        return model(case.input_ids, case.attention_mask, None, masked.masked_ids, everywhere, labels).loss
+
+    return case.optimise([model], losses)
+
+
+def initialise(model: nn.Module) -> None:
+    """Google's: normal of deviation 0.02, biases 0."""
+    for name, p in model.named_parameters():
+        if "LayerNorm" not in name:
+            nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, std=0.02)
+
+
+def huggingface(config: ElectraConfig) -> tuple[Any, Any]:
+    """transformers' generator and discriminator on one set of embeddings, in training mode."""
+    from transformers import ElectraConfig as TheirConfig
+    from transformers import ElectraForMaskedLM, ElectraForPreTraining
+
+    def their(network: NetworkConfig) -> Any:
+        return TheirConfig(**{f.name: getattr(network, f.name) for f in fields(network)})
+
+    generator = ElectraForMaskedLM(their(config.generator)).train()
+    discriminator = ElectraForPreTraining(their(config.discriminator)).train()
+    discriminator.electra.embeddings = generator.electra.embeddings
+    return generator, discriminator
+
+
+def hf_as_written(case: Case) -> Step:
+    config, ids, mask = case.config, case.input_ids, case.attention_mask
+    generator, discriminator = (m.to(case.device) for m in huggingface(config))
+
+    def losses() -> Tensor:
+        chosen = (torch.rand(ids.shape, device=ids.device) < config.mask_prob) & mask.bool()
+        masked = ids.masked_fill(chosen, config.mask_token_id)
+        logits = generator(input_ids=masked, attention_mask=mask).logits
+        mlm = F.cross_entropy(logits.flatten(0, 1), ids.masked_fill(~chosen, -100).flatten())
+        with torch.no_grad():
+            sampled = torch.distributions.Categorical(logits=logits[chosen].float()).sample()
+        corrupted = ids.clone()
+        corrupted[chosen] = sampled
+        rtd = discriminator(input_ids=corrupted, attention_mask=mask, labels=(corrupted != ids).long()).loss
+        return config.gen_weight * mlm + config.disc_weight * rtd
+
+    return case.optimise([generator, discriminator], losses, fused=False)
+
+
+def hf_tuned(
+    case: Case, backend: SDPBackend | None = None, compile_mode: str | None = None, graph: bool = False
+) -> Step:
+    config, ids = case.config, case.input_ids
+    generator, discriminator = (m.to(case.device) for m in huggingface(config))
+    padding = case.padding
+    # As (B, 1, S, S) it is taken as it is; a (B, S) mask is read on the host at every call.
+    wide = None if padding is None else padding[:, None, None, :].bool().expand(-1, 1, ids.shape[1], -1)
+    keep = case.attention_mask.flatten().float()
+    tokens = keep.sum()
+
+    def losses() -> Tensor:
+        masked_ids, positions, labels = mask_tokens(ids, case.attention_mask, config)
+        hidden = generator.electra(input_ids=masked_ids, attention_mask=wide)[0].flatten(0, 1)[positions]
+        logits = generator.generator_lm_head(generator.generator_predictions(hidden)).float()
+        mlm = F.cross_entropy(logits, labels, ignore_index=-100)
+        with torch.no_grad():
+            sampled = (logits.detach() - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+        flat = ids.flatten()
+        corrupted = flat.scatter(0, positions, torch.where(labels == -100, flat[positions], sampled))
+        scores = discriminator(input_ids=corrupted.view_as(ids), attention_mask=wide).logits.flatten().float()
+        bce = F.binary_cross_entropy_with_logits(scores, (corrupted != flat).float(), keep, reduction="sum")
+        return config.gen_weight * mlm + config.disc_weight * bce / tokens
+
+    forward = losses if compile_mode is None else torch.compile(losses, mode=compile_mode)
+    step = case.optimise([generator, discriminator], forward, capturable=graph)
+    if backend is not None:
+        return forced(step, backend)
+    return clock.captured(step) if graph else step
+
+
+def forced(step: Step, backend: SDPBackend) -> Step:
+    """The step with one attention backend; it raises where that backend refuses the inputs."""
+
+    def inside() -> object:
+        with sdpa_kernel(backend):
+            return step()
+
+    return inside
+
+
+def contestants(case: Case, options: Options) -> dict[str, Callable[[], Step]]:
+    with contextlib.suppress(ImportError):
+        importlib.import_module("transformers.models.electra.modeling_electra")  # its memory is no contestant's
+    rivals: dict[str, Callable[[], Step]] = {
+        "ours": lambda: ours(case),
+        "reference": lambda: reference(case),
+        "reference-all-rows": lambda: reference(case, all_rows=True),
+        "hf-as-written": lambda: hf_as_written(case),
+        "hf-tuned": lambda: hf_tuned(case),
+    }
+    if case.device == "cuda":
+        rivals |= {f"hf-sdpa-{name}": partial(hf_tuned, case, backend) for name, backend in BACKENDS.items()}
+        rivals["hf-compiled"] = lambda: hf_tuned(case, compile_mode="reduce-overhead")
+        rivals["hf-graph"] = lambda: hf_tuned(case, graph=True)
+        rivals["hf-compiled-graph"] = lambda: hf_tuned(case, compile_mode="max-autotune-no-cudagraphs", graph=True)
+    elif options.providers:
+        rivals["hf-compiled"] = lambda: hf_tuned(case, compile_mode="default")
+    return rivals
+
+
+def loss_of(step: Step) -> float:
+    loss: Any = step()
+    return float(loss)
+
+
+def learns(config: ElectraConfig) -> Callable[[Step], str]:
+    """Right is a first loss near gen_weight log V + disc_weight log 2, finite, and lower after a few steps."""
+    expected = config.gen_weight * math.log(config.vocab_size) + config.disc_weight * math.log(2)
+
+    def check(step: Step) -> str:
+        losses = [loss_of(step) for _ in range(4)]
+        if not abs(losses[0] / expected - 1) < 0.35:
+            return f"first loss {losses[0]:.2f}, log V and log 2 make {expected:.2f}"
+        return "" if losses[-1] < losses[0] else f"the loss does not fall: {losses}"
+
+    return check
+
+
+def races(options: Options) -> Iterator[Race]:
+    for model in options.models or (("small", "base") if options.device == "cuda" else ("small",)):
+        for shape in options.shapes or SHAPES[options.device][model]:
+            if options.device == "cuda":
+                torch.compiler.reset()  # what one race compiled must not make the next one's shapes dynamic
+            case = Case.make(model, shape, options.device, options.ragged)
+            yield Race(
+                bench="pretrain_step",
+                model=model,
+                shape=f"{shape} ragged" if options.ragged else shape,
+                contestants=contestants(case, options),
+                check=learns(case.config),
+                dtype="bfloat16 autocast" if case.device == "cuda" else "float32",
+                dtypes={"ours": ours_dtype(case.device)},
+                tokens=sum(case.lengths),
+                flops=case.flops,
+            )
+
+
+def bench_pretrain_step_tiny(benchmark: Any) -> None:
+    """Our own step from commit to commit, under pytest-benchmark."""
+    guard(benchmark, "tiny")
+
+
+def bench_pretrain_step_small(benchmark: Any) -> None:
+    guard(benchmark, "small")
+
+
+def guard(benchmark: Any, model: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case.make(model, SHAPES[device][model][0], device, ragged=False)
+    step = ours(case)
+    assert not learns(case.config)(step)
+    benchmark(loss_of, step)

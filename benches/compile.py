@@ -1,0 +1,196 @@
+"""Every Triton kernel, in every configuration of the run-time tables, compiled ahead of time; no GPU is needed.
+
+The launchers themselves run, on meta tensors at shapes that reach each entry of the tables, and a recorder stands where
+the launch would be: so what is compiled is what they would launch. Registers, the stack (what is spilled), shared
+memory and tensor-core instructions are read back from the machine code by cuobjdump.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from electra_fast.kernels import attention, generator_head, masking
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+I32, I64 = torch.int32, torch.int64
+TARGETS = [80, 90, 100]
+TENSOR_CORE = {"HGMMA": "wgmma", "UTCHMMA": "tcgen05", "UTCQMMA": "tcgen05", "HMMA": "mma"}  # by SASS opcode
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int8: "i8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def masking_calls() -> Iterator[tuple[str, Callable]]:
+    ids, slots, cu, seed = meta(1024, dtype=I64), meta(160, dtype=I64), meta(9, dtype=I32), meta(1, dtype=I64)
+    for faithful in (False, True):
+        arguments = (ids, cu, cu, 160, ids, [0, 101, 102, 103], 103, 3650722202, faithful, seed)
+        yield f"faithful={faithful}", partial(masking.masking_fwd, *arguments)
+        yield f"faithful={faithful}", partial(masking.corrupt_fwd, ids, slots, slots, slots, faithful)
+
+
+def attention_calls() -> Iterator[tuple[str, Callable]]:
+    lengths = {"64": (64, 64), "few": (64, 128), "128": (128, 128), "long": (512, 512)}
+    types = {2: torch.bfloat16, 4: torch.float32}
+    for (size, width, kind), p in [(key, 0.1) for key in attention.FWD] + [((2, 64, kind), 0.0) for kind in lengths]:
+        queries, keys = lengths[kind]
+        q, k, v = meta(8 * 512, 3, 4, width, dtype=types[size]).unbind(1)
+        cu, seed, rows = meta(9, dtype=I32), meta(1, dtype=I64), meta(8 * 512, dtype=I64)
+        arguments = (q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = attention.attention_fwd(*arguments)
+            attention.attention_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+
+        yield f"{kind} {TYPES[types[size]]} width={width} dropout={p}", call
+
+
+def generator_head_calls() -> Iterator[tuple[str, Callable]]:
+    rows, words = 2432, 30522
+    labels, seed = meta(rows, dtype=I64), meta(1, dtype=I64)
+    types = {2: torch.bfloat16, 4: torch.float32}
+    kinds = [(key, 1.0, False) for key in generator_head.FWD]
+    for (size, width), temperature, disallow in [*kinds, ((2, 128), 0.5, False), ((2, 128), 0.0, True)]:
+        floats = (meta(*shape, dtype=types[size]) for shape in ((rows, width), (words, width), (words,)))
+        arguments = (*floats, labels, labels, seed, temperature, disallow)
+
+        def call(arguments: tuple = arguments) -> None:
+            loss, sampled, saved = generator_head.generator_head_fwd(*arguments)
+            generator_head.generator_head_bwd([loss], *arguments, [loss, sampled, *saved])
+
+        yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
+
+
+CALLS = [masking_calls, attention_calls, generator_head_calls]
+
+
+@contextmanager
+def recording(launches: list[tuple[JITFunction, tuple, dict]]) -> Iterator[None]:
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append((self, args, kwargs))
+
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        yield
+    finally:
+        JITFunction.run = run
+
+
+def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict[str, Any]]:
+    """What triton's own launcher would compile for these arguments: types, ones and multiples of 16 specialised."""
+    options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
+    values = dict(zip(kernel.arg_names, args, strict=False)) | {n: v for n, v in kwargs.items() if n not in options}
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        aligned = False
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name], aligned = "*" + TYPES[value.dtype], value.storage_offset() % 16 == 0
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name], aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def cuobjdump(flag: str, cubin: bytes) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def compiled(kernel: JITFunction, args: tuple, kwargs: dict, config: str, capability: int) -> dict[str, Any]:
+    ast, options = source(kernel, args, kwargs)
+    result = triton.compile(ast, target=GPUTarget("cuda", capability, 32), options=options)
+    cubin = result.asm["cubin"]
+    usage = {n: int(v) for n, v in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", cuobjdump("-res-usage", cubin))}
+    opcodes = set(re.findall(r"\b[A-Z][A-Z0-9]+", cuobjdump("-sass", cubin)))
+    tiles = {n: v for n, v in kwargs.items() if n.startswith("BLOCK") or n in ("num_warps", "num_stages")}
+    return dict(
+        kernel=kernel.__name__,
+        config=f"{config} " + " ".join(f"{n}={v}" for n, v in tiles.items()),
+        target=f"sm_{capability}",
+        registers=usage["REG"],
+        spill_bytes=usage["STACK"] + usage["LOCAL"],
+        shared_bytes=result.metadata.shared,
+        tensor_core=next((name for opcode, name in TENSOR_CORE.items() if opcode in opcodes), None),
+    )
+
+
+def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
+    """One row for each kernel, configuration and target; `wanted` is a pattern of "kernel config"."""
+    for calls in CALLS:
+        seen = set()
+        for config, call in calls():
+            launches: list[tuple[JITFunction, tuple, dict]] = []
+            with recording(launches):
+                call()
+            for kernel, args, kwargs in launches:
+                ast, options = source(kernel, args, kwargs)
+                key = ast.hash() + str(options)
+                if key not in seen and re.search(wanted, f"{kernel.__name__} {config}"):
+                    seen.add(key)
+                    for capability in targets:
+                        yield compiled(kernel, args, kwargs, config, capability)
+
+
+def kernels() -> set[str]:
+    """The names of all kernels there are, reached by a launcher or not."""
+    folder = Path(masking.__file__).parent
+    return {name for path in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python benches compile", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per row")
+    parser.add_argument("--targets", nargs="+", type=int, default=TARGETS, metavar="CC", help="such as 90")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="of 'kernel config'")
+    given = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set; unset it, the interpreter compiles nothing")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)  # nothing that a run before left behind
+        for row in rows(given.targets, given.only):
+            print(
+                "{kernel:34} {target:6} {registers:3} registers {spill_bytes:5} spilled {shared_bytes:6} shared  "
+                "{tensor_core!s:7} {config}".format(**row),
+                flush=True,
+            )
+            if given.json is not None:
+                with given.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+// Products of float32 matrices for ops that use a part of the result before the next part is made: nothing here knows
+// threads or caches beyond one tile.
+//
+// B is packed first, in panels of kPanel columns, each row of a panel kPanel consecutive floats, the last panel filled
+// up with zeros: what a panel's product reads is one stream. A stays where it is. An element of C is one chain of
+// multiply-adds over kDepth of K at a time, in order: its bits depend on no other row, whatever block it falls into.
+#pragma once
+
+#include <string.h>
+
+#include "vec.h"
+
+namespace ef::EF_NS {
+
+constexpr int kPanel = 2 * kLanes;
+// Rows of C at once: with two vectors each they fill the registers (16, or 32 with AVX-512) but for those of A and B.
+constexpr int kSliver = EF_ISA >= 512 ? 12 : 6;
+constexpr int64_t kDepth = 4096 / kPanel;  // so that a panel's part, 16 KiB, stays in the first cache
+
+static inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+static inline int64_t packed_size(int64_t K, int64_t N) { return panels(N) * K * kPanel; }
+
+// b (K, N), its rows ldb apart.
+static inline void pack(const float* b, int64_t ldb, int64_t K, int64_t N, float* packed) {
+  for (int64_t n = 0; n < N; n += kPanel) {
+    for (int64_t k = 0; k < K; ++k, packed += kPanel) {
+      const float* from = b + k * ldb + n;
+      if (n + kPanel <= N) {
+        store(packed, load(from)), store(packed + kLanes, load(from + kLanes));
+      } else {
+        for (int64_t i = 0; i < kPanel; ++i) packed[i] = n + i < N ? from[i] : 0.0f;
+      }
+    }
+  }
+}
+
+// The same of b's transpose: b (N, K).
+static inline void pack_transposed(const float* b, int64_t ldb, int64_t K, int64_t N, float* packed) {
+  for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
+    const int64_t squares = n + kPanel <= N ? K / kLanes * kLanes : 0;
+    for (int64_t k = 0; k < squares; k += kLanes) {
+      for (int half = 0; half < kPanel; half += kLanes) {
+        Vec square[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) square[i] = load(b + (n + half + i) * ldb + k);
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(packed + (k + i) * kPanel + half, square[i]);
+      }
+    }
+    for (int64_t k = squares; k < K; ++k)
+      for (int64_t i = 0; i < kPanel; ++i) packed[k * kPanel + i] = n + i < N ? b[(n + i) * ldb + k] : 0.0f;
+  }
+}
+
+// ROWS x kPanel of C, of which `columns` exist. A's element (i, k) is a[i * lda + k]; TRANSPOSED, a[k * lda + i].
+//
+// Not inlined: its registers are all taken, and the compiler spills what a caller adds to them.
+template <int ROWS, bool TRANSPOSED>
+__attribute__((noinline)) static void sliver(const float* a, int64_t lda, const float* panel, int64_t K, float* c,
+                                             int64_t ldc, int64_t columns, bool add) {
+  Vec sums[ROWS][2] = {};
+  for (int64_t k = 0; k < K; ++k, panel += kPanel) {
+    const Vec b0 = load(panel), b1 = load(panel + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      const float x = TRANSPOSED ? a[i] : a[i * lda];
+      sums[i][0] += b0 * x, sums[i][1] += b1 * x;
+    }
+    a += TRANSPOSED ? lda : 1;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i, c += ldc) {
+    if (columns >= kPanel) {
+      store(c, add ? load(c) + sums[i][0] : sums[i][0]);
+      store(c + kLanes, add ? load(c + kLanes) + sums[i][1] : sums[i][1]);
+    } else {
+      float row[kPanel];
+      store(row, sums[i][0]), store(row + kLanes, sums[i][1]);
+      for (int64_t j = 0; j < columns; ++j) c[j] = add ? c[j] + row[j] : row[j];
+    }
+  }
+}
+
+template <bool TRANSPOSED>
+static inline void slivers(int64_t rows, const float* a, int64_t lda, const float* panel, int64_t K, float* c,
+                           int64_t ldc, int64_t columns, bool add) {
+  switch (rows) {
+#define EF_SLIVER(n) \
+  case n:            \
+    return sliver<(n <= kSliver ? n : 1), TRANSPOSED>(a, lda, panel, K, c, ldc, columns, add)
+    EF_SLIVER(1);
+    EF_SLIVER(2);
+    EF_SLIVER(3);
+    EF_SLIVER(4);
+    EF_SLIVER(5);
+    EF_SLIVER(6);
+    EF_SLIVER(7);
+    EF_SLIVER(8);
+    EF_SLIVER(9);
+    EF_SLIVER(10);
+    EF_SLIVER(11);
+    EF_SLIVER(12);
+#undef EF_SLIVER
+  }
+}
+
+// c (M, N) = a (M, K) times the packed b (K, N), or added to it.
+template <bool TRANSPOSED>
+static inline void product(const float* a, int64_t lda, const float* packed, int64_t M, int64_t K, int64_t N, float* c,
+                           int64_t ldc, bool add) {
+  for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
+    for (int64_t k = 0; k == 0 || k < K; k += kDepth) {
+      const int64_t depth = K - k < kDepth ? K - k : kDepth;
+      const float* from = a + (TRANSPOSED ? k * lda : k);
+      for (int64_t m = 0; m < M; m += kSliver) {
+        const int64_t rows = M - m < kSliver ? M - m : kSliver;
+        slivers<TRANSPOSED>(rows, from + (TRANSPOSED ? m : m * lda), lda, packed + k * kPanel, depth, c + m * ldc + n,
+                            ldc, N - n, add || k > 0);
+      }
+    }
+  }
+}
+
+}  // namespace ef::EF_NS

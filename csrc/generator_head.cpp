@@ -1,0 +1,299 @@
+// Cross-entropy and one exact sample a row, (M, V) never held; see electra_fast/ops/generator_head.py.
+//
+// Threads share out tiles of kTile words. A tile of the weight is packed once and stays in the second cache while
+// blocks of rows pass it by; a block's logits in the tile are used at once: forward, for the log-sum-exp of each row in
+// the tile, all that is kept; backward, for the gradients of the tile's words, complete, and for a share of the rows'.
+#include <math.h>
+
+#include <new>
+
+#include "gemm.h"
+#include "ops.h"
+#include "philox.h"
+#include "vexp.h"
+
+namespace ef::EF_NS {
+
+// The two functions of vexp.h, for whole vectors: doors for the tests.
+void vector_exp(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(out + i, vexp(load(x + i)));
+}
+
+void vector_log(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(out + i, vlog(load(x + i)));
+}
+
+namespace {
+
+constexpr int64_t kTile = 128;           // words; the sample's convention
+constexpr int64_t kStride = kTile + 16;  // between a block's rows: at 128 the columns would fall into one cache set
+constexpr int64_t kBlock = 120;          // rows whose logits are held; a multiple of kSliver
+constexpr int64_t kBlockRoom = 128;      // for a number of each row, in whole vectors
+constexpr int64_t kChunk = 1024;         // rows whose tiles' sums are held: 1 / kTile of these rows' logits
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+static inline int64_t tiles_of(int64_t V) { return (V + kTile - 1) / kTile; }
+
+// Of n things cut into parts of one size, at most `most`, that size.
+static inline int64_t part_of(int64_t n, int64_t most) {
+  const int64_t parts = (n + most - 1) / most;
+  return parts ? (n + parts - 1) / parts : 0;
+}
+
+static inline int64_t block_of(int64_t rows) { return (part_of(rows, kBlock) + kSliver - 1) / kSliver * kSliver; }
+
+// Into how many ranges of tiles the vocabulary is cut, one for each thread.
+static inline int64_t parts_of(int64_t M, int64_t V, int64_t E, Threads threads) {
+  return M * V * E < 100000 ? 1 : smaller(threads, tiles_of(V));
+}
+
+// Words beyond the vocabulary have weight 0 and bias -inf, so that exp gives 0 for them.
+struct Tile {
+  int64_t first, words;
+  alignas(64) float bias[kTile];
+
+  Tile(int64_t number, const float* all, int64_t V) : first(number * kTile), words(smaller(kTile, V - first)) {
+    for (int64_t i = 0; i < kTile; ++i) bias[i] = i < words ? all[first + i] : -INFINITY;
+  }
+  bool holds(int64_t word) const { return word >= first && word < first + words; }
+};
+
+// Without the bias.
+static inline void tile_logits(const Tile& tile, const float* hidden, const float* packed, int64_t rows, int64_t E,
+                               float* logits) {
+  product<false>(hidden, E, packed, rows, E, tile.words, logits, kStride, false);
+  for (int64_t r = 0; tile.words < kTile && r < rows; ++r)
+    for (int64_t i = tile.words; i < kTile; ++i) logits[r * kStride + i] = 0;
+}
+
+// Asks for the next tile's weight, some lines for each row at work: the packing reads it faster than memory gives it.
+struct Ahead {
+  const char *next, *end;
+
+  Ahead(const float* weight, int64_t E, const Tile& tile, int64_t V)
+      : next(reinterpret_cast<const char*>(weight + (tile.first + tile.words) * E)),
+        end(next + smaller(kTile, V - tile.first - tile.words) * E * int64_t(sizeof(float))) {}
+  void fetch() {
+    for (int i = 0; i < 8 && next < end; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
+// The logarithm of the sum of exp(scale * row), as m and the sum of exp(scale * row - m).
+static inline void sum_exp(const float* row, float scale, float* m, float* sum) {
+  Vec top = load(row);
+  for (int64_t i = kLanes; i < kTile; i += kLanes) top = larger(top, load(row + i));
+  float largest = largest_of(top);
+  if (largest == -INFINITY) largest = 0;  // all are: the sum is 0 then, not NaN
+  Vec total = {};
+  for (int64_t i = 0; i < kTile; i += kLanes) total += vexp((load(row + i) - largest) * scale);
+  *m = largest * scale, *sum = sum_of(total);
+}
+
+// First index whose running sum exceeds u times the whole; never one of weight 0, whatever u rounds to. Running sums
+// are kept in double and compared in float, as torch.cumsum has them.
+static int64_t inverse_cdf(const float* weights, int64_t stride, int64_t n, float u) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += weights[i * stride];
+  const float limit = u * float(total);
+  double running = 0;
+  int64_t found = n, last = n - 1;
+  for (int64_t i = 0; i < n && found == n; ++i) {
+    running += weights[i * stride];
+    if (!(float(running) <= limit)) found = i;
+  }
+  while (last > 0 && !(weights[last * stride] > 0)) --last;
+  if (!(weights[last * stride] > 0)) last = n - 1;
+  return smaller(found, last);
+}
+
+static inline float uniform(uint32_t word) { return (float(word) + 0.5f) * 0x1p-32f; }
+
+struct Sampling {
+  float scale;  // 1 / temperature
+  bool most_likely, disallow_correct;
+  int64_t V;
+
+  // The word whose logit is lowered, or -1.
+  int64_t lowered(int64_t label) const { return disallow_correct && label >= 0 ? smaller(label, V - 1) : -1; }
+};
+
+// m + log(sum) of each row; in the last vector's other lanes, of whatever is there.
+static inline void log_sums(float* m, float* sum, int64_t rows, float* out) {
+  for (int64_t r = 0; r < rows; r += kLanes) store(m + r, load(m + r) + vlog(load(sum + r)));
+  memcpy(out, m, size_t(rows) * sizeof(float));
+}
+
+// From the log-sum-exps of all tiles for kLanes rows, a column each: the tiles' weights, in their place, and those of
+// the rows.
+static void to_weights(float* sums, int64_t stride, int64_t tiles, float* lse) {
+  Vec top = splat(-INFINITY);
+  for (int64_t t = 0; t < tiles; ++t) top = larger(load(sums + t * stride), top);
+  double total[kLanes] = {};
+  for (int64_t t = 0; t < tiles; ++t) {
+    const Vec weights = vexp(load(sums + t * stride) - top);
+    store(sums + t * stride, weights);
+    for (int i = 0; i < kLanes; ++i) total[i] += weights[i];
+  }
+  for (int i = 0; i < kLanes; ++i) lse[i] = float(top[i] + log(total[i]));
+}
+
+// The word at u within a tile: its logits again, for one row.
+static int64_t word_in_tile(const float* row, const float* weight, int64_t E, const Tile& tile, int64_t lowered,
+                            float scale, float u) {
+  alignas(64) float scores[kTile];
+  for (int64_t i = 0; i < kTile; ++i) {
+    const float* w = weight + (tile.first + (i < tile.words ? i : 0)) * E;  // beyond them the bias decides
+    Vec sum = {};
+    int64_t e = 0;
+    for (; e + kLanes <= E; e += kLanes) sum += load(row + e) * load(w + e);
+    float logit = sum_of(sum);
+    for (; e < E; ++e) logit += row[e] * w[e];
+    scores[i] = (logit + tile.bias[i]) * scale - (tile.first + i == lowered ? 1000.0f : 0.0f);
+  }
+  Vec top = load(scores);
+  for (int64_t i = kLanes; i < kTile; i += kLanes) top = larger(top, load(scores + i));
+  const float largest = largest_of(top);
+  for (int64_t i = 0; i < kTile; i += kLanes) store(scores + i, vexp(load(scores + i) - largest));
+  return tile.first + inverse_cdf(scores, 1, tile.words, u);
+}
+
+}  // namespace
+
+void generator_head_fwd(const float* hidden, const float* weight, const float* bias, const int64_t* labels,
+                        const int64_t* row_ids, int64_t M, int64_t V, int64_t E, int64_t seed, double temperature,
+                        bool disallow_correct, float* loss, int64_t* sampled, float* lse, Threads threads) {
+  const Sampling sampling = {temperature > 0 ? float(1 / temperature) : 1.0f, temperature == 0, disallow_correct, V};
+  const bool same = temperature == 1 && !disallow_correct;  // one sum serves the loss and the sample
+  const int64_t tiles = tiles_of(V), chunk = part_of(M, kChunk), stride = aligned(chunk);
+  const int64_t parts = parts_of(M, V, E, threads);
+  // Floats: of each thread its packed tile and its block's logits; of the chunk each tile's log-sum-exps, for the
+  // sample too where they differ, or each thread's largest logits and their words.
+  const int64_t packed_floats = aligned(packed_size(E, kTile)), own = packed_floats + kBlock * kStride;
+  const int64_t more = same ? 0 : sampling.most_likely ? 2 * parts : tiles;
+  float* memory = new (std::align_val_t(64)) float[parts * own + (tiles + more) * stride];
+  float* sums = memory + parts * own;
+  float* sample_sums = same ? sums : sums + tiles * stride;
+  float* best = sample_sums;
+  int32_t* best_word = reinterpret_cast<int32_t*>(best + parts * stride);
+
+  for (int64_t start = 0; start < M; start += chunk) {
+    const int64_t rows = smaller(chunk, M - start), block = block_of(rows);
+#pragma omp parallel for num_threads(parts) schedule(static)
+    for (int64_t part = 0; part < parts; ++part) {
+      float* packed = memory + part * own;
+      float* logits = packed + packed_floats;
+      for (int64_t r = part * stride; sampling.most_likely && r < part * stride + rows; ++r)
+        best[r] = -INFINITY, best_word[r] = 0;
+      for (int64_t number = tiles * part / parts; number < tiles * (part + 1) / parts; ++number) {
+        const Tile tile(number, bias, V);
+        Ahead ahead(weight, E, tile, V);
+        pack_transposed(weight + tile.first * E, E, E, tile.words, packed);
+        for (int64_t r0 = 0; r0 < rows; r0 += block) {
+          const int64_t count = smaller(block, rows - r0);
+          alignas(64) float m[kBlockRoom], sum[kBlockRoom], sample_m[kBlockRoom], sample_sum[kBlockRoom];
+          tile_logits(tile, hidden + (start + r0) * E, packed, count, E, logits);
+          for (int64_t r = 0; r < count; ++r) {
+            float* row = logits + r * kStride;
+            const int64_t label = labels[start + r0 + r];
+            ahead.fetch();
+            for (int64_t i = 0; i < kTile; i += kLanes) store(row + i, load(row + i) + load(tile.bias + i));
+            if (tile.holds(label)) loss[start + r0 + r] = row[label - tile.first];  // the label's logit, for now
+            sum_exp(row, 1, m + r, sum + r);
+            if (same) continue;
+            const int64_t lowered = sampling.lowered(label);
+            if (tile.holds(lowered)) row[lowered - tile.first] -= 1000.0f / sampling.scale;
+            if (!sampling.most_likely) {
+              sum_exp(row, sampling.scale, sample_m + r, sample_sum + r);
+              continue;
+            }
+            const int64_t at = part * stride + r0 + r;
+            for (int64_t i = 0; i < tile.words; ++i)
+              if (row[i] > best[at]) best[at] = row[i], best_word[at] = int32_t(tile.first + i);
+          }
+          log_sums(m, sum, count, sums + number * stride + r0);
+          if (!same && !sampling.most_likely) log_sums(sample_m, sample_sum, count, sample_sums + number * stride + r0);
+        }
+      }
+    }
+#pragma omp parallel for num_threads(parts) schedule(static)
+    for (int64_t r0 = 0; r0 < rows; r0 += kLanes) {
+      float row_lse[kLanes], unused[kLanes];
+      to_weights(sums + r0, stride, tiles, row_lse);
+      if (!same && !sampling.most_likely) to_weights(sample_sums + r0, stride, tiles, unused);
+      for (int64_t r = r0; r < smaller(rows, r0 + kLanes); ++r) {
+        const int64_t at = start + r, label = labels[at];
+        lse[at] = row_lse[r - r0];
+        loss[at] = label == -100 ? 0.0f : label < 0 || label >= V ? NAN : lse[at] - loss[at];
+        if (sampling.most_likely) {
+          int64_t winner = r;
+          for (int64_t other = r + stride; other < parts * stride; other += stride)
+            if (best[other] > best[winner]) winner = other;
+          sampled[at] = best_word[winner];
+          continue;
+        }
+        const Words words = philox(seed, row_ids[at], 0, 0);
+        const int64_t tile = inverse_cdf(sample_sums + r, stride, tiles, uniform(words.w[0]));
+        sampled[at] = word_in_tile(hidden + at * E, weight, E, Tile(tile, bias, V), sampling.lowered(label),
+                                   sampling.scale, uniform(words.w[1]));
+      }
+    }
+  }
+  operator delete[](memory, std::align_val_t(64));
+}
+
+void generator_head_bwd(const float* grad, const float* hidden, const float* weight, const float* bias,
+                        const int64_t* labels, const float* lse, int64_t M, int64_t V, int64_t E, float* dhidden,
+                        float* dweight, float* dbias, Threads threads) {
+  const int64_t tiles = tiles_of(V), block = block_of(M), parts = parts_of(M, V, E, threads);
+  const int64_t columns_floats = aligned(packed_size(E, kTile)), rows_floats = aligned(packed_size(kTile, E));
+  const int64_t own = columns_floats + 2 * rows_floats + kBlock * kStride;
+  float* memory = new (std::align_val_t(64)) float[parts * own + (parts - 1) * M * E];
+  float* shares = memory + parts * own;  // of dhidden, from all parts but the first
+
+#pragma omp parallel for num_threads(parts) schedule(static)
+  for (int64_t part = 0; part < parts; ++part) {
+    float* columns = memory + part * own;            // the tile's weight packed for the logits,
+    float* weight_rows = columns + columns_floats;   // for dhidden
+    float* hidden_rows = weight_rows + rows_floats;  // the block's rows for dweight
+    float* logits = hidden_rows + rows_floats;       // and then their gradient
+    float* share = part == 0 ? dhidden : shares + (part - 1) * M * E;
+    memset(share, 0, size_t(M * E) * sizeof(float));
+    for (int64_t number = tiles * part / parts; number < tiles * (part + 1) / parts; ++number) {
+      const Tile tile(number, bias, V);
+      Ahead ahead(weight, E, tile, V);
+      alignas(64) float db[kTile] = {};
+      float* dw = dweight + tile.first * E;
+      pack_transposed(weight + tile.first * E, E, E, tile.words, columns);
+      pack(weight + tile.first * E, E, tile.words, E, weight_rows);
+      if (M == 0) memset(dw, 0, size_t(tile.words * E) * sizeof(float));
+      for (int64_t r0 = 0; r0 < M; r0 += block) {
+        const int64_t count = smaller(block, M - r0);
+        tile_logits(tile, hidden + r0 * E, columns, count, E, logits);
+        for (int64_t r = 0; r < count; ++r) {
+          float* row = logits + r * kStride;
+          const int64_t label = labels[r0 + r];
+          const float g = label >= 0 && label < V ? grad[r0 + r] : 0.0f;  // whatever arrives for a row left out
+          ahead.fetch();
+          for (int64_t i = 0; i < kTile; i += kLanes) {
+            const Vec p = vexp(load(row + i) + load(tile.bias + i) - lse[r0 + r]) * g;
+            store(row + i, p), store(db + i, load(db + i) + p);
+          }
+          if (tile.holds(label)) row[label - tile.first] -= g, db[label - tile.first] -= g;
+        }
+        pack(hidden + r0 * E, E, count, E, hidden_rows);
+        product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0);
+        product<false>(logits, kStride, weight_rows, count, tile.words, E, share + r0 * E, E, true);
+      }
+      memcpy(dbias + tile.first, db, size_t(tile.words) * sizeof(float));
+    }
+  }
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+  for (int64_t r = 0; r < M; ++r)
+    for (int64_t part = 1; part < parts; ++part)  // in order: the same bits for the same number of threads
+      for (int64_t e = 0; e < E; ++e) dhidden[r * E + e] += shares[((part - 1) * M + r) * E + e];
+  operator delete[](memory, std::align_val_t(64));
+}
+
+}  // namespace ef::EF_NS

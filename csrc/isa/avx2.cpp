@@ -1,0 +1,2 @@
+// x86 with AVX2 and FMA.
+#include "table.h"

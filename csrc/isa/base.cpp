@@ -1,0 +1,2 @@
+// What every CPU of the architecture runs.
+#include "table.h"

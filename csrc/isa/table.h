@@ -1,0 +1,20 @@
+// The bodies of all ops, compiled once for each instruction set into its own namespace, and the table of them.
+//
+// setup.py gives each includer its flags: -DEF_NS, the namespace, -DEF_ISA, the width of its vectors in bits, and what
+// the compiler may use. The bodies instantiate no std:: template: its weak symbols, compiled for a newer CPU, could be
+// the ones that the linker keeps for everybody.
+#include "../attention.cpp"
+#include "../generator_head.cpp"
+#include "../masking.cpp"
+#include "../ops.h"
+#include "../philox.cpp"
+
+namespace ef::EF_NS {
+
+const Ops ops = {
+#define OP(name, parameters) name,
+#include "../ops.inc"
+#undef OP
+};
+
+}  // namespace ef::EF_NS

@@ -1,0 +1,26 @@
+// The table of ops that each instruction set fills and bindings.cpp reads.
+#pragma once
+
+#include <stdint.h>
+
+namespace ef {
+
+enum Threads : int {};  // its own type, so that bindings.cpp can tell it from other numbers
+
+struct Ops {
+#define OP(name, parameters) void(*name) parameters;
+#include "ops.inc"
+#undef OP
+};
+
+namespace base {
+extern const Ops ops;
+}
+namespace avx2 {
+extern const Ops ops;
+}
+namespace avx512 {
+extern const Ops ops;
+}
+
+}  // namespace ef

@@ -1,0 +1,72 @@
+// Philox-4x32-10 (Salmon et al., SC 2011). The conventions are those of electra_fast/ops/_philox.py:
+// key = the seed's halves, counter = (the row's halves, group, plane); dropout reads the four words as sixteen bytes.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if EF_ISA >= 256
+#include <immintrin.h>
+#endif
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are stored as bytes in little-endian order");
+
+namespace ef::EF_NS {
+
+struct Words {
+  uint32_t w[4];
+};
+
+static inline Words philox(int64_t seed, int64_t row, uint32_t group, uint32_t plane) {
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
+  uint32_t c0 = uint32_t(row), c1 = uint32_t(uint64_t(row) >> 32), c2 = group, c3 = plane;
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(c0) * 0xD2511F53u, p1 = uint64_t(c2) * 0xCD9E8D57u;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0, c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1, c3 = uint32_t(p0);
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+constexpr int kBlockGroups = 8;  // groups that philox_block computes at once
+constexpr int kBlockColumns = 16 * kBlockGroups;
+
+// The bytes of the eight groups from `group` on, in the order of the columns they stand for.
+static inline void philox_block(int64_t seed, int64_t row, uint32_t group, uint32_t plane, uint8_t* out) {
+#if EF_ISA >= 256
+  // A counter lives in the low half of a 64-bit lane: vpmuludq reads no more, so what gathers above stays. a holds
+  // groups 0 to 3 and b 4 to 7, the middle two swapped so that the last unpack puts the bytes in order.
+  const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
+  const __m256i order = _mm256_add_epi64(_mm256_set1_epi64x(group), _mm256_setr_epi64x(0, 2, 1, 3));
+  __m256i a0 = _mm256_set1_epi64x(row), a1 = _mm256_srli_epi64(a0, 32), a2 = order, a3 = _mm256_set1_epi64x(plane);
+  __m256i b0 = a0, b1 = a1, b2 = _mm256_add_epi64(order, _mm256_set1_epi64x(4)), b3 = a3;
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
+    const __m256i pa0 = _mm256_mul_epu32(a0, m0), pa1 = _mm256_mul_epu32(a2, m1);
+    const __m256i pb0 = _mm256_mul_epu32(b0, m0), pb1 = _mm256_mul_epu32(b2, m1);
+    a0 = _mm256_xor_si256(_mm256_srli_epi64(pa1, 32), _mm256_xor_si256(a1, key0)), a1 = pa1;
+    b0 = _mm256_xor_si256(_mm256_srli_epi64(pb1, 32), _mm256_xor_si256(b1, key0)), b1 = pb1;
+    a2 = _mm256_xor_si256(_mm256_srli_epi64(pa0, 32), _mm256_xor_si256(a3, key1)), a3 = pa0;
+    b2 = _mm256_xor_si256(_mm256_srli_epi64(pb0, 32), _mm256_xor_si256(b3, key1)), b3 = pb0;
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  const __m256i a01 = _mm256_blend_epi32(a0, _mm256_slli_epi64(a1, 32), 0xAA);
+  const __m256i a23 = _mm256_blend_epi32(a2, _mm256_slli_epi64(a3, 32), 0xAA);
+  const __m256i b01 = _mm256_blend_epi32(b0, _mm256_slli_epi64(b1, 32), 0xAA);
+  const __m256i b23 = _mm256_blend_epi32(b2, _mm256_slli_epi64(b3, 32), 0xAA);
+  __m256i* to = reinterpret_cast<__m256i*>(out);
+  _mm256_storeu_si256(to + 0, _mm256_unpacklo_epi64(a01, a23));
+  _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi64(a01, a23));
+  _mm256_storeu_si256(to + 2, _mm256_unpacklo_epi64(b01, b23));
+  _mm256_storeu_si256(to + 3, _mm256_unpackhi_epi64(b01, b23));
+#else
+  for (int g = 0; g < kBlockGroups; ++g) {
+    const Words words = philox(seed, row, group + g, plane);
+    memcpy(out + 16 * g, words.w, 16);
+  }
+#endif
+}
+
+}  // namespace ef::EF_NS

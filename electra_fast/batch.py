@@ -1,0 +1,142 @@
+"""A batch of token sequences, packed: no padding inside the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from electra_fast.ops.masking import count_slots
+
+PLACES = 2**20  # row id = example id * PLACES + place in the sequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of N sequences, one after the other.
+
+    Row ids name a token for ever: they key masks, samples and dropout, so that neither packing nor padding nor the
+    split into micro-batches changes a bit.
+    """
+
+    input_ids: Tensor  # (T,) int64
+    token_type_ids: Tensor  # (T,) int64
+    position_ids: Tensor  # (T,) int64: column in the padded input
+    row_ids: Tensor  # (T,) int64: example id * PLACES + place among the sequence's tokens
+    cu_seqlens: Tensor  # (N + 1,) int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
+    lengths: Tensor  # (N,) int64, on the host whatever the device
+    width: int  # columns of the padded input
+
+    @classmethod
+    def from_padded(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        example_ids: Tensor | None = None,
+    ) -> Batch:
+        """From (B, S) tensors as transformers takes them; padding left, right or in holes.
+
+        attention_mask: 1 for a token, 0 for padding (None: all tokens). token_type_ids: 0 or 1 (None: all 0).
+        example_ids (B,) int64 name the sequences for the random numbers (None: 0 to B - 1).
+        Raises ValueError on shapes or mask values, TypeError on ids that are no integers.
+        """
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (sequences, columns) is needed")
+        for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if tensor is not None and tensor.shape != input_ids.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}; give one shape"
+                )
+        if input_ids.is_floating_point():
+            raise TypeError(f"input_ids is {input_ids.dtype}; integers are needed: the tokenizer's ids")
+        rows, width = input_ids.shape
+        device = input_ids.device
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if ((mask != 0) & (mask != 1)).any():
+            raise ValueError("attention_mask holds values other than 0 and 1; pass the (B, S) mask of the tokenizer")
+        keep = mask.bool()
+        lengths = keep.sum(1)
+        place = keep.cumsum(1) - 1
+        names = torch.arange(rows, device=device) if example_ids is None else example_ids.to(device).long()
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        columns = torch.arange(width, device=device).expand(rows, width)
+        return cls(
+            input_ids[keep].long(),
+            types[keep].long(),
+            columns[keep],
+            (names[:, None] * PLACES + place)[keep],
+            torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32),
+            lengths.cpu(),
+            width,
+        )
+
+    @classmethod
+    def from_examples(cls, examples: Sequence[tuple[np.ndarray, int]], example_ids: Sequence[int]) -> Batch:
+        """From (ids, start of the second segment) pairs as a Corpus gives them; example_ids name them."""
+        lengths = np.array([len(ids) for ids, _ in examples], dtype=np.int64)
+        cu_seqlens = np.concatenate([[0], lengths.cumsum()])
+        places = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+        second = np.repeat(np.array([start for _, start in examples], dtype=np.int64), lengths)
+        names = np.repeat(np.array(example_ids, dtype=np.int64), lengths)
+        ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _ in examples] or [np.zeros(0, np.int64)])
+        return cls(
+            torch.from_numpy(ids),
+            torch.from_numpy((places >= second).astype(np.int64)),
+            torch.from_numpy(places),
+            torch.from_numpy(names * PLACES + places),
+            torch.from_numpy(cu_seqlens.astype(np.int32)),
+            torch.from_numpy(lengths),
+            int(lengths.max(initial=0)),
+        )
+
+    def __len__(self) -> int:
+        return self.lengths.numel()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def max_seqlen(self) -> int:
+        return int(self.lengths.max()) if len(self) else 0
+
+    def slots(self, mask_prob: float, max_predictions: int | None) -> tuple[Tensor, int, int]:
+        """Prediction slots: (N + 1,) int32 offsets on the device, how many there are, the most of one sequence."""
+        offsets = count_slots(self.lengths, mask_prob, max_predictions)
+        most = int(offsets.diff().max()) if len(self) else 0
+        return offsets.to(self.input_ids.device, non_blocking=True), int(offsets[-1]), most
+
+    def pad(self, values: Tensor) -> Tensor:
+        """(T, ...) per token -> (B, S, ...) in the padded input's places, 0 where there is padding."""
+        out = values.new_zeros(len(self), self.width, *values.shape[1:])
+        row = torch.repeat_interleave(self.lengths.to(values.device), output_size=values.shape[0])
+        return out.index_put((row, self.position_ids), values)
+
+    def split(self, sequences: int) -> list[Batch]:
+        """Micro-batches of at most so many sequences, in order."""
+        bounds = [*range(0, len(self), sequences), len(self)]
+        return [self._sequences(a, b) for a, b in pairwise(bounds)]
+
+    def _sequences(self, first: int, last: int) -> Batch:
+        start = int(self.lengths[:first].sum())
+        end = start + int(self.lengths[first:last].sum())
+        return Batch(
+            self.input_ids[start:end],
+            self.token_type_ids[start:end],
+            self.position_ids[start:end],
+            self.row_ids[start:end],
+            self.cu_seqlens[first : last + 1] - self.cu_seqlens[first],
+            self.lengths[first:last],
+            self.width,
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """On another device; the lengths stay on the host."""
+        names = ("input_ids", "token_type_ids", "position_ids", "row_ids", "cu_seqlens")
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})

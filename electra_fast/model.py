@@ -1,0 +1,413 @@
+"""The networks: Encoder, Generator, Discriminator, and Electra, which trains the two together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from electra_fast import ops
+from electra_fast.batch import Batch
+from electra_fast.config import ElectraConfig, NetworkConfig
+from electra_fast.convert import from_huggingface, to_huggingface
+from electra_fast.ops._philox import derive_seeds
+from electra_fast.ops.masking import Masked
+from electra_fast.weights import match, read_json, read_network, write_network
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Streams of random numbers within a step: what Philox is asked for is (seed, stream, step, row, element).
+MASKING, SAMPLING, GENERATOR, DISCRIMINATOR = 0, 1, 1 << 16, 2 << 16
+
+
+class Embeddings(nn.Module):
+    """The tables the two networks share: word (V, E), position (P, E), token type (2, E), and their LayerNorm."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.embedding_size
+        self.word = nn.Embedding(config.vocab_size, width)
+        self.position = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type = nn.Embedding(config.type_vocab_size, width)
+        self.norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+
+class Layer(nn.Module):
+    """One post-LN transformer layer: attention block, then FFN block. Q, K and V are one (3 D, D) projection."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config, width, inner = config, config.hidden_size, config.intermediate_size
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+        self.ffn_norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    def forward(self, x: Tensor, batch: Batch, seeds: Tensor, masked: Masked | None = None) -> Tensor:
+        """x (T, D), seeds (2,) -> (T, D); with `masked`, the rows at its positions alone: (M, D)."""
+        config, on = self.config, self.training
+        asking: dict[str, Any] = {}
+        if masked is not None:
+            asking = dict(rows=masked.positions, cu_rows=masked.slots, max_rows=masked.max_slots)
+        x = ops.attention_block(
+            x,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.out.weight,
+            self.out.bias,
+            self.attention_norm.weight,
+            self.attention_norm.bias,
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            batch.row_ids,
+            config.num_attention_heads,
+            **asking,
+            eps=config.layer_norm_eps,
+            attention_dropout_p=config.attention_probs_dropout_prob if on else 0.0,
+            dropout_p=config.hidden_dropout_prob if on else 0.0,
+            seed=seeds[0:1],
+        )
+        return ops.ffn_block(
+            x,
+            self.up.weight,
+            self.up.bias,
+            self.down.weight,
+            self.down.bias,
+            self.ffn_norm.weight,
+            self.ffn_norm.bias,
+            batch.row_ids if masked is None else batch.row_ids[masked.positions],
+            config.layer_norm_eps,
+            config.hidden_dropout_prob if on else 0.0,
+            seeds[1:2],
+        )
+
+
+class Encoder(nn.Module):
+    """Embeddings, their projection to the width where it differs, and the layers."""
+
+    def __init__(self, config: NetworkConfig, embeddings: Embeddings | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config) if embeddings is None else embeddings
+        narrow = config.embedding_size != config.hidden_size
+        self.embeddings_projection = nn.Linear(config.embedding_size, config.hidden_size) if narrow else None
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, batch: Batch, input_ids: Tensor, seed: Tensor, step: Tensor, stream: int, masked: Masked | None = None
+    ) -> Tensor:
+        """input_ids (T,) in the batch's layout -> hidden (T, D); with `masked`, of its positions alone: (M, D).
+
+        Raises ValueError on sequences longer than the position table.
+        """
+        config, tables, projection = self.config, self.embeddings, self.embeddings_projection
+        if batch.width > config.max_position_embeddings:
+            raise ValueError(
+                f"the batch is {batch.width} columns wide, max_position_embeddings is "
+                f"{config.max_position_embeddings}; cut the text into shorter sequences"
+            )
+        seeds = derive_seeds(seed, step, stream, 1 + 2 * len(self.layers))
+        x = ops.embedding(
+            input_ids,
+            batch.token_type_ids,
+            batch.position_ids,
+            tables.word.weight,
+            tables.position.weight,
+            tables.token_type.weight,
+            tables.norm.weight,
+            tables.norm.bias,
+            None if projection is None else projection.weight,
+            None if projection is None else projection.bias,
+            batch.row_ids,
+            config.layer_norm_eps,
+            config.hidden_dropout_prob if self.training else 0.0,
+            seeds[0:1],
+        )
+        for i, layer in enumerate(self.layers):
+            last = i + 1 == len(self.layers)
+            x = layer(x, batch, seeds[1 + 2 * i : 3 + 2 * i], masked if last else None)
+        return x
+
+
+class Network(nn.Module):
+    """What generator and discriminator have in common: an encoder, and their files."""
+
+    architecture: str  # transformers' class of the same weights
+
+    def __init__(self, config: NetworkConfig, embeddings: Embeddings | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, embeddings)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """From a Hugging Face directory (config.json, model.safetensors). Raises ValueError with what does not fit."""
+        config, tensors = read_network(Path(path))
+        network = cls(config)
+        own = network.state_dict()
+        found = from_huggingface(tensors)
+        match({name: t.shape for name, t in to_huggingface(own).items()}, to_huggingface(found), str(path))
+        network.load_state_dict(found)
+        return network.eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """To a directory that `from_pretrained` and transformers load: config.json and model.safetensors."""
+        write_network(Path(path), self.config, self.architecture, to_huggingface(self.state_dict()))
+
+    def encode_padded(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, seed: int | None
+    ) -> tuple[Batch, Tensor]:
+        """(B, S) -> the packed batch and its hidden rows (T, D). In training, a seed not given is drawn from torch."""
+        batch = Batch.from_padded(input_ids, attention_mask, token_type_ids)
+        if seed is None:
+            seed = int(torch.randint(2**62, ())) if self.training else 0
+        key = torch.full((1,), seed, dtype=torch.int64, device=input_ids.device)
+        return batch, self.encoder(batch, batch.input_ids, key, torch.zeros_like(key), 0)
+
+
+class Transform(nn.Module):
+    """What makes the generator's hidden rows (M, D) ready for the word table: dense, GELU, LayerNorm -> (M, E)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
+        self.norm = nn.LayerNorm(config.embedding_size, config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(ops.linear(hidden, self.dense.weight, self.dense.bias, gelu=True))
+
+
+class Generator(Network):
+    """The masked language model that fills the blanks: hidden -> dense, GELU, LayerNorm -> the word table."""
+
+    architecture = "ElectraForMaskedLM"
+
+    def __init__(self, config: NetworkConfig, embeddings: Embeddings | None = None) -> None:
+        super().__init__(config, embeddings)
+        self.transform = Transform(config)
+        self.vocabulary_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        initialise(self, config.initializer_range, embeddings)
+
+    def head(self, rows: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """rows (M, E), labels (M,) -> loss (M,), sampled (M,); options as in ops.generator_head."""
+        return ops.generator_head(rows, self.encoder.embeddings.word.weight, self.vocabulary_bias, labels, **options)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """(B, S) -> logits (B, S, V), 0 at padding; equal to transformers' ElectraForMaskedLM."""
+        batch, hidden = self.encode_padded(input_ids, attention_mask, token_type_ids, seed)
+        return batch.pad(F.linear(self.transform(hidden), self.encoder.embeddings.word.weight, self.vocabulary_bias))
+
+
+class Discriminator(Network):
+    """Says of every token whether it was replaced: hidden -> dense, GELU -> one logit."""
+
+    architecture = "ElectraForPreTraining"
+
+    def __init__(self, config: NetworkConfig, embeddings: Embeddings | None = None) -> None:
+        super().__init__(config, embeddings)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, 1)
+        initialise(self, config.initializer_range, embeddings)
+
+    def score(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (T, D), labels (T,) bool -> loss (T,), logits (T,)."""
+        dense, out = self.dense, self.out
+        return ops.discriminator_head(hidden, dense.weight, dense.bias, out.weight, out.bias, labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """(B, S) -> logits (B, S), above 0 where a token looks replaced: transformers' ElectraForPreTraining."""
+        batch, hidden = self.encode_padded(input_ids, attention_mask, token_type_ids, seed)
+        _, logits = self.score(hidden, torch.zeros_like(batch.input_ids, dtype=torch.bool))
+        return batch.pad(logits)
+
+
+def initialise(network: Network, spread: float, shared: Embeddings | None) -> None:
+    """As Google's code: truncated normal at two deviations; Glorot for the projection and the last layer; biases 0.
+
+    Shared embeddings are left as the other network has them.
+    """
+    kept = set() if shared is None else set(shared.modules())
+    for name, module in network.named_modules():
+        if module in kept:
+            continue
+        if isinstance(module, nn.Linear) and (name.endswith("embeddings_projection") or module.out_features == 1):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.trunc_normal_(module.weight, std=spread, a=-2 * spread, b=2 * spread)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class ElectraOutput:
+    """Losses are means over the prediction slots and over the tokens; M slots, T packed tokens.
+
+    Without any slot in use, or any token, they are 0 and so are their gradients, where torch's own mean is NaN.
+    """
+
+    loss: Tensor  # gen_weight * generator_loss + disc_weight * discriminator_loss
+    generator_loss: Tensor
+    discriminator_loss: Tensor
+    corrupted_ids: Tensor  # (T,): the discriminator's input
+    is_replaced: Tensor  # (T,) bool
+    discriminator_logits: Tensor  # (T,)
+    slots: Masked  # with the slots that only fill
+    slot_samples: Tensor  # (M,)
+    slot_rows: Tensor  # (M, E): the generator's head before the word table
+
+    @property
+    def masked_positions(self) -> Tensor:
+        """(M,) index into the packed tokens, of the slots in use."""
+        return self.slots.positions[self.slots.labels != -100]
+
+    @property
+    def sampled_ids(self) -> Tensor:
+        """(M,) the generator's samples at masked_positions."""
+        return self.slot_samples[self.slots.labels != -100]
+
+
+class Electra(nn.Module):
+    """Generator and discriminator with one set of embeddings (Clark et al., ICLR 2020).
+
+    Given networks are taken as they are, the discriminator's embeddings for both; else they are made from the config.
+    """
+
+    def __init__(
+        self, config: ElectraConfig, generator: Generator | None = None, discriminator: Discriminator | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        given = discriminator or generator
+        embeddings = None if given is None else given.encoder.embeddings
+        self.discriminator = discriminator or Discriminator(config.discriminator, embeddings)
+        self.generator = generator or Generator(config.generator, self.discriminator.encoder.embeddings)
+        shapes = [
+            {name: tuple(p.shape) for name, p in network.encoder.embeddings.named_parameters()}
+            for network in (self.discriminator, self.generator)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the discriminator's embeddings are {shapes[0]}, the generator's {shapes[1]}; "
+                f"ELECTRA's networks share them: take a pair that was trained together"
+            )
+        if shapes[0]["word.weight"][0] != config.vocab_size:
+            raise ValueError(
+                f"the networks know {shapes[0]['word.weight'][0]} words, vocab_size is {config.vocab_size}; "
+                f"use the tokenizer they were trained with"
+            )
+        self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Tokens that are never masked. [UNK] is not among them."""
+        config = self.config
+        return [config.pad_token_id, config.cls_token_id, config.sep_token_id, config.mask_token_id]
+
+    def mask(self, batch: Batch, seed: int | Tensor = 0, step: int | Tensor = 0) -> Masked:
+        """Choose what the generator predicts: a pure function of (seed, step, row ids)."""
+        config = self.config
+        key, at = (_scalar(value, batch.input_ids.device) for value in (seed, step))
+        slots, num_slots, max_slots = batch.slots(config.mask_prob, config.max_predictions)
+        return ops.masking(
+            batch.input_ids,
+            batch.cu_seqlens,
+            slots,
+            num_slots,
+            max_slots,
+            batch.row_ids,
+            self.special_ids,
+            config.mask_token_id,
+            config.replace_prob,
+            config.faithful,
+            derive_seeds(key, at, MASKING, 1),
+        )
+
+    def forward(
+        self,
+        batch: Batch,
+        seed: int | Tensor = 0,
+        step: int | Tensor = 0,
+        masked: Masked | None = None,
+        denominators: tuple[Tensor, int] | None = None,
+    ) -> ElectraOutput:
+        """Mask, fill, corrupt, score: one pass of the objective, every random number keyed by (seed, step).
+
+        denominators (slots in use, tokens) are those of the whole batch where this is one of its micro-batches.
+        """
+        config = self.config
+        key, at = (_scalar(value, batch.input_ids.device) for value in (seed, step))
+        masked = self.mask(batch, key, at) if masked is None else masked
+        used, tokens = denominators or ((masked.labels != -100).sum(), batch.num_tokens)
+
+        hidden = self.generator.encoder(batch, masked.masked_ids, key, at, GENERATOR, masked)
+        rows = self.generator.transform(hidden)
+        losses, sampled = self.generator.head(
+            rows,
+            masked.labels,
+            seed=derive_seeds(key, at, SAMPLING, 1),
+            row_ids=masked.sample_rows,
+            temperature=config.temperature,
+            disallow_correct=config.disallow_correct,
+        )
+        generator_loss = losses.sum() / (used.to(losses.dtype) + 1e-6)
+
+        corrupted, is_replaced = ops.corrupt(batch.input_ids, masked.positions, masked.labels, sampled, config.faithful)
+        hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
+        losses, logits = self.discriminator.score(hidden, is_replaced)
+        discriminator_loss = losses.sum() / (tokens + 1e-6)
+
+        loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
+        found = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())
+        return ElectraOutput(loss, generator_loss, discriminator_loss, *found)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """From a directory with generator/ and discriminator/, each a Hugging Face directory.
+
+        electra.json beside them holds the objective; without it the config's defaults hold. Raises ValueError with what
+        does not fit.
+        """
+        path = Path(path)
+        generator = Generator.from_pretrained(path / "generator")
+        discriminator = Discriminator.from_pretrained(path / "discriminator")
+        settings = asdict(discriminator.config) | dict(
+            generator_size=generator.config.hidden_size / discriminator.config.hidden_size,
+            generator_layers=generator.config.num_hidden_layers / discriminator.config.num_hidden_layers,
+        )
+        if (path / "electra.json").exists():
+            settings |= read_json(path / "electra.json")
+        try:
+            config = ElectraConfig.small(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; correct electra.json there, or save the model again") from None
+        return cls(config, generator, discriminator).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """To a directory with generator/ and discriminator/, each of which transformers loads, and electra.json."""
+        self.generator.save_pretrained(Path(path) / "generator")
+        self.discriminator.save_pretrained(Path(path) / "discriminator")
+        (Path(path) / "electra.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+
+def _scalar(value: int | Tensor, device: torch.device) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.int64, device=device)

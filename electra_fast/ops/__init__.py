@@ -1,0 +1,26 @@
+"""The ops of ELECTRA, each with a reference, C++ and Triton behind one name; CONTRIBUTING.md says how to add one."""
+
+from electra_fast.ops.adamw import adamw
+from electra_fast.ops.attention import attention
+from electra_fast.ops.attention_block import attention_block
+from electra_fast.ops.discriminator_head import discriminator_head
+from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from electra_fast.ops.embedding import embedding
+from electra_fast.ops.ffn_block import ffn_block
+from electra_fast.ops.generator_head import generator_head
+from electra_fast.ops.linear import linear
+from electra_fast.ops.masking import corrupt, masking
+
+__all__ = [
+    "adamw",
+    "attention",
+    "attention_block",
+    "corrupt",
+    "discriminator_head",
+    "dropout_add_layer_norm",
+    "embedding",
+    "ffn_block",
+    "generator_head",
+    "linear",
+    "masking",
+]

@@ -1,0 +1,100 @@
+"""What a public op checks once, before its dispatcher op is called: devices, dtypes, shapes, probabilities, seeds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def check_devices(op: str, **tensors: Tensor | None) -> None:
+    """All tensors on one device: the dispatcher would run on the first one's without a word."""
+    found = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{name} on {device}" for name, device in found.items())
+        raise RuntimeError(f"{op}: tensors on different devices: {said}; move them to one with .to(device)")
+
+
+def check_floats(op: str, **tensors: Tensor | None) -> None:
+    """All tensors of one floating-point dtype."""
+    found = {name: t.dtype for name, t in tensors.items() if t is not None}
+    if len(set(found.values())) > 1 or not all(dtype.is_floating_point for dtype in found.values()):
+        said = ", ".join(f"{name} is {dtype}" for name, dtype in found.items())
+        raise TypeError(f"{op}: {said}; one floating-point dtype is allowed: convert with .to(dtype)")
+
+
+def check_integers(op: str, dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.dtype != dtype:
+            raise TypeError(f"{op}: {name} is {t.dtype}; {dtype} is allowed: convert with .to({dtype})")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, *shape: int) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; {shape} is needed here")
+
+
+def check_probability(op: str, name: str, p: float) -> float:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{op}: {name} is {p}; a probability lies between 0 and 1")
+    return float(p)
+
+
+def check_matrix(op: str, **tensors: Tensor) -> None:
+    for name, t in tensors.items():
+        if t.dim() != 2:
+            raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}; two dimensions are needed: rows and columns")
+
+
+def check_ids(
+    op: str,
+    name: str,
+    ids: Tensor,
+    size: int,
+    table: str = "table",
+    advice: str = "the text was encoded with another vocabulary, or the model's is too small",
+) -> None:
+    """Every id within its table; the first that is not is named. Checked on the host alone: on a GPU it would sync."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    wrong = (ids < 0) | (ids >= size)
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        raise IndexError(
+            f"{op}: {name}[{at}] is {int(ids[at])}, outside the {table} of {size} (0 to {size - 1}); {advice}"
+        )
+
+
+def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest: int | None = None) -> None:
+    """(N + 1,) int32, starting at 0, never falling, ending at the number of rows; values on the host alone."""
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
+        kind = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+        raise ValueError(f"{op}: {name} is {kind}; (N + 1,) torch.int32 is needed")
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    values = cu_seqlens.tolist()
+    if values[0] != 0 or values[-1] != total or any(b < a for a, b in pairwise(values)):
+        raise ValueError(
+            f"{op}: {name} begins with {values[:4]} and ends with {values[-1]}; it must start at 0, never fall, "
+            f"and end at the {total} rows there are"
+        )
+    found = max((b - a for a, b in pairwise(values)), default=0)
+    if longest is not None and found > longest:
+        raise ValueError(
+            f"{op}: {name} holds a sequence of {found} rows, max_seqlen is {longest}; pass {found} or more"
+        )
+
+
+def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
+    """The 64-bit seed as the one-element int64 tensor that schemas take."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+            raise ValueError(
+                f"{op}: seed is {seed.dtype} of {seed.numel()} elements on {seed.device}; "
+                f"an int or one int64 on {device} is needed"
+            )
+        return seed.reshape(1)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{op}: seed is {seed}; it must fit in 64 bits (-2**63 to 2**63 - 1)")
+    return torch.full((1,), seed, dtype=torch.int64, device=device)

@@ -1,0 +1,23 @@
+"""The compiled core, `core`, or None where there is none; `why` says in words which it is."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from typing import Any
+
+import torch  # noqa: F401  before the core, which then shares torch's OpenMP runtime
+
+core: Any = None
+try:
+    core = importlib.import_module("electra_fast._C")
+    why = f"{core.isa()} (of {', '.join(core.isas())})"
+except ImportError as error:
+    if os.environ.get("ELECTRA_FAST_ISA"):  # who names an instruction set wants the core, or an error
+        raise ImportError(f"ELECTRA_FAST_ISA asks for the C++ core, which does not load: {error}") from None
+    if isinstance(error, ModuleNotFoundError):
+        why = "the C++ core is not built: install a C++17 compiler and electra_fast again (in a checkout: make core)"
+    else:
+        why = f"the C++ core does not load: {error}"
+    warnings.warn(f"electra_fast runs its slower reference on the CPU; {why}", RuntimeWarning, stacklevel=2)

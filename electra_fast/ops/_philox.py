@@ -1,0 +1,112 @@
+"""Random numbers: Philox-4x32-10 (Salmon et al., SC 2011), a pure function of a key and a counter, no state.
+
+One call gives four 32-bit words. The conventions, the same in csrc/philox.h and in every kernel:
+
+    key     = (low, high) 32 bits of the 64-bit seed
+    counter = (low, high) 32 bits of the row's id, group, plane
+
+A row id names a token for ever (example id and place in it, see batch.py), so nothing depends on packing, padding,
+tiles, the number of sequences or which rows are left out.
+
+Dropout takes 8 bits an element. Column c of a row reads byte c % 16 of the call with group c // 16, the sixteen bytes
+being the four words in order, little-endian; it is kept iff byte >= t, t = round(256 p), and scaled by 256 / (256 - t):
+p = 0.1 becomes 26/256. Plane 0 is a row's hidden columns, plane 1 + h its attention probabilities in head h, whose
+columns are the keys, counted from the start of the sequence.
+
+Masking and sampling take whole words of group 0 and plane 0; see masking.py and generator_head.py.
+
+Every op's seed comes from the run's by one call more, `derive_seeds`: key = seed, counter = (low, high of the step,
+stream, 0), the derived seed being word 0 + 2**32 word 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from electra_fast.ops._core import core
+from electra_fast.ops._library import define
+
+_LOW = 0xFFFFFFFF
+
+
+def philox(
+    seed: Tensor, row: Tensor, group: Tensor | int, plane: Tensor | int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four words, as int64 tensors in [0, 2**32), of counters broadcast from row, group and plane."""
+    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+    zero = torch.zeros((), dtype=torch.int64, device=row.device)
+    c0, c1, c2, c3 = torch.broadcast_tensors(row & _LOW, (row >> 32) & _LOW, zero + group, zero + plane)
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps in 64 bits; the mask makes the high words unsigned again
+        c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+
+def derive_seeds_reference(seed: Tensor, step: Tensor, first: int, n: int) -> Tensor:
+    stream = torch.arange(first, first + n, device=seed.device)
+    w0, w1, _, _ = philox(seed, step, stream, 0)
+    return w0 | (w1 << 32)
+
+
+def _derive_seeds_cpu(seed: Tensor, step: Tensor, first: int, n: int) -> Tensor:
+    out = torch.empty(n, dtype=torch.int64)
+    core.derive_seeds(seed.item(), step.item(), first, n, out.data_ptr())
+    return out
+
+
+derive_seeds = define(
+    "derive_seeds",
+    "(Tensor seed, Tensor step, SymInt first, SymInt n) -> Tensor",
+    derive_seeds_reference,
+    lambda seed, step, first, n: seed.new_empty(n),
+    _derive_seeds_cpu,
+    floats=False,
+)
+
+
+def dropout_threshold(p: float) -> int:
+    """Bytes below it are dropped: round(256 p)."""
+    return round(256 * p)
+
+
+def dropout_scale(threshold: int) -> float:
+    """What keeps the mean; any number where all is dropped (p = 1)."""
+    return 256 / max(1, 256 - threshold)
+
+
+def dropout_mask_reference(seed: Tensor, row_ids: Tensor, columns: int, threshold: int, plane: int) -> Tensor:
+    """(T, columns) bool, True where an element is kept. Cost: a Philox call for 16 elements."""
+    group = torch.arange((columns + 15) // 16, device=row_ids.device)
+    words = torch.stack(philox(seed, row_ids[:, None], group, plane), -1)  # (T, groups, 4)
+    lanes = (words[..., None] >> torch.arange(0, 32, 8, device=row_ids.device)) & 255
+    return lanes.flatten(1)[:, :columns] >= threshold
+
+
+def _dropout_mask_cpu(seed: Tensor, row_ids: Tensor, columns: int, threshold: int, plane: int) -> Tensor:
+    rows = row_ids.contiguous()
+    out = torch.empty(rows.numel(), columns, dtype=torch.bool)
+    core.dropout_mask(
+        seed.item(), rows.data_ptr(), rows.numel(), columns, threshold, plane, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+dropout_mask = define(
+    "dropout_mask",
+    "(Tensor seed, Tensor row_ids, SymInt columns, int threshold, int plane) -> Tensor",
+    dropout_mask_reference,
+    lambda seed, row_ids, columns, threshold, plane: row_ids.new_empty((row_ids.shape[0], columns), dtype=torch.bool),
+    _dropout_mask_cpu,
+    floats=False,
+)
+
+
+def dropout_reference(x: Tensor, p: float, seed: Tensor, row_ids: Tensor, plane: int = 0) -> Tensor:
+    """x (T, D) with dropped elements 0 and kept ones scaled by `dropout_scale`."""
+    threshold = dropout_threshold(p)
+    if threshold == 0:
+        return x
+    kept = dropout_mask(seed, row_ids, x.shape[-1], threshold, plane)
+    return torch.where(kept, x * dropout_scale(threshold), 0.0)

@@ -1,0 +1,100 @@
+"""adamw: one optimiser step over all parameters, as ELECTRA's code takes it (no bias correction).
+
+    g *= max_norm min(1 / |g|, 1 / max_norm)          |g| the norm over all gradients
+    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+    p -= lr lr_scale (m / (sqrt(v) + eps) + weight_decay p)
+
+Where |g| or the guard (the loss) is not finite, nothing changes. Cost: 10 flops and 28 bytes a parameter.
+Source: google-research/electra, model/optimization.py; Loshchilov & Hutter, ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from electra_fast.ops._check import check_devices, check_floats
+from electra_fast.ops._library import define
+
+
+@torch.no_grad()
+def adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    lr: Tensor,
+    lr_scales: list[float],
+    weight_decays: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    max_grad_norm: float,
+    guard: Tensor,
+) -> Tensor:
+    """Update params, exp_avgs and exp_avg_sqs in place; lr (1,), guard of one element -> |g| (1,) before clipping.
+
+    The lists are of one length and agree in shapes. A norm that comes back not finite, or a guard that is not, means
+    that nothing was changed. Raises ValueError on lists that disagree or a max_grad_norm not above 0, TypeError on
+    mixed dtypes, RuntimeError on mixed devices.
+    """
+    if not 0 < max_grad_norm < math.inf:
+        raise ValueError(f"adamw: max_grad_norm is {max_grad_norm}; a finite number above 0 is needed")
+    lists = dict(grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
+    for name, tensors in lists.items():
+        if [t.shape for t in tensors] != [p.shape for p in params]:
+            raise ValueError(f"adamw: {name} does not match params in number or shapes; one tensor for each, as shaped")
+    if not len(params) == len(lr_scales) == len(weight_decays):
+        raise ValueError(f"adamw: {len(params)} params, {len(lr_scales)} lr_scales, {len(weight_decays)} weight_decays")
+    if not params:
+        return torch.zeros_like(lr)
+    for i, param in enumerate(params):
+        found = {name: tensors[i] for name, tensors in lists.items()}
+        check_devices("adamw", lr=lr, guard=guard, param=param, **found)
+        check_floats("adamw", param=param, **found)
+    moments = (exp_avgs, exp_avg_sqs)
+    return _adamw(params, grads, *moments, lr, lr_scales, weight_decays, beta1, beta2, eps, max_grad_norm, guard)
+
+
+def adamw_reference(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    lr: Tensor,
+    lr_scales: list[float],
+    weight_decays: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    max_grad_norm: float,
+    guard: Tensor,
+) -> Tensor:
+    norm = torch.stack(torch._foreach_norm(grads)).norm().reshape(1)
+    if not (norm.isfinite() & guard.isfinite()).all():
+        return norm.to(lr.dtype)
+    clipped = torch._foreach_mul(
+        grads, (max_grad_norm * torch.minimum(1 / norm, norm.new_tensor(1 / max_grad_norm)))[0]
+    )
+    torch._foreach_lerp_(exp_avgs, clipped, 1 - beta1)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, clipped, clipped, 1 - beta2)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_add_(denominators, eps)
+    updates = torch._foreach_div(exp_avgs, denominators)
+    torch._foreach_add_(updates, torch._foreach_mul(params, weight_decays))
+    torch._foreach_mul_(updates, [lr.item() * scale for scale in lr_scales])
+    torch._foreach_sub_(params, updates)
+    return norm.to(lr.dtype)
+
+
+_adamw = define(
+    "adamw",
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor lr, "
+    "float[] lr_scales, float[] weight_decays, float beta1, float beta2, float eps, float max_grad_norm, Tensor guard) "
+    "-> Tensor",
+    adamw_reference,
+    lambda params, grads, exp_avgs, exp_avg_sqs, lr, *_: torch.empty_like(lr),
+)

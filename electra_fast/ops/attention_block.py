@@ -1,0 +1,157 @@
+"""attention_block: y = LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)), the first half of a layer.
+
+x (T, D), Wqkv (3 D, D) with the rows of Q, K and V in turn, Wo (D, D), LayerNorm weight and bias (D,) -> (T, D).
+With `rows` (R,) only these rows of x ask, and the result is (R, D): the last layer of the generator is needed at the
+masked positions alone, its keys and values everywhere. Both dropouts are keyed by the row ids of the asking rows
+(_philox.py). Cost: 2 T D (3 D) + 2 R D D + 4 D sum(R_n S_n) flops forward, about twice that backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from electra_fast.ops._check import (
+    check_cu_seqlens,
+    check_devices,
+    check_floats,
+    check_ids,
+    check_integers,
+    check_matrix,
+    check_probability,
+    check_shape,
+    seed_tensor,
+)
+from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops.attention import _attention, attention_reference
+from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
+
+
+def attention_block(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    row_ids: Tensor,
+    num_heads: int,
+    rows: Tensor | None = None,
+    cu_rows: Tensor | None = None,
+    max_rows: int | None = None,
+    eps: float = 1e-12,
+    attention_dropout_p: float = 0.0,
+    dropout_p: float = 0.0,
+    seed: int | Tensor = 0,
+) -> Tensor:
+    """x (T, D), qkv (3 D, D) and (3 D,), out (D, D) and (D,), norm (D,) twice, row_ids (T,) int64 -> (T, D).
+
+    rows (R,) int64 index x, grouped by sequence as cu_rows (N + 1,) int32 says, at most max_rows in one -> (R, D).
+    Raises IndexError on a row that is not in x (on the CPU), TypeError on mixed dtypes, ValueError on shapes, offsets,
+    heads that do not divide D or probabilities outside [0, 1], RuntimeError on mixed devices.
+    """
+    name = "attention_block"
+    check_matrix(name, x=x)
+    width = x.shape[1]
+    if width % num_heads:
+        raise ValueError(f"{name}: width {width} is not a multiple of num_heads {num_heads}")
+    if (rows is None) != (cu_rows is None) or (rows is None) != (max_rows is None):
+        raise ValueError(f"{name}: rows, cu_rows and max_rows come together; give all three or none")
+    weights = dict(qkv_weight=qkv_weight, qkv_bias=qkv_bias, out_weight=out_weight, out_bias=out_bias)
+    norms = dict(norm_weight=norm_weight, norm_bias=norm_bias)
+    integers = dict(row_ids=row_ids, rows=rows)
+    check_devices(name, x=x, **weights, **norms, **integers, cu_seqlens=cu_seqlens, cu_rows=cu_rows)
+    check_floats(name, x=x, **weights, **norms)
+    check_integers(name, torch.int64, **integers)
+    check_shape(name, "qkv_weight", qkv_weight, 3 * width, width)
+    check_shape(name, "qkv_bias", qkv_bias, 3 * width)
+    check_shape(name, "out_weight", out_weight, width, width)
+    for label, tensor in dict(out_bias=out_bias, **norms).items():
+        check_shape(name, label, tensor, width)
+    check_shape(name, "row_ids", row_ids, x.shape[0])
+    check_cu_seqlens(name, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen)
+    if rows is not None and cu_rows is not None:
+        check_shape(name, "rows", rows, rows.numel())
+        check_shape(name, "cu_rows", cu_rows, *cu_seqlens.shape)
+        check_cu_seqlens(name, "cu_rows", cu_rows, rows.shape[0], max_rows)
+        check_ids(name, "rows", rows, x.shape[0], "batch", "rows index its packed tokens")
+    return _attention_block(
+        x,
+        *weights.values(),
+        *norms.values(),
+        cu_seqlens,
+        max_seqlen,
+        row_ids,
+        num_heads,
+        rows,
+        cu_rows,
+        max_rows or 0,
+        seed_tensor(name, seed, x.device),
+        float(eps),
+        check_probability(name, "attention_dropout_p", attention_dropout_p),
+        check_probability(name, "dropout_p", dropout_p),
+    )
+
+
+def attention_block_reference(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    row_ids: Tensor,
+    num_heads: int,
+    rows: Tensor | None,
+    cu_rows: Tensor | None,
+    max_rows: int,
+    seed: Tensor,
+    eps: float,
+    attention_dropout_p: float,
+    dropout_p: float,
+    attend: Callable[..., Tensor] = attention_reference,
+) -> Tensor:
+    width = x.shape[1]
+    asking, ids = (x, row_ids) if rows is None else (x[rows], row_ids[rows])
+    q = F.linear(asking, qkv_weight[:width], qkv_bias[:width])
+    k, v = F.linear(x, qkv_weight[width:], qkv_bias[width:]).split(width, 1)
+    q, k, v = (t.unflatten(1, (num_heads, width // num_heads)) for t in (q, k, v))
+    cu_q, max_q = (cu_seqlens, max_seqlen) if cu_rows is None else (cu_rows, max_rows)
+    scale = 1 / math.sqrt(width // num_heads)
+    read = attend(q, k, v, cu_q, max_q, cu_seqlens, max_seqlen, ids, seed, scale, attention_dropout_p)
+    projected = F.linear(read.flatten(1), out_weight, out_bias)
+    return dropout_add_layer_norm_reference(projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p)
+
+
+def _fake(x: Tensor, *args: Tensor) -> tuple[Tensor]:
+    rows = args[10]
+    return (x.new_empty((x if rows is None else rows).shape[0], x.shape[1]),)
+
+
+_with_attention = partial(attention_block_reference, attend=_attention)
+
+_attention_block: DifferentiableOp = DifferentiableOp(
+    "attention_block",
+    "Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor out_weight, Tensor out_bias, Tensor norm_weight, "
+    "Tensor norm_bias, Tensor cu_seqlens, SymInt max_seqlen, Tensor row_ids, int num_heads, Tensor? rows, "
+    "Tensor? cu_rows, SymInt max_rows, Tensor seed, float eps, float attention_dropout_p, float dropout_p",
+    outputs=("out",),
+    differentiable=("x", "qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias"),
+    reference=attention_block_reference,
+    fake=_fake,
+    cpu=Backend(  # as pieces: PyTorch's products around the attention of the core
+        lambda *args: (_with_attention(*args), []),
+        lambda *args: _attention_block.through_autograd(_with_attention).bwd(*args),
+    ),
+)

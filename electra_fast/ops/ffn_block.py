@@ -1,0 +1,87 @@
+"""ffn_block: y = LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)), the second half of a layer.
+
+x (T, D), W1 (F, D), b1 (F,), W2 (D, F), b2 (D,), LayerNorm weight and bias (D,) -> (T, D); no dropout after the GELU.
+Cost: 4 T D F flops forward, twice that backward; the intermediate (T, F) need never leave the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from electra_fast.ops._check import (
+    check_devices,
+    check_floats,
+    check_integers,
+    check_matrix,
+    check_probability,
+    check_shape,
+    seed_tensor,
+)
+from electra_fast.ops._library import DifferentiableOp
+from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
+from electra_fast.ops.linear import linear_reference
+
+
+def ffn_block(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    row_ids: Tensor,
+    eps: float = 1e-12,
+    dropout_p: float = 0.0,
+    seed: int | Tensor = 0,
+) -> Tensor:
+    """x (T, D), up (F, D) and (F,), down (D, F) and (D,), norm (D,) twice, row_ids (T,) int64 -> (T, D).
+
+    Raises TypeError on mixed dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
+    """
+    weights = dict(up_weight=up_weight, up_bias=up_bias, down_weight=down_weight, down_bias=down_bias)
+    check_devices("ffn_block", x=x, **weights, norm_weight=norm_weight, norm_bias=norm_bias, row_ids=row_ids)
+    check_floats("ffn_block", x=x, **weights, norm_weight=norm_weight, norm_bias=norm_bias)
+    check_integers("ffn_block", torch.int64, row_ids=row_ids)
+    check_matrix("ffn_block", x=x, up_weight=up_weight)
+    rows, width, inner = x.shape[0], x.shape[1], up_weight.shape[0]
+    check_shape("ffn_block", "up_weight", up_weight, inner, width)
+    check_shape("ffn_block", "up_bias", up_bias, inner)
+    check_shape("ffn_block", "down_weight", down_weight, width, inner)
+    for name, tensor in (("down_bias", down_bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        check_shape("ffn_block", name, tensor, width)
+    check_shape("ffn_block", "row_ids", row_ids, rows)
+    p = check_probability("ffn_block", "dropout_p", dropout_p)
+    seed = seed_tensor("ffn_block", seed, x.device)
+    return _ffn_block(
+        x, up_weight, up_bias, down_weight, down_bias, norm_weight, norm_bias, row_ids, seed, float(eps), p
+    )
+
+
+def ffn_block_reference(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+) -> Tensor:
+    down = linear_reference(linear_reference(x, up_weight, up_bias, gelu=True), down_weight, down_bias)
+    return dropout_add_layer_norm_reference(down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
+
+
+_ffn_block = DifferentiableOp(
+    "ffn_block",
+    "Tensor x, Tensor up_weight, Tensor up_bias, Tensor down_weight, Tensor down_bias, Tensor norm_weight, "
+    "Tensor norm_bias, Tensor row_ids, Tensor seed, float eps, float dropout_p",
+    outputs=("out",),
+    differentiable=("x", "up_weight", "up_bias", "down_weight", "down_bias", "norm_weight", "norm_bias"),
+    reference=ffn_block_reference,
+    fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
+)

@@ -1,0 +1,238 @@
+"""generator_head: cross-entropy of the masked tokens and one exact sample for each, from the same logits.
+
+hidden (M, E), weight (V, E), bias (V,), labels (M,) -> loss (M,), sampled (M,); l = hidden weight^T + bias,
+loss = logsumexp(l) - l[label], sampled ~ softmax(l / temperature). Rows with label -100 have loss 0 and no gradient.
+
+The sample is hierarchical and exact: with w0, w1 the words of the row's id (_philox.py, group and plane 0), the tile of
+128 words of the vocabulary is found by inverse CDF over the tiles' sums of exp(l / temperature) at u0 = (w0 + 1/2) /
+2**32, then the word within its tile at u1: two words a row in place of one noise value a logit. temperature = 0 takes
+the most likely word. disallow_correct lowers the label's logit by 1,000 for the sample alone (Google's code).
+Cost: 2 M V E flops forward, 6 M V E backward, where the logits are computed again: no backend keeps (M, V).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from electra_fast.ops._check import (
+    check_devices,
+    check_floats,
+    check_integers,
+    check_matrix,
+    check_shape,
+    seed_tensor,
+)
+from electra_fast.ops._core import core
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
+from electra_fast.ops._philox import philox
+
+TILE = 128  # words of the vocabulary; part of the convention: another tile draws other samples
+LOGITS = 2**23  # that the reference holds at once: from 32 MiB on, glibc's malloc leaves no holes behind
+
+
+def generator_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    seed: int | Tensor = 0,
+    row_ids: Tensor | None = None,
+    disallow_correct: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """hidden (M, E), weight (V, E), bias (V,), labels (M,) int64, row_ids (M,) int64 -> loss (M,), sampled (M,) int64.
+
+    row_ids key the samples; without them the rows count from 0. A label outside [0, V) that is not -100 raises
+    IndexError on the CPU and gives a loss of NaN elsewhere. Raises ValueError on a temperature below 0 or NaN and on
+    shapes, TypeError on mixed dtypes, RuntimeError on mixed devices.
+    """
+    name = "generator_head"
+    check_matrix(name, hidden=hidden, weight=weight)
+    row_ids = torch.arange(hidden.shape[0], device=hidden.device) if row_ids is None else row_ids
+    check_devices(name, hidden=hidden, weight=weight, bias=bias, labels=labels, row_ids=row_ids)
+    check_floats(name, hidden=hidden, weight=weight, bias=bias)
+    check_integers(name, torch.int64, labels=labels, row_ids=row_ids)
+    check_shape(name, "hidden", hidden, hidden.shape[0], weight.shape[1])
+    check_shape(name, "bias", bias, weight.shape[0])
+    check_shape(name, "labels", labels, hidden.shape[0])
+    check_shape(name, "row_ids", row_ids, hidden.shape[0])
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"{name}: temperature is {temperature}; 0 (the most likely word) or a finite number above it")
+    if weight.shape[0] == 0:
+        raise ValueError(f"{name}: weight has no rows; a vocabulary of at least one word is needed")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = (labels != -100) & ((labels < 0) | (labels >= weight.shape[0]))
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise IndexError(
+                f"{name}: labels[{at}] is {int(labels[at])}; 0 to {weight.shape[0] - 1}, or -100 for a row to leave out"
+            )
+    seed = seed_tensor(name, seed, hidden.device)
+    return _generator_head(hidden, weight, bias, labels, row_ids, seed, float(temperature), disallow_correct)
+
+
+def generator_head_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    temperature: float,
+    disallow_correct: bool,
+) -> tuple[Tensor, Tensor]:
+    """The formula, some rows at a time and checkpointed, so that no tensor has many more than LOGITS elements."""
+    at_once = LOGITS // weight.shape[0] + 1
+    losses, samples = [], []
+    for start in range(0, hidden.shape[0], at_once):
+        rows = slice(start, start + at_once)
+        given = (labels[rows], row_ids[rows], seed, temperature, disallow_correct)
+        loss, sampled = checkpoint(
+            _loss_and_sample, hidden[rows], weight, bias, *given, use_reentrant=False, preserve_rng_state=False
+        )
+        losses.append(loss)
+        samples.append(sampled)
+    if not losses:
+        return hidden.sum(1) + 0 * (weight.sum() + bias.sum()), labels.clone()
+    return torch.cat(losses), torch.cat(samples)
+
+
+def _loss_and_sample(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    temperature: float,
+    disallow_correct: bool,
+) -> tuple[Tensor, Tensor]:
+    hidden = _without_nan(hidden, labels == -100)
+    logits, vocabulary = F.linear(hidden, weight, bias), weight.shape[0]
+    loss = F.cross_entropy(logits, labels.clamp(0, vocabulary - 1), reduction="none")
+    loss = torch.where((labels >= 0) & (labels < vocabulary), loss, math.nan)  # never a plausible loss, nor a bad read
+    loss = torch.where(labels == -100, 0.0, loss)
+    with torch.no_grad():
+        return loss, _sample(logits, labels, row_ids, seed, temperature, disallow_correct)
+
+
+def _sample(
+    logits: Tensor, labels: Tensor, row_ids: Tensor, seed: Tensor, temperature: float, disallow_correct: bool
+) -> Tensor:
+    rows, vocabulary = logits.shape
+    scaled = logits / temperature if temperature else logits.clone()
+    if disallow_correct:
+        scaled[torch.arange(rows, device=logits.device), labels.clamp(0, vocabulary - 1)] -= 1000 * (labels >= 0)
+    if temperature == 0:
+        return scaled.argmax(1)
+    weights = F.pad((scaled - scaled.amax(1, keepdim=True)).exp(), (0, -vocabulary % TILE)).unflatten(1, (-1, TILE))
+    u0, u1 = (((word + 0.5) / 2**32).to(weights.dtype) for word in philox(seed, row_ids, 0, 0)[:2])
+    tile = _inverse_cdf(weights.sum(2), u0)
+    return tile * TILE + _inverse_cdf(weights[torch.arange(rows, device=logits.device), tile], u1)
+
+
+def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """First index whose running sum exceeds u times the whole; never one of weight 0, whatever u rounds to."""
+    running = weights.cumsum(1)
+    last = weights.shape[1] - 1 - (weights > 0).flip(1).long().argmax(1)
+    return torch.minimum((running <= u[:, None] * running[:, -1:]).sum(1), last)
+
+
+def _forward_cpu(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    temperature: float,
+    disallow_correct: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    hidden, weight, bias, labels = _as_the_core_reads(hidden, weight, bias, labels)
+    row_ids = row_ids.contiguous()
+    loss, lse, sampled = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), torch.empty_like(labels)
+    core.generator_head_fwd(
+        hidden.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        labels.data_ptr(),
+        row_ids.data_ptr(),
+        hidden.shape[0],
+        *weight.shape,
+        seed.item(),
+        temperature,
+        disallow_correct,
+        loss.data_ptr(),
+        sampled.data_ptr(),
+        lse.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return loss, sampled, [lse]
+
+
+def _backward_cpu(
+    grads: list[Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    temperature: float,
+    disallow_correct: bool,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    hidden, weight, bias, labels = _as_the_core_reads(hidden, weight, bias, labels)
+    grad, lse = grads[0].contiguous(), saved[-1].contiguous()
+    dhidden, dweight, dbias = (t.new_empty(t.shape) for t in (hidden, weight, bias))
+    core.generator_head_bwd(
+        grad.data_ptr(),
+        hidden.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        labels.data_ptr(),
+        lse.data_ptr(),
+        hidden.shape[0],
+        *weight.shape,
+        dhidden.data_ptr(),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return [dhidden, dweight, dbias]
+
+
+def _as_the_core_reads(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    left_out = labels == -100
+    if left_out.any():
+        hidden = _without_nan(hidden, left_out)
+    return hidden.contiguous(), weight.contiguous(), bias.contiguous(), labels.contiguous()
+
+
+def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:
+    """Rows left out may hold NaN, and 0 * NaN would reach the weight's gradient."""
+    return torch.where(left_out[:, None], hidden.nan_to_num(0.0, 0.0, 0.0), hidden)
+
+
+_generator_head = DifferentiableOp(
+    "generator_head",
+    "Tensor hidden, Tensor weight, Tensor bias, Tensor labels, Tensor row_ids, Tensor seed, float temperature, "
+    "bool disallow_correct",
+    outputs=("loss", "sampled"),
+    differentiable=("hidden", "weight", "bias"),
+    reference=generator_head_reference,
+    fake=lambda hidden, *rest: (hidden.new_empty(hidden.shape[0]), rest[2].new_empty(hidden.shape[0])),
+    cpu=Backend(_forward_cpu, _backward_cpu, lambda hidden, *rest: [hidden.new_empty(hidden.shape[0])]),
+    cuda=Backend(
+        launcher("generator_head", "generator_head_fwd"),
+        launcher("generator_head", "generator_head_bwd"),
+        saves=lambda hidden, *_: [hidden.new_empty(hidden.shape[0], dtype=torch.float32)],
+        takes=lambda hidden, *_: hidden.shape[1] * hidden.element_size() <= 512,
+        limit="rows up to 512 bytes",
+    ),
+)

@@ -1,0 +1,326 @@
+"""Text files -> a corpus: vocabulary, held-out split, examples and shards, by several processes in bounded memory.
+
+The text is cut into chunks of whole documents, each chunk is encoded and built into examples by whoever is free, and
+the results are written in the order of the text: the corpus is the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import chain
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from electra_fast import text
+from electra_fast.corpus import Corpus, CorpusWriter, check_free
+from electra_fast.examples import MASK64, SHORTEST, mix64, pack_examples, pair_examples
+from electra_fast.shards import LONGEST, token_type
+from electra_fast.tokenizer import Tokenizer
+
+PACKINGS = ("pairs", "plain")
+CHUNK = 1 << 19  # characters of a unit of work
+WORTH_PROCESSES = 1 << 26  # bytes on disk below which starting processes costs more than it saves
+FEW_CORES = 4  # that threads keep busy: what needs the lock of the interpreter is a fifth of the work
+
+
+def prepare(
+    files: str | Path | list[str | Path] | None,
+    out: str | Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    max_length: int = 128,
+    packing: str = "pairs",
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    heldout: float = 0.01,
+    processes: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Corpus:
+    """Make a corpus directory `out` of text files, and return its "train" split.
+
+    files: what `text.documents` reads; None: `text.embedded_documents`. vocab_size: of the vocabulary trained on the
+    text (30,522 by default, less where the text is too small for that), with lowercase and strip_accents as its rules
+    (None: strip as it lower-cases); tokenizer: one to use in its stead. max_length: tokens of an example. packing:
+    "pairs", Google's examples of two segments, or "plain", which drops nothing. heldout: the share of documents that
+    goes to the split "heldout", by a hash of the document's number; at least one where there are two. processes: None
+    chooses by the size of the text; 1 works in this process with the library's threads. seed: of the examples.
+    progress: show a bar, and a table at the end.
+
+    Raises ValueError, FileNotFoundError or FileExistsError (out is not free) before any work is done, where it can.
+    """
+    check_free(out)
+    _check(max_length, packing, heldout, processes, seed)
+    if vocab_size is not None and tokenizer is not None:
+        raise ValueError(f"vocab_size {vocab_size} and a tokenizer are both given; a tokenizer has its size, drop one")
+    source = _Source(files, progress)
+    began = time.monotonic()
+    if tokenizer is None:
+        wanted = 30522 if vocab_size is None else vocab_size
+        tokenizer = Tokenizer.train(source, wanted, lowercase=lowercase, strip_accents=strip_accents)
+        if tokenizer.vocab_size < wanted and progress:
+            _say(f"The text yields a vocabulary of {tokenizer.vocab_size:,} entries; {wanted:,} were asked for.")
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer)
+    builder = _Builder(tokenizer, max_length, packing, seed)
+    settings = {"builder": packing, "seed": seed, "heldout": heldout}
+    totals = _Totals()
+    with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
+        with _Workers(builder, processes, source.size) as workers:
+            for result in _in_order(workers, source.chunks(heldout)):
+                for split, part in result.items():
+                    writer.add(split, *part.arrays())
+                    totals.add(split, part)
+        if not totals.examples.get("train"):
+            raise ValueError(f"the text gives no training example ({totals.examples}); give more text, or less heldout")
+        writer.finish(totals.as_dict(source.counts))
+    if progress:
+        _say(_table(totals, source.counts, tokenizer, time.monotonic() - began, packing))
+    return Corpus(out)
+
+
+def _check(max_length: int, packing: str, heldout: float, processes: int | None, seed: int) -> None:
+    if not SHORTEST <= max_length <= LONGEST:
+        raise ValueError(f"max_length is {max_length}; it must lie between {SHORTEST} and {LONGEST}, 128 is usual")
+    if packing not in PACKINGS:
+        raise ValueError(f"packing is {packing!r}; it must be one of {', '.join(PACKINGS)}")
+    if not 0 <= heldout < 1:
+        raise ValueError(f"heldout is {heldout}; it is a share of the documents: 0 (none) up to, not including, 1")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes is {processes}; it must be at least 1, or None to choose by the size of the text")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must fit in 64 bits")
+
+
+Chunk = list[tuple[str, int, list[str]]]  # (split, document number, lines)
+
+
+class _Source:
+    """The documents, readable more than once, with a progress bar a reading."""
+
+    def __init__(self, files: str | Path | list[str | Path] | None, progress: bool) -> None:
+        self.counts = text.Counts()
+        self._progress, self._label = progress, "vocabulary"
+        self._files: list[Path] = [] if files is None else text.checked_files(files)
+        self._embedded = text.embedded_documents() if files is None else []
+        self.size = sum(path.stat().st_size for path in self._files)  # bytes on disk
+
+    def __iter__(self) -> Iterator[list[str]]:
+        self.counts = counts = text.Counts()
+        size = self.size or sum(len(line) for document in self._embedded for line in document)
+        options: dict[str, Any] = dict(total=size, unit="B", unit_scale=True, disable=not self._progress)
+        with tqdm(desc=self._label, **options) as bar:
+            for document in text.documents(self._files, counts) if self._files else self._count_embedded(counts):
+                bar.update(counts.read - bar.n)
+                yield document
+            bar.update(counts.read - bar.n)
+
+    def _count_embedded(self, counts: text.Counts) -> Iterator[list[str]]:
+        for document in self._embedded:
+            counts.documents += 1
+            counts.lines += len(document)
+            counts.bytes += sum(len(line.encode()) for line in document)
+            counts.read += sum(len(line) for line in document)
+            yield document
+
+    def chunks(self, heldout: float) -> Iterator[Chunk]:
+        """Chunks of documents with their splits, the last document seeing to it that neither split is empty."""
+        self._label = "examples"
+        chunk: Chunk = []
+        size, train, held = 0, 0, 0
+        last: tuple[int, list[str]] | None = None
+        for number, document in enumerate(self):
+            if last is not None:
+                split = "heldout" if _is_heldout(last[0], heldout) else "train"
+                train, held = train + (split == "train"), held + (split == "heldout")
+                chunk.append((split, *last))
+                size += sum(map(len, last[1]))
+                if size >= CHUNK:
+                    yield chunk
+                    chunk, size = [], 0
+            last = number, document
+        if last is not None:
+            split = "heldout" if heldout and train and (not held or _is_heldout(last[0], heldout)) else "train"
+            yield [*chunk, (split, *last)]
+
+
+def _is_heldout(number: int, share: float) -> bool:
+    return mix64(number + 0x68656C646F7574 & MASK64) < share * 2.0**64  # "heldout": apart from other uses of mix64
+
+
+@dataclass
+class _Part:
+    """The examples that a chunk gives one split: ids in the type of the shards, as bytes."""
+
+    dtype: str
+    ids: bytes = b""
+    lengths: array[int] = field(default_factory=lambda: array("I"))
+    starts: array[int] = field(default_factory=lambda: array("I"))
+    documents: int = 0
+    tokens: int = 0  # of the text
+    unknown: int = 0
+    kept: int = 0  # tokens of the text that are in examples
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lengths, starts = (np.frombuffer(column, np.uint32) for column in (self.lengths, self.starts))
+        return np.frombuffer(self.ids, self.dtype), lengths, starts
+
+
+class _Builder:
+    """Chunk -> examples; what a worker holds."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, packing: str, seed: int) -> None:
+        self.tokenizer, self.max_length, self.packing, self.seed = tokenizer, max_length, packing, seed
+
+    def __call__(self, chunk: Chunk) -> dict[str, _Part]:
+        special = dict(cls_id=self.tokenizer.cls_token_id, sep_id=self.tokenizer.sep_token_id)
+        encoded = iter(self.tokenizer.encode([line for _, _, document in chunk for line in document]))
+        dtype = token_type(self.tokenizer.vocab_size)
+        parts: dict[str, _Part] = {}
+        examples: dict[str, list[tuple[list[int], int]]] = {}
+        packed: dict[str, list[list[list[int]]]] = {}
+        for split, number, document in chunk:
+            part = parts.setdefault(split, _Part(dtype.str))
+            lines = [next(encoded) for _ in document]
+            part.documents += 1
+            part.tokens += sum(map(len, lines))
+            part.unknown += sum(line.count(self.tokenizer.unk_token_id) for line in lines)
+            if self.packing == "plain":
+                packed.setdefault(split, []).append(lines)
+            else:
+                found = pair_examples(lines, self.max_length, **special, seed=self.seed, index=number)
+                examples.setdefault(split, []).extend(found)
+        for split, documents in packed.items():
+            examples[split] = pack_examples(documents, self.max_length, **special)
+        for split, found in examples.items():
+            part = parts[split]
+            part.ids = array(
+                "H" if dtype.itemsize == 2 else "I", chain.from_iterable(ids for ids, _ in found)
+            ).tobytes()
+            part.lengths = array("I", [len(ids) for ids, _ in found])
+            part.starts = array("I", [start for _, start in found])
+            if self.packing == "plain":
+                part.kept = part.tokens
+            else:  # all but [CLS] and [SEP]
+                part.kept = sum(len(ids) - 2 - (start < len(ids)) for ids, start in found)
+        return parts
+
+
+@dataclass
+class _Totals:
+    examples: dict[str, int] = field(default_factory=dict)
+    documents: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
+    kept: int = 0
+
+    def add(self, split: str, part: _Part) -> None:
+        self.examples[split] = self.examples.get(split, 0) + len(part.lengths)
+        self.documents[split] = self.documents.get(split, 0) + part.documents
+        self.tokens += part.tokens
+        self.unknown += part.unknown
+        self.kept += part.kept
+
+    def as_dict(self, counts: text.Counts) -> dict[str, Any]:
+        text_counts = {name: value for name, value in vars(counts).items() if name not in ("read", "documents")}
+        return {**vars(self), **text_counts}
+
+
+_builder: _Builder | None = None  # of a worker process, which is sent it once
+
+
+def _start_worker(builder: _Builder) -> None:
+    global _builder
+    _builder = builder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
+    parent = parent_process()
+    if parent is not None:  # a worker outlives a parent that is killed, waiting for work for ever, unless it looks
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _work(chunk: Chunk) -> dict[str, _Part]:
+    assert _builder is not None
+    return _builder(chunk)
+
+
+class _Workers:
+    """A context: submit(chunk) -> future, by `count` at once, in threads of this process or in others."""
+
+    def __init__(self, builder: _Builder, processes: int | None, size: int) -> None:
+        cores = len(os.sched_getaffinity(0))
+        if processes is None:
+            processes = cores if cores > FEW_CORES and size >= WORTH_PROCESSES else 1
+        self.count = max(2, processes)
+        self.executor: Executor
+        if processes > 1:
+            context = get_context("spawn")
+            self.executor = ProcessPoolExecutor(processes, context, _start_worker, (builder,))
+        else:
+            # The library's threads encode without the interpreter's lock; two of ours keep them fed meanwhile.
+            self.executor = ThreadPoolExecutor(2)
+        self._function = _work if processes > 1 else builder
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+    def submit(self, chunk: Chunk) -> Future[dict[str, _Part]]:
+        return self.executor.submit(self._function, chunk)
+
+
+def _in_order(workers: _Workers, chunks: Iterator[Chunk]) -> Iterator[dict[str, _Part]]:
+    """Results in the order of the chunks; no more than two chunks a worker wait at once."""
+    waiting: deque[Future[dict[str, _Part]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(workers.submit(chunk))
+            if len(waiting) > 2 * workers.count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process of prepare died: the machine may be out of memory, or a script calls prepare() outside "
+            'of `if __name__ == "__main__":`, which starting processes needs; mend that, or pass processes=1'
+        ) from error
+
+
+def _table(totals: _Totals, counts: text.Counts, tokenizer: Tokenizer, seconds: float, packing: str) -> str:
+    share = totals.kept / max(1, totals.tokens)
+    examples = ", ".join(f"{split} {number:,}" for split, number in totals.examples.items())
+    documents = ", ".join(f"{split} {number:,}" for split, number in totals.documents.items())
+    advice = "; split long lines into sentences, or use packing plain" if packing == "pairs" and share < 0.8 else ""
+    rows = {
+        "documents": documents + (f" ({counts.pieces:,} pieces of long ones)" if counts.pieces else ""),
+        "lines": f"{counts.lines:,}"
+        + (f" (over-long ones cut {counts.split_lines:,} times)" if counts.split_lines else ""),
+        "tokens": f"{totals.tokens:,}, of which {share:.1%} are in examples{advice}",
+        "examples": examples,
+        "[UNK]": f"{totals.unknown / max(1, totals.tokens):.3%} of the tokens",
+        "replaced": f"{counts.replaced:,} characters that were no UTF-8",
+        "vocabulary": f"{tokenizer.vocab_size:,} entries",
+        "time": f"{seconds:.1f} s, {counts.bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

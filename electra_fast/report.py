@@ -1,0 +1,172 @@
+"""What a person sees of a run: progress, metrics.jsonl, curves, and the closing report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+Callback = Callable[[int, dict[str, float]], None]  # (step, figures); for TensorBoard, W&B or a logger of one's own
+
+
+def measured_peak(device: torch.device) -> float:
+    """Flops a second of a float32 product of 1024^3, the best of five: the peak that shares are stated of."""
+    a, b = torch.randn(2, 1024, 1024, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.monotonic()
+        (a @ b).sum().item()
+        best = min(best, time.monotonic() - start)
+    return 2 * 1024**3 / best
+
+
+class Progress:
+    """A bar with loss, AUC, tokens/s, share of the peak and time left; and the speed since it was last asked."""
+
+    def __init__(self, done: int, steps: int, peak: float, quiet: bool = False) -> None:
+        self.bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
+        self.peak, self.tokens, self.flops, self.since = peak, 0, 0, time.monotonic()
+
+    def step(self, tokens: int, flops: int) -> None:
+        self.tokens, self.flops = self.tokens + tokens, self.flops + flops
+        self.bar.update()
+
+    def speed(self) -> dict[str, float]:
+        """tokens_per_s, and peak_share of the measured peak, since the last call."""
+        now = time.monotonic()
+        seconds = max(1e-9, now - self.since)
+        found = {"tokens_per_s": self.tokens / seconds, "peak_share": self.flops / seconds / self.peak}
+        self.tokens, self.flops, self.since = 0, 0, now
+        return found
+
+    def show(self, figures: dict[str, float]) -> None:
+        self.bar.set_postfix_str(
+            f"loss {figures['loss']:.3f}, AUC {figures['auc']:.3f}, {figures['tokens_per_s']:,.0f} tokens/s, "
+            f"{figures['peak_share']:.0%} of peak"
+        )
+
+    def say(self, line: str) -> None:
+        self.bar.write(line)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class Log:
+    """metrics.jsonl: a row a measurement, kept across a resume up to the step that is resumed from."""
+
+    def __init__(self, path: Path, steps_done: int, callback: Callback | None = None) -> None:
+        self.path, self.callback = path, callback
+        rows = [row for row in read_log(path) if row["step"] <= steps_done] if path.exists() else []
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(self, kind: str, step: int, figures: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        if self.callback is not None:
+            self.callback(step, {f"{kind}/{name}": value for name, value in figures.items()})
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def tensorboard(directory: Path) -> Callback:
+    """Figures to TensorBoard's event files in the directory. Needs the package tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(directory))
+
+    def write(step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write
+
+
+def wandb(directory: Path) -> Callback:
+    """Figures to Weights & Biases, its files in the directory. Needs the package wandb."""
+    import wandb
+
+    run = wandb.init(dir=str(directory), project="electra_fast")
+    return lambda step, figures: run.log(figures, step=step)
+
+
+def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """curves.png: the losses, the AUC and the speed by step, in training and on held-out text."""
+    from matplotlib.figure import Figure
+
+    train, heldout = ([row for row in rows if row["kind"] == kind] for kind in ("train", "heldout"))
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    panels = figure.subplots(2, 2).flat
+    shown = (
+        ("generator_loss", "generator: loss of the masked tokens (nats)"),
+        ("discriminator_loss", "discriminator: loss of every token (nats)"),
+        ("auc", "discriminator: AUC, replaced against original"),
+        ("tokens_per_s", "tokens/s"),
+    )
+    for axes, (name, title) in zip(panels, shown, strict=True):
+        for kind, found, style in (("training", train, dict(lw=1)), ("held-out", heldout, dict(marker="o", ms=3))):
+            points = [(row["step"], row[name]) for row in found if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=kind, **style)
+        axes.set(title=title, xlabel="step")
+        axes.title.set_fontsize(10)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def marked_sentence(tokens: list[str], sampled: dict[int, str], suspicion: Tensor, threshold: float = 0.5) -> str:
+    """A sentence in which replaced words read {original>sampled 93%} and words wrongly suspected {word 61%}.
+
+    tokens: the original wordpieces; sampled: what the generator put where it did not give the original back;
+    suspicion (len(tokens),): the discriminator's probability that each token was replaced.
+    """
+    words: list[str] = []
+    for i, (token, p) in enumerate(zip(tokens, suspicion.tolist(), strict=True)):
+        piece = token.removeprefix("##")
+        if i in sampled:
+            shown = f"{{{piece}>{sampled[i].removeprefix('##')} {p:.0%}}}"
+        elif p > threshold:
+            shown = f"{{{piece} {p:.0%}}}"
+        else:
+            shown = piece
+        words.append(shown if token.startswith("##") and words else f" {shown}")
+    return "".join(words).strip()
+
+
+def closing_report(before: dict[str, float], after: dict[str, float], sentences: list[str]) -> str:
+    """The lines a person reads at the end: held-out figures before and after, and marked sentences."""
+    names = {
+        "generator_loss": "generator loss (nats a masked token)",
+        "generator_accuracy": "generator accuracy",
+        "discriminator_loss": "discriminator loss (nats a token)",
+        "auc": "discriminator AUC (0.5 is a guess)",
+        "precision": "of the tokens it suspects, replaced",
+        "recall": "of the replaced, suspected",
+    }
+    lines = [f"{'held-out text':40s} {'before':>8s} {'after':>8s}"]
+    lines += [f"{title:40s} {before[name]:8.3f} {after[name]:8.3f}" for name, title in names.items()]
+    if sentences:
+        lines += [
+            "",
+            "Held-out sentences: {original>what the generator put there, how sure the discriminator is of a fake}",
+        ]
+        lines += [f"  {sentence}" for sentence in sentences]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Triton kernels of electra_fast, one file per op; imported as `electra_fast.kernels`."""

@@ -1,0 +1,34 @@
+"""What every test shares: Triton's interpreter where there is no GPU, a fixed seed, the data, the mark `cuda`."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if "triton" in sys.modules:  # it reads the variable once, as it is imported
+        raise RuntimeError("triton was imported before tests/conftest.py could set TRITON_INTERPRET=1; set it outside")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real data: $ELECTRA_FAST_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("ELECTRA_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}; name its folder in ELECTRA_FAST_DATA")
+    return folder

@@ -1,0 +1,74 @@
+"""reference.py made to follow our keys: the same weights, masks, samples and dropout bits as an Electra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from electra_fast import Batch, Electra, ElectraOutput
+from electra_fast.batch import PLACES
+from electra_fast.convert import from_huggingface, to_huggingface
+from electra_fast.model import DISCRIMINATOR, GENERATOR
+from electra_fast.ops._philox import derive_seeds, dropout_mask, dropout_scale, dropout_threshold
+from electra_fast.reference import ReferenceElectra, ReferenceOutput
+
+
+def reference_of(model: Electra, dropout: Callable[[Tensor, float, str], Tensor] | None = None) -> ReferenceElectra:
+    """A ReferenceElectra with the model's weights."""
+    reference = ReferenceElectra(model.config, *(() if dropout is None else (dropout,)))
+    reference.to(next(model.parameters()).dtype)
+    for network in ("generator", "discriminator"):
+        state = to_huggingface(getattr(model, network).state_dict())
+        missing, unexpected = getattr(reference, network).load_state_dict(state, strict=False)
+        assert not unexpected and set(missing) <= {"generator_lm_head.weight"}, (missing, unexpected)
+    return reference.train(model.training)
+
+
+def philox_dropout(batch: Batch, seed: int, step: int) -> Callable[[Tensor, float, str], Tensor]:
+    """Dropout on padded tensors with the bits that the packed model's ops take for this batch, seed and step."""
+    row_ids = batch.pad(batch.row_ids)
+    places = row_ids % PLACES
+
+    def dropout(x: Tensor, p: float, site: str) -> Tensor:
+        network, *layer, kind = site.split(".")
+        number = 0 if kind == "embeddings" else 1 + 2 * int(layer[1]) + (kind == "ffn")
+        first = {"generator": GENERATOR, "discriminator": DISCRIMINATOR}[network]
+        key = derive_seeds(torch.tensor([seed]), torch.tensor([step]), first + number, 1)
+        threshold = dropout_threshold(p)
+        if kind == "attention":
+            rows, heads, width, _ = x.shape
+            masks = [dropout_mask(key, row_ids.flatten(), width, threshold, 1 + h) for h in range(heads)]
+            kept = torch.stack(masks, 1).view(rows, width, heads, width).transpose(1, 2)
+            kept = kept.gather(3, places[:, None, None, :].expand_as(kept))
+        else:
+            kept = dropout_mask(key, row_ids.flatten(), x.shape[-1], threshold, 0).view(x.shape)
+        return x * kept * dropout_scale(threshold)
+
+    return dropout
+
+
+def follow(
+    reference: ReferenceElectra, batch: Batch, out: ElectraOutput, mask: Tensor, types: Tensor
+) -> ReferenceOutput:
+    """The reference's pass over the same text with the masks and samples that `out` had."""
+    flat = torch.repeat_interleave(batch.lengths) * batch.width + batch.position_ids
+    return reference(
+        batch.pad(batch.input_ids),
+        mask,
+        types,
+        batch.pad(out.slots.masked_ids),
+        flat[out.slots.positions],
+        out.slots.labels,
+        out.slot_samples,
+    )
+
+
+def gradients(reference: ReferenceElectra) -> dict[str, Tensor]:
+    """The reference's gradients under the names of an Electra's parameters."""
+    found = {}
+    for network in ("generator", "discriminator"):
+        grads = {name: p.grad for name, p in getattr(reference, network).named_parameters()}
+        found |= {f"{network}.{name}": grad for name, grad in from_huggingface(grads).items()}
+    return found

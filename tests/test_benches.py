@@ -1,0 +1,203 @@
+"""The harness on contestants that only pretend, the count of flops, the command line, and a race of tiny models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHES = Path(__file__).resolve().parent.parent / "benches"
+sys.path.insert(0, str(BENCHES))
+
+import bench_pretrain_step  # noqa: E402
+import clock  # noqa: E402
+import harness  # noqa: E402
+from harness import Options, Race, Roofs, run  # noqa: E402
+from rows import Row, Writer, plot, table  # noqa: E402
+
+from electra_fast.config import ElectraConfig  # noqa: E402
+from electra_fast.flops import step_flops  # noqa: E402
+
+FIELDS = (
+    "bench model provider shape dtype ms_p20 ms ms_p80 tokens_per_s tflops gbps percent_roof peak_mem_mb launches "
+    "device torch triton commit date"
+).split()
+
+
+class Clockwork:
+    """Contestants whose seconds are scripted: `clock.sample` reads them instead of the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: list[float]) -> None:
+        self.turns: list[str] = []
+        self.scripts = {name: iter(times) for name, times in seconds.items()}
+        self.current = ""
+        monkeypatch.setattr(clock, "sample", self.sample)
+        monkeypatch.setattr(clock, "warm_up", lambda *_: 1)
+        self.contestants = {name: (lambda name=name: lambda: self.turn(name)) for name in seconds}
+
+    def turn(self, name: str) -> None:
+        self.current = name
+        self.turns.append(name)
+
+    def sample(self, step: clock.Step, *_: object) -> float:
+        step()
+        return next(self.scripts[self.current])
+
+
+def test_contestants_take_turns_and_ratios_are_of_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Round 3 slows everybody tenfold: the ratio of b to a is 2 all the same; a's second lane is the noise bar."""
+    script = Clockwork(monkeypatch, a=[1, 1, 1, 1, 10, 20, 1, 1, 1, 1], b=[2, 2, 20, 2, 2])
+    writer = Writer(tmp_path / "rows.jsonl")
+    race = Race("op", "m", "4x4", script.contestants, tokens=16, flops=3e12, bytes=5e9)
+    rows = run(race, Options(rounds=5), writer, Roofs(gbps=10.0, tflops={"float32": 4.0}))
+    assert script.turns == ["a", "b", "a"] * 5
+    by_name = {row.provider: row for row in rows}
+    assert set(by_name) == {"a", "b", "a (again)"}
+    a, b = by_name["a"], by_name["b"]
+    assert (a.ms, b.ms, a.ratio_to_best, b.ratio_to_best) == (1000, 2000, 1, 2)
+    assert (b.ms_p20, b.tokens_per_s, b.tflops, b.gbps) == (2000, 8, 1.5, 2.5)
+    assert a.percent_roof == pytest.approx(75) and b.percent_roof == pytest.approx(37.5)  # flops; bytes need less
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [list(row) for row in written] == [FIELDS] * 3
+    assert written[0]["launches"] is None and written[0]["torch"] == torch.__version__
+
+
+def test_the_narrower_roof_counts() -> None:
+    roofs = Roofs(gbps=10.0, tflops={"float32": 4.0, "bfloat16": 400.0})
+    assert roofs.percent("float32", 2.0, 4e12, 5e9) == pytest.approx(50)
+    assert roofs.percent("bfloat16 autocast", 2.0, 4e12, 5e9) == pytest.approx(25)
+    assert roofs.percent("float32", 2.0, None, None) is None and Roofs().percent("float32", 1.0, 1.0, 1.0) is None
+
+
+def test_what_cannot_run_or_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def absent() -> clock.Step:
+        raise ModuleNotFoundError("No module named 'rival'\nmore")
+
+    script = Clockwork(monkeypatch, wrong=[1], right=[1, 1, 1, 1])
+    writer = Writer(tmp_path / "rows.jsonl")
+    contestants = {"absent": absent, **script.contestants}
+
+    def check(step: clock.Step) -> str:
+        step()
+        return "off by one" if script.current == "wrong" else ""
+
+    rows = {row.provider: row for row in run(Race("op", "m", "1", contestants, check), Options(rounds=2), writer)}
+    assert rows["absent"].skipped == "ModuleNotFoundError: No module named 'rival'" and rows["absent"].ms is None
+    assert rows["wrong"].skipped == "wrong: off by one" and rows["right"].ms == 1000 and not rows["right"].skipped
+    printed = table(rows.values())
+    assert "absent  skipped: ModuleNotFoundError" in printed and "wrong  skipped: wrong: off by one" in printed
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [list(row) for row in written if row["ms"] is None] == [[*FIELDS, "skipped"]] * 2
+
+
+def test_a_contestant_that_breaks_down_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Clockwork(monkeypatch, good=[1] * 6, bad=[1, 1])  # StopIteration in the third round
+    rows = {row.provider: row for row in run(Race("op", "m", "1", script.contestants), Options(rounds=3), Writer(None))}
+    assert rows["bad"].skipped.startswith("StopIteration") and rows["good"].ms == 1000
+
+
+def test_only_those_asked_for_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Clockwork(monkeypatch, **{"ours": [1] * 9, "hf-a": [1] * 9, "hf-b": [1] * 9})
+    options = Options(rounds=1, providers=("hf-*",))
+    rows = run(Race("op", "m", "1", script.contestants), options, Writer(None))
+    assert {row.provider for row in rows} == {"hf-a", "hf-b", "hf-a (again)"}
+
+
+def test_times_are_those_of_the_wall() -> None:
+    import time
+
+    assert 0.009 < clock.sample(lambda: time.sleep(0.01), 20, "cpu", False) < 0.1
+    assert 2 <= clock.warm_up(lambda: time.sleep(0.004), "cpu", False) <= 5
+
+
+def test_quantiles() -> None:
+    assert harness.quantiles([3.0]) == (3, 3, 3)
+    assert harness.quantiles([float(n) for n in range(11)]) == (2, 5, 8)
+
+
+def test_plot(tmp_path: Path) -> None:
+    empty = dict.fromkeys(FIELDS)
+    row = Row(
+        **empty | dict(bench="op", model="m", provider="ours", shape="1", dtype="float32", ms_p20=1, ms=2, ms_p80=4)
+    )
+    plot([row], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    plot([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_profile_writes_a_trace_and_keeps_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        clock.profile(lambda: torch.ones(8, 8) @ torch.ones(8, 8), "cpu", tmp_path / "trace.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"trace.json", "trace-2.json"}
+    assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text()) and "aten::mm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "slots", "mflop"),
+    [
+        ("small", 128, 19, 23.40),
+        ("small", 512, 79, 29.34),
+        ("base", 128, 19, 203.63),
+        ("base", 512, 79, 222.78),
+        ("large", 128, 32, 675.84),
+        ("large", 512, 130, 723.27),
+    ],
+)
+def test_flops_of_a_token(model: str, width: int, slots: int, mflop: float) -> None:
+    """Forward MFLOP per token, counted on paper; a step is three times that."""
+    config = getattr(ElectraConfig, model)()
+    assert step_flops(config, [width] * 3, 3 * slots) / 3 / (3 * width) == pytest.approx(mflop * 1e6, rel=2e-4)
+
+
+def test_case_counts_tokens_and_slots() -> None:
+    full = bench_pretrain_step.Case.make("tiny", "4x64", "cpu", ragged=False)
+    assert full.lengths == [64] * 4 and full.padding is None
+    assert full.flops == step_flops(full.config, [64] * 4, 4 * 10)
+    ragged = bench_pretrain_step.Case.make("tiny", "4x64", "cpu", ragged=True)
+    assert ragged.lengths[0] == 64 and min(ragged.lengths) >= 8 and sum(ragged.lengths) < 256
+    assert not ragged.input_ids[ragged.attention_mask == 0].any() and ragged.padding is not None
+
+
+def test_the_gate_sees_what_does_not_learn() -> None:
+    check = bench_pretrain_step.learns(ElectraConfig.small())
+    falling = iter([45.0, 44.0, 43.0, 42.0])
+    assert not check(lambda: next(falling))
+    assert "first loss" in check(lambda: 12.0) and "first loss" in check(lambda: float("nan"))
+    assert "does not fall" in check(lambda: 45.0)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(BENCHES), *arguments], capture_output=True, text=True)
+
+
+def test_command_line_says_what_there_is() -> None:
+    done = command("no_such_bench")
+    assert done.returncode == 2 and "there is no bench no_such_bench; there are" in done.stderr
+    assert "pretrain_step" in done.stderr and "roofs" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_command_line_without_a_gpu() -> None:
+    done = command("roofs", "--device", "cuda")
+    assert done.returncode == 2 and "torch sees no CUDA device" in done.stderr
+
+
+@pytest.mark.parametrize("shape", ["2x32", "3x24 ragged"])
+def test_a_race_of_tiny_models(tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contestant of the step either runs and learns, or says why not; the reference does run."""
+    smaller = ElectraConfig.tiny(vocab_size=2000, num_hidden_layers=1)
+    monkeypatch.setattr(ElectraConfig, "tiny", lambda: smaller)
+    options = Options(models=("tiny",), shapes=(shape.split()[0],), ragged="ragged" in shape, rounds=1)
+    (race,) = bench_pretrain_step.races(options)
+    assert race.shape == shape
+    rows = {row.provider: row for row in run(race, options, Writer(tmp_path / "rows.jsonl"))}
+    assert rows.keys() >= {"ours", "reference", "reference-all-rows", "hf-as-written", "hf-tuned"}
+    for name in ("reference", "reference-all-rows"):
+        assert rows[name].ms and rows[name].tokens_per_s and rows[name].tflops and not rows[name].skipped
+    assert all(bool(row.ms) != bool(row.skipped) for row in rows.values())
+    assert not any(row.skipped.startswith("wrong") for row in rows.values())

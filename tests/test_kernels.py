@@ -1,0 +1,238 @@
+"""Triton's kernels: interpreted here, against each op's reference and truth; compiled ahead of time in a subprocess.
+
+The interpreter runs float32 and float16 (its bfloat16 products are wrong). The public op is what is called: the
+dispatcher alone is left out, since without a GPU it would choose the CPU.
+"""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numerics
+import pytest
+import test_attention
+import test_generator_head
+import test_masking
+import torch
+from electra_fast.kernels import attention as attention_kernels
+from electra_fast.kernels import generator_head as generator_head_kernels
+from electra_fast.kernels import masking as masking_kernels
+from numerics import check, dropout_factors, laid_out, offsets
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import electra_fast.ops  # noqa: F401
+from electra_fast.ops._library import DifferentiableOp, _Function, backends
+
+OPS = {name: sys.modules[f"electra_fast.ops.{name}"] for name in ("attention", "generator_head", "masking")}
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every op's own tests run the kernels")
+
+
+@pytest.fixture(autouse=True)
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public ops call the launchers; one upstream gradient, not contiguous, and one layout of the inputs do."""
+    for name in ("attention", "generator_head"):
+        monkeypatch.setattr(OPS[name], f"_{name}", through_triton(getattr(OPS[name], f"_{name}")))
+    monkeypatch.setattr(OPS["masking"], "_masking", masking_kernels.masking_fwd)
+    monkeypatch.setattr(OPS["masking"], "_corrupt", masking_kernels.corrupt_fwd)
+    monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
+    for table in (attention_kernels.FWD, attention_kernels.BWD):  # large blocks: the interpreter pays by the block
+        for key in [key for key in table if key[0] == 4]:
+            monkeypatch.setitem(table, key, dict(BLOCK_M=128, BLOCK_N=128, num_warps=4, num_stages=1))
+    for table in (generator_head_kernels.FWD, generator_head_kernels.BWD_HIDDEN, generator_head_kernels.BWD_WEIGHT):
+        for key in [key for key in table if key[0] == 4]:
+            monkeypatch.setitem(table, key, dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1))
+
+
+def through_triton(op: DifferentiableOp):
+    shim = types.SimpleNamespace(name=op.name, slots=op.slots, fwd=op.cuda.fwd, bwd=op.cuda.bwd)
+
+    def call(*args):
+        assert op._on_triton(args)
+        *outputs, saved = _Function.apply(shim, *args)
+        for tensor, fake in zip(saved, op.cuda.saves(*args), strict=True):
+            assert (tensor.shape, tensor.dtype, tensor.stride()) == (fake.shape, fake.dtype, fake.stride())
+        return outputs[0] if op.outputs == 1 else tuple(outputs)
+
+    return call
+
+
+LENGTHS = [(1,), (63, 0), (127, 5), (128,), (129,), (5, 0, 33, 16), (300,), (0, 0), ()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention_by_the_rule(lengths: tuple, dtype: torch.dtype) -> None:
+    check(OPS["attention"].attention, test_attention.truth, test_attention.example(lengths, width=64), dtype)
+
+
+@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout"])
+def test_attention_whatever_the_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = test_attention.example((70, 20), p=0.0 if layout == "no dropout" else 0.1)
+    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
+    if layout == "zero-stride upstream":
+        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
+    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
+    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    check(OPS["attention"].attention, test_attention.truth, given)
+
+
+@pytest.mark.parametrize("heads, width", [(1, 1), (3, 24), (2, 80), (1, 128)])
+def test_attention_of_other_widths(heads: int, width: int) -> None:
+    check(OPS["attention"].attention, test_attention.truth, test_attention.example(heads=heads, width=width))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "lengths, lengths_k",
+    [([2, 1, 3], [5, 1, 9]), ([4, 40], [1, 130]), ([3, 2, 0], [0, 4, 6]), ([2, 3], [0, 0]), ([0, 0], [3, 4])],
+    ids=str,
+)
+def test_attention_to_other_keys(lengths: list, lengths_k: list, dtype: torch.dtype) -> None:
+    given = test_attention.example(lengths, width=32, lengths_k=lengths_k)
+    check(OPS["attention"].attention, test_attention.truth, given, dtype)
+
+
+@pytest.mark.parametrize("tile", [None, dict(BLOCK_M=32, BLOCK_N=64), dict(BLOCK_M=64, BLOCK_N=16)], ids=str)
+@pytest.mark.parametrize("seed", [-7, 2**62 + 5])
+def test_attention_drops_the_very_bytes(seed: int, tile: dict | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in attention_kernels.FWD:
+        if tile is not None:
+            monkeypatch.setitem(attention_kernels.FWD, key, tile)
+    rows = torch.randint(0, 2**62, (100,))
+    found = test_attention.kept_probabilities(0.1, seed, rows, (100,)) != 0
+    for head in range(2):
+        assert torch.equal(found[:, head], dropout_factors(seed, rows, 100, 0.1, 1 + head) != 0)
+
+
+def test_attention_keeps_nan_in_its_sequence() -> None:
+    for there in (slice(0, 6), slice(6, 15), slice(15, 19)):
+        test_attention.test_nan_in_one_sequence_does_not_reach_another(there)
+
+
+def test_attention_with_probability_one_or_large_scores() -> None:
+    test_attention.test_probability_one_gives_zeros()
+    test_attention.test_large_scores_are_finite()
+
+
+def test_a_sequence_alone_is_itself_among_others_to_the_bit() -> None:
+    lengths = (5, 64, 1, 40)
+    given = test_attention.example(lengths)
+    whole = OPS["attention"].attention(**given)
+    for n, (a, b) in enumerate(zip(given["cu_seqlens"][:-1], given["cu_seqlens"][1:], strict=True)):
+        own = {name: given[name][a:b] for name in ("q", "k", "v", "row_ids")}
+        alone = OPS["attention"].attention(**given | own | dict(cu_seqlens=offsets(lengths[n])))
+        assert torch.equal(alone, whole[a:b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rows, width, vocabulary", [(1, 1, 1), (9, 8, 30), (40, 16, 129), (20, 128, 300), (0, 8, 30)])
+def test_generator_head_by_the_rule(rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> None:
+    given = test_generator_head.example(rows, width, vocabulary)
+    check(OPS["generator_head"].generator_head, test_generator_head.truth, given, dtype)
+
+
+def test_generator_head_with_shares_of_the_vocabulary_and_odd_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator_head_kernels, "PROGRAMS", 6)
+    monkeypatch.setattr(numerics, "LAYOUTS", ["transposed", "unaligned"])
+    monkeypatch.setattr(numerics, "UPSTREAMS", {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)})
+    given = test_generator_head.example(9, 17, 700)
+    check(OPS["generator_head"].generator_head, test_generator_head.truth, given)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(temperature=0.5), dict(temperature=3.0), dict(disallow_correct=True)], ids=str
+)
+@pytest.mark.parametrize("vocabulary", [1, 129, 700])
+def test_generator_head_samples_the_words_that_the_random_words_say(vocabulary: int, options: dict) -> None:
+    given = test_generator_head.example(40, vocabulary=vocabulary)
+    found = OPS["generator_head"].generator_head(**given, **options)[1]
+    assert torch.equal(found, test_generator_head.sampled(**given, **options))
+
+
+@pytest.mark.parametrize("disallow_correct", [False, True])
+def test_generator_head_at_temperature_0_takes_the_most_likely_word(disallow_correct: bool) -> None:
+    given = test_generator_head.example(50, vocabulary=300)
+    logits = given["hidden"] @ given["weight"].T + given["bias"]
+    first, second = logits.topk(2).indices.unbind(1)
+    given["labels"][::2] = first[::2]
+    options = dict(temperature=0, disallow_correct=disallow_correct)
+    expected = torch.where((given["labels"] == first) & disallow_correct, second, first)
+    assert torch.equal(OPS["generator_head"].generator_head(**given, **options)[1], expected)
+
+
+def test_generator_head_at_its_edges() -> None:
+    test_generator_head.test_rows_left_out_have_no_loss_and_no_gradient()
+    test_generator_head.test_when_all_are_left_out_nothing_is_nan()
+    test_generator_head.test_nan_in_a_row_left_out_does_not_leak()
+    for value in (0.0, 1.0):
+        test_generator_head.test_nan_logits_show_in_the_loss_and_give_a_word_that_exists(value)
+    for value in (1e4, -1e4):
+        test_generator_head.test_large_logits_are_finite(value)
+    given = test_generator_head.example()
+    given["bias"] = (given["bias"] + 200).requires_grad_()
+    OPS["generator_head"].generator_head(**given)[0].sum().backward()
+    assert given["bias"].grad.isfinite().all(), "places beyond the last row count"
+
+
+@pytest.mark.parametrize("block", [32, 512])
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("lengths", [(12, 1, 40, 7), (128, 127), (0, 5, 0, 0, 9, 0), (0, 0), (), (600, 3)], ids=str)
+def test_masking_by_the_rule(lengths: tuple, faithful: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block == 32 and sum(lengths) > 100:
+        pytest.skip("too many blocks for the interpreter")
+    monkeypatch.setitem(masking_kernels.MASKING, "BLOCK", block)
+    for mask_prob, vocabulary, layout in ((0.15, 12, "contiguous"), (0.6, 7, "transposed"), (1.0, 5, "sliced")):
+        given = test_masking.example(lengths, vocabulary, mask_prob, faithful=faithful) | dict(seed=-3)
+        placed = {n: laid_out(v, layout) if isinstance(v, Tensor) else v for n, v in given.items()}
+        with numerics.poisoned_memory():
+            ours = OPS["masking"].masking(**placed)
+        assert [t.tolist() for t in ours[:4]] == list(test_masking.truth(**given))
+
+
+def test_masking_breaks_ties_by_place_and_hides_none_or_all() -> None:
+    for replace_prob in (0.0, 1.0):
+        given = test_masking.example((30, 9), mask_prob=0.3, replace_prob=replace_prob)
+        given["row_ids"] = torch.arange(39) // 8  # eight tokens have the same words
+        ours = OPS["masking"].masking(**given)
+        assert [t.tolist() for t in ours[:4]] == list(test_masking.truth(**given))
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("total, slots", [(20, 9), (1, 1), (20, 0), (0, 0), (5000, 1000)])
+def test_corrupt_by_the_rule(total: int, slots: int, faithful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking_kernels, "PROGRAMS", 2)
+    given = test_masking.slots_example(total, slots, faithful and total > 1)
+    with numerics.poisoned_memory():
+        corrupted, replaced = OPS["masking"].corrupt(**given, faithful=faithful)
+    assert (corrupted.tolist(), replaced.tolist()) == test_masking.corrupt_truth(**given, faithful=faithful)
+    assert replaced.dtype == torch.bool
+    test_masking.test_unused_slots_change_nothing_whatever_they_hold()
+
+
+def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
+    for name in ("attention_fwd", "attention_bwd", "generator_head_fwd", "generator_head_bwd", "masking", "corrupt"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"electra_fast::{name}", "CUDA")
+        assert backends[name]["cuda"].startswith("Triton")
+    with FakeTensorMode():
+        for dtype, width, expected in ((torch.bfloat16, 64, 1), (torch.bfloat16, 129, 0), (torch.float64, 64, 0)):
+            q = torch.empty(10, 2, width, dtype=dtype, device="cuda")
+            cu, rows, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (3, 10, 1))
+            out, saved = torch.ops.electra_fast.attention_fwd(q, q, q, cu, 9, cu, 9, rows, seed, 0.1, 0.1)
+            assert out.shape == q.shape and len(saved) == expected
+        for dtype, width, expected in ((torch.bfloat16, 256, 1), (torch.float32, 256, 0), (torch.float32, 128, 1)):
+            hidden, weight, bias = (torch.empty(n, dtype=dtype, device="cuda") for n in ((9, width), (30, width), 30))
+            labels, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (9, 1))
+            arguments = (hidden, weight, bias, labels, labels, seed, 1.0, False)
+            assert len(torch.ops.electra_fast.generator_head_fwd(*arguments)[-1]) == expected
+
+
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    """aot.py checks the rows; on this side only that it was content."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    environment |= dict(TRITON_CACHE_DIR=str(tmp_path))
+    command = [sys.executable, str(Path(__file__).parent / "aot.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
