@@ -72,7 +72,7 @@ def adamw_reference(
     max_grad_norm: float,
     guard: Tensor,
 ) -> Tensor:
-    norm = torch.stack(torch._foreach_norm(grads)).norm().reshape(1)
+    norm = torch.stack(torch._foreach_norm(grads, dtype=torch.float64)).norm().reshape(1).to(grads[0].dtype)
     if not (norm.isfinite() & guard.isfinite()).all():
         return norm.to(lr.dtype)
     clipped = torch._foreach_mul(
