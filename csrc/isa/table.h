@@ -4,6 +4,7 @@
 // the compiler may use. The bodies instantiate no std:: template: its weak symbols, compiled for a newer CPU, could be
 // the ones that the linker keeps for everybody.
 #include "../attention.cpp"
+#include "../dropout_add_layer_norm.cpp"
 #include "../generator_head.cpp"
 #include "../masking.cpp"
 #include "../ops.h"

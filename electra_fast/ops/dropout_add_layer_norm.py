@@ -1,7 +1,8 @@
 """dropout_add_layer_norm: y = LayerNorm(residual + dropout(x)), the end of each half of a post-LN layer.
 
 x, residual (T, D), weight, bias (D,) -> (T, D); mean and variance over D, variance biased (Ba et al., 2016).
-Dropout is keyed by row_ids (_philox.py, plane 0). Cost: about 8 T D flops; 3 T D elements moved forward.
+Dropout is keyed by row_ids (_philox.py, plane 0). Cost: about 8 T D flops; 3 T D elements moved forward. The C++
+saves what its backward reads in place of x and residual, the normalised rows xhat (T, D) and 1 / deviation rstd (T,).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from electra_fast.ops._check import (
     check_shape,
     seed_tensor,
 )
-from electra_fast.ops._library import DifferentiableOp
-from electra_fast.ops._philox import dropout_reference
+from electra_fast.ops._core import core
+from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._philox import dropout_reference, dropout_threshold
 
 
 def dropout_add_layer_norm(
@@ -64,6 +66,61 @@ def dropout_add_layer_norm_reference(
     return F.layer_norm(residual + dropout_reference(x, dropout_p, seed, row_ids), weight.shape, weight, bias, eps)
 
 
+def _forward_cpu(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+) -> tuple[Tensor, list[Tensor]]:
+    given = [t.contiguous() for t in (x, residual, weight, bias, row_ids)]
+    found = [x.new_empty(x.shape), *_saved(x)]
+    core.dropout_add_layer_norm_fwd(
+        *(t.data_ptr() for t in given),
+        *x.shape,
+        seed.item(),
+        eps,
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in found),
+        torch.get_num_threads(),
+    )
+    return found[0], found[1:]
+
+
+def _backward_cpu(
+    grads: list[Tensor],
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    _, xhat, rstd = saved
+    given = [t.contiguous() for t in (grads[0], xhat, rstd, weight, row_ids)]
+    found = [t.new_empty(t.shape) for t in (x, residual, weight, bias)]
+    core.dropout_add_layer_norm_bwd(
+        *(t.data_ptr() for t in given),
+        *x.shape,
+        seed.item(),
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in found),
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _saved(x: Tensor, *_: object) -> list[Tensor]:
+    """Room for xhat and rstd."""
+    return [x.new_empty(x.shape), x.new_empty(x.shape[0])]
+
+
 _dropout_add_layer_norm = DifferentiableOp(
     "dropout_add_layer_norm",
     "Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor row_ids, Tensor seed, float eps, float dropout_p",
@@ -71,4 +128,5 @@ _dropout_add_layer_norm = DifferentiableOp(
     differentiable=("x", "residual", "weight", "bias"),
     reference=dropout_add_layer_norm_reference,
     fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
+    cpu=Backend(_forward_cpu, _backward_cpu, _saved),
 )
