@@ -1,5 +1,8 @@
 // LayerNorm(residual + dropout(x + x_bias)) of contiguous rows and its gradients, by one thread, for ops to call while
 // the rows are in cache; see electra_fast/ops/dropout_add_layer_norm.py.
+//
+// Four rows go side by side: the sums of one row are a chain of dependent additions, four chains fill the pipeline.
+// What a row gives does not depend on its neighbours.
 #pragma once
 
 #include <math.h>
@@ -16,79 +19,103 @@ struct Norm {
   int64_t seed;
 };
 
-// Which of up to kBlockColumns columns of a row dropout keeps, and by what it scales them.
-struct KeptColumns {
+// Dropout on R rows, kBlockColumns columns at a time.
+template <int R>
+struct RowsDropout {
   const float scale;
   const int limit;  // byte >= threshold as byte > limit: -1 keeps all
-  uint8_t bytes[kBlockColumns];
+  uint8_t bytes[R][kBlockColumns];
 
-  explicit KeptColumns(const Norm& norm)
+  explicit RowsDropout(const Norm& norm)
       : scale(norm.threshold < 256 ? 256.0f / float(256 - norm.threshold) : 1.0f), limit(norm.threshold - 1) {}
 
-  void draw(int64_t seed, const int64_t* row_id, int64_t column) {
-    if (limit >= 0) philox_block(seed, *row_id, uint32_t(column / 16), 0, bytes);
+  void draw(int64_t seed, const int64_t* row_ids, int64_t column) {
+    for (int r = 0; limit >= 0 && r < R; ++r) philox_block(seed, row_ids[r], uint32_t(column / 16), 0, bytes[r]);
   }
   // Chosen, not multiplied by 0: a NaN that is dropped is gone.
-  Vec of(Vec x, int64_t i) const {
+  Vec of(Vec x, int r, int64_t i) const {
     if (limit < 0) return x;
-    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-    Bytes drawn;
-    memcpy(&drawn, bytes + i, sizeof drawn);
-    return __builtin_convertvector(drawn, VecInt) > limit ? x * scale : Vec{};
+#if EF_ISA >= 512
+    const VecInt drawn = (VecInt)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)(bytes[r] + i)));
+#elif EF_ISA >= 256
+    const VecInt drawn = (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(bytes[r] + i)));
+#else
+    const uint8_t* b = bytes[r] + i;
+    const VecInt drawn = {b[0], b[1], b[2], b[3]};
+#endif
+    return drawn > limit ? x * scale : Vec{};
   }
-  float of(float x, int64_t i) const { return limit < 0 ? x : bytes[i] > limit ? x * scale : 0.0f; }
+  float of(float x, int r, int64_t i) const { return limit < 0 ? x : bytes[r][i] > limit ? x * scale : 0.0f; }
 };
 
-// out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x + x_bias); x_bias may be null. xhat may
-// be x. xhat, out (rows, D), rstd (rows,).
-static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x, const float* x_bias,
-                                 const float* residual, const int64_t* row_ids, const float* weight, const float* bias,
-                                 float* out, float* xhat, float* rstd) {
+template <int R>
+static inline void norm_fwd(const Norm& norm, const float* x, const float* x_bias, const float* residual,
+                            const int64_t* row_ids, const float* weight, const float* bias, float* out, float* xhat,
+                            float* rstd) {
   const int64_t D = norm.D;
-  KeptColumns kept(norm);
-  for (int64_t r = 0; r < rows; ++r, x += D, residual += D, xhat += D, out += D) {
-    Vec sum = {};
-    float last = 0;
-    for (int64_t start = 0; start < D; start += kBlockColumns) {
-      const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
-      kept.draw(norm.seed, row_ids + r, start);
-      int64_t c = start;
-      for (; c + kLanes <= end; c += kLanes) {
-        const Vec biased = x_bias ? load(x + c) + load(x_bias + c) : load(x + c);
-        const Vec z = load(residual + c) + kept.of(biased, c - start);
-        store(xhat + c, z), sum += z;
-      }
-      for (; c < end; ++c) {
-        const float z = residual[c] + kept.of(x_bias ? x[c] + x_bias[c] : x[c], c - start);
-        xhat[c] = z, last += z;
+  RowsDropout<R> dropout(norm);
+  Vec sum[R] = {};
+  float last[R] = {};
+  for (int64_t start = 0; start < D; start += kBlockColumns) {
+    const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
+    dropout.draw(norm.seed, row_ids, start);
+    int64_t c = start;
+    for (; c + kLanes <= end; c += kLanes) {
+      const Vec shift = x_bias ? load(x_bias + c) : Vec{};
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = r * D + c;
+        const Vec z = load(residual + at) + dropout.of(load(x + at) + shift, r, c - start);
+        store(xhat + at, z), sum[r] += z;
       }
     }
-    const float mean = (sum_of(sum) + last) / float(D);
-    // What the rounding of the mean left comes out as the mean of the differences.
-    Vec rest = {}, square = {};
-    float last_rest = 0, last_square = 0;
-    int64_t c = 0;
-    for (; c + kLanes <= D; c += kLanes) {
-      const Vec centred = load(xhat + c) - mean;
-      rest += centred, square += centred * centred;
+    for (; c < end; ++c) {
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = r * D + c;
+        xhat[at] = residual[at] + dropout.of(x_bias ? x[at] + x_bias[c] : x[at], r, c - start);
+        last[r] += xhat[at];
+      }
     }
-    for (; c < D; ++c) {
-      const float centred = xhat[c] - mean;
-      last_rest += centred, last_square += centred * centred;
+  }
+  float mean[R], rest_mean[R];
+  Vec rest[R] = {}, square[R] = {};
+  float last_rest[R] = {}, last_square[R] = {};
+  for (int r = 0; r < R; ++r) mean[r] = (sum_of(sum[r]) + last[r]) / float(D);
+  int64_t c = 0;
+  for (; c + kLanes <= D; c += kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec centred = load(xhat + r * D + c) - mean[r];
+      rest[r] += centred, square[r] += centred * centred;
     }
-    const float offset = (sum_of(rest) + last_rest) / float(D);
-    const float variance = (sum_of(square) + last_square) / float(D) - offset * offset;
-    const float scale = 1 / sqrtf((variance < 0 ? 0 : variance) + norm.eps);
-    for (c = 0; c + kLanes <= D; c += kLanes) {
-      const Vec normed = (load(xhat + c) - mean - offset) * scale;
-      store(xhat + c, normed), store(out + c, normed * load(weight + c) + load(bias + c));
+  }
+  for (; c < D; ++c) {
+    for (int r = 0; r < R; ++r) {
+      const float centred = xhat[r * D + c] - mean[r];
+      last_rest[r] += centred, last_square[r] += centred * centred;
     }
-    for (; c < D; ++c) xhat[c] = (xhat[c] - mean - offset) * scale, out[c] = xhat[c] * weight[c] + bias[c];
-    rstd[r] = scale;
+  }
+  for (int r = 0; r < R; ++r) {
+    rest_mean[r] = (sum_of(rest[r]) + last_rest[r]) / float(D);  // what the rounding of the mean left
+    const float variance = (sum_of(square[r]) + last_square[r]) / float(D) - rest_mean[r] * rest_mean[r];
+    rstd[r] = 1 / sqrtf((variance < 0 ? 0 : variance) + norm.eps);
+  }
+  for (c = 0; c + kLanes <= D; c += kLanes) {
+    const Vec w = load(weight + c), b = load(bias + c);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec normed = (load(xhat + r * D + c) - mean[r] - rest_mean[r]) * rstd[r];
+      store(xhat + r * D + c, normed), store(out + r * D + c, normed * w + b);
+    }
+  }
+  for (; c < D; ++c) {
+    for (int r = 0; r < R; ++r) {
+      const float normed = (xhat[r * D + c] - mean[r] - rest_mean[r]) * rstd[r];
+      xhat[r * D + c] = normed, out[r * D + c] = normed * weight[c] + bias[c];
+    }
   }
 }
 
-// R rows at once share the traffic of the parameters' gradients.
 template <int R>
 static inline void norm_bwd(const Norm& norm, const float* dout, const float* xhat, const float* rstd,
                             const float* weight, const int64_t* row_ids, float* dx, float* dresidual, float* dweight,
@@ -103,44 +130,62 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
     Vec dw = load(dweight + c), db = load(dbias + c);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const Vec d = load(dout + r * D + c), normed = load(xhat + r * D + c);
+      const Vec d = load(dout + r * D + c), normed = load(xhat + r * D + c), g = d * w;
       dw += d * normed, db += d;
-      sum[r] += d * w, dot[r] += d * w * normed;
+      sum[r] += g, dot[r] += g * normed;
     }
     store(dweight + c, dw), store(dbias + c, db);
   }
   for (; c < D; ++c) {
     for (int r = 0; r < R; ++r) {
-      const float d = dout[r * D + c], normed = xhat[r * D + c];
+      const float d = dout[r * D + c], normed = xhat[r * D + c], g = d * weight[c];
       dweight[c] += d * normed, dbias[c] += d;
-      mean[r] += d * weight[c], slope[r] += d * weight[c] * normed;
+      mean[r] += g, slope[r] += g * normed;
     }
   }
   for (int r = 0; r < R; ++r) {
     mean[r] = (mean[r] + sum_of(sum[r])) / float(D), slope[r] = (slope[r] + sum_of(dot[r])) / float(D);
   }
-
-  KeptColumns kept(norm);
+  RowsDropout<R> dropout(norm);
   for (int64_t start = 0; start < D; start += kBlockColumns) {
     const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
-    for (int r = 0; r < R; ++r) {
-      const float* d = dout + r * D;
-      const float* normed = xhat + r * D;
-      kept.draw(norm.seed, row_ids + r, start);
-      for (c = start; c + kLanes <= end; c += kLanes) {
-        const Vec dz = (load(d + c) * load(weight + c) - mean[r] - load(normed + c) * slope[r]) * rstd[r];
-        const Vec through = kept.of(dz, c - start);
-        store(dresidual + r * D + c, dz), store(dx + r * D + c, through);
-        if (dx_bias) store(dx_bias + c, load(dx_bias + c) + through);
+    dropout.draw(norm.seed, row_ids, start);
+    for (c = start; c + kLanes <= end; c += kLanes) {
+      const Vec w = load(weight + c);
+      Vec total = {};
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = r * D + c;
+        const Vec dz = (load(dout + at) * w - mean[r] - load(xhat + at) * slope[r]) * rstd[r];
+        const Vec through = dropout.of(dz, r, c - start);
+        store(dresidual + at, dz), store(dx + at, through), total += through;
       }
-      for (; c < end; ++c) {
-        const float dz = (d[c] * weight[c] - mean[r] - normed[c] * slope[r]) * rstd[r];
-        const float through = kept.of(dz, c - start);
-        dresidual[r * D + c] = dz, dx[r * D + c] = through;
-        if (dx_bias) dx_bias[c] += through;
+      if (dx_bias) store(dx_bias + c, load(dx_bias + c) + total);
+    }
+    for (; c < end; ++c) {
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = r * D + c;
+        const float dz = (dout[at] * weight[c] - mean[r] - xhat[at] * slope[r]) * rstd[r];
+        dresidual[at] = dz, dx[at] = dropout.of(dz, r, c - start);
+        if (dx_bias) dx_bias[c] += dx[at];
       }
     }
   }
+}
+
+// out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x + x_bias); x_bias may be null. out, xhat
+// (rows, D), rstd (rows,); xhat may be x.
+static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x, const float* x_bias,
+                                 const float* residual, const int64_t* row_ids, const float* weight, const float* bias,
+                                 float* out, float* xhat, float* rstd) {
+  const int64_t D = norm.D;
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    norm_fwd<4>(norm, x + r * D, x_bias, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D,
+                rstd + r);
+  for (; r < rows; ++r)
+    norm_fwd<1>(norm, x + r * D, x_bias, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D,
+                rstd + r);
 }
 
 // dresidual is the gradient of the residual, so of z, dx that of x; dweight, dbias, dx_bias (D,) are added to, dx_bias
