@@ -3,6 +3,7 @@
 // setup.py gives each includer its flags: -DEF_NS, the namespace, -DEF_ISA, the width of its vectors in bits, and what
 // the compiler may use. The bodies instantiate no std:: template: its weak symbols, compiled for a newer CPU, could be
 // the ones that the linker keeps for everybody.
+#include "../adamw.cpp"
 #include "../attention.cpp"
 #include "../dropout_add_layer_norm.cpp"
 #include "../generator_head.cpp"

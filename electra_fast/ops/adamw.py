@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops._check import check_devices, check_floats
+from electra_fast.ops._core import core
 from electra_fast.ops._library import define
 
 
@@ -50,7 +51,9 @@ def adamw(
         raise ValueError(f"adamw: {len(params)} params, {len(lr_scales)} lr_scales, {len(weight_decays)} weight_decays")
     if not params:
         return torch.zeros_like(lr)
-    for i, param in enumerate(params):
+    every = [*params, *grads, *exp_avgs, *exp_avg_sqs]
+    one_kind = len({t.dtype for t in every}) == 1 and len({t.device for t in (lr, guard, *every)}) == 1
+    for i, param in enumerate(params[:1] if one_kind else params):
         found = {name: tensors[i] for name, tensors in lists.items()}
         check_devices("adamw", lr=lr, guard=guard, param=param, **found)
         check_floats("adamw", param=param, **found)
@@ -90,6 +93,47 @@ def adamw_reference(
     return norm.to(lr.dtype)
 
 
+def _adamw_cpu(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    lr: Tensor,
+    lr_scales: list[float],
+    weight_decays: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    max_grad_norm: float,
+    guard: Tensor,
+) -> Tensor:
+    given = [t for four in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True) for t in four]
+    dense = [t.contiguous() for t in given]
+    addresses = torch.tensor([t.data_ptr() for t in dense])
+    sizes = torch.tensor([t.numel() for t in params])
+    lrs = lr.item() * torch.tensor(lr_scales, dtype=torch.float64)
+    decays = torch.tensor(weight_decays, dtype=torch.float64)
+    norm = torch.empty(1)
+    core.adamw(
+        addresses.data_ptr(),
+        sizes.data_ptr(),
+        lrs.data_ptr(),
+        decays.data_ptr(),
+        len(params),
+        beta1,
+        beta2,
+        eps,
+        max_grad_norm,
+        math.isfinite(guard.item()),
+        norm.data_ptr(),
+        torch.get_num_threads(),
+    )
+    for tensor, copy in zip(given, dense, strict=True):
+        if copy is not tensor:
+            tensor.copy_(copy)
+    return norm
+
+
 _adamw = define(
     "adamw",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor lr, "
@@ -97,4 +141,5 @@ _adamw = define(
     "-> Tensor",
     adamw_reference,
     lambda params, grads, exp_avgs, exp_avg_sqs, lr, *_: torch.empty_like(lr),
+    _adamw_cpu,
 )
