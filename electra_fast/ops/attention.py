@@ -132,28 +132,31 @@ def _common(
     """What both directions pass to the core: addresses and strides; and the tensors, to be held meanwhile."""
     rows = [t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v)]
     integers = [t.contiguous() for t in (cu_seqlens, cu_seqlens_k, row_ids)]
-    values: list[int | float] = []
-    for t in rows:
-        values += [t.data_ptr(), t.stride(0), t.stride(1)]
+    values: list[int | float] = _places(*rows)
     values += [integers[0].data_ptr(), integers[1].data_ptr(), cu_seqlens.numel() - 1, *q.shape[1:]]
     values += [integers[2].data_ptr(), int(seed.item()), dropout_threshold(dropout_p), softmax_scale]
     return rows + integers, values
+
+
+def _places(*tensors: Tensor) -> list[int]:
+    """Where the heads of each lie: the address, from token to token, from head to head."""
+    return [number for t in tensors for number in (t.data_ptr(), t.stride(0), t.stride(1))]
 
 
 def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
     _held, values = _common(*args)
     out = torch.empty_like(args[0], memory_format=torch.contiguous_format)
     lse = out.new_empty(out.shape[:2])
-    core.attention_fwd(*values, out.data_ptr(), lse.data_ptr(), torch.get_num_threads())
+    core.attention_fwd(*values, *_places(out), lse.data_ptr(), torch.get_num_threads())
     return out, [lse]
 
 
 def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
     *arguments, saved = args
     _held, values = _common(*arguments)
-    back = [t.contiguous() for t in (saved[1], grads[0])]  # lse, dout
+    lse, dout = saved[1].contiguous(), grads[0] if grads[0].stride(2) == 1 else grads[0].contiguous()
     found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[:3]]
-    core.attention_bwd(*values, *(t.data_ptr() for t in (*back, *found)), torch.get_num_threads())
+    core.attention_bwd(*values, lse.data_ptr(), *_places(dout, *found), torch.get_num_threads())
     return found
 
 
