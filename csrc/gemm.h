@@ -17,6 +17,7 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kSliver = EF_ISA >= 512 ? 12 : 6;
 constexpr int64_t kDepth = 4096 / kPanel;  // so that a panel's part, 16 KiB, stays in the first cache
 
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 static inline int64_t packed_size(int64_t K, int64_t N) { return panels(N) * K * kPanel; }
 
@@ -60,6 +61,9 @@ template <int ROWS, bool TRANSPOSED>
 __attribute__((noinline)) static void sliver(const float* a, int64_t lda, const float* panel, int64_t K, float* c,
                                              int64_t ldc, int64_t columns, bool add) {
   Vec sums[ROWS][2] = {};
+  if (add)  // what is added to may lie far away: it comes while the sums are made
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + kPanel - 1, 1);
   for (int64_t k = 0; k < K; ++k, panel += kPanel) {
     const Vec b0 = load(panel), b1 = load(panel + kLanes);
 #pragma GCC unroll 16

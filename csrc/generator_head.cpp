@@ -31,7 +31,6 @@ constexpr int64_t kBlock = 120;          // rows whose logits are held; a multip
 constexpr int64_t kBlockRoom = 128;      // for a number of each row, in whole vectors
 constexpr int64_t kChunk = 1024;         // rows whose tiles' sums are held: 1 / kTile of these rows' logits
 
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 static inline int64_t tiles_of(int64_t V) { return (V + kTile - 1) / kTile; }
@@ -145,12 +144,7 @@ static int64_t word_in_tile(const float* row, const float* weight, int64_t E, co
   alignas(64) float scores[kTile];
   for (int64_t i = 0; i < kTile; ++i) {
     const float* w = weight + (tile.first + (i < tile.words ? i : 0)) * E;  // beyond them the bias decides
-    Vec sum = {};
-    int64_t e = 0;
-    for (; e + kLanes <= E; e += kLanes) sum += load(row + e) * load(w + e);
-    float logit = sum_of(sum);
-    for (; e < E; ++e) logit += row[e] * w[e];
-    scores[i] = (logit + tile.bias[i]) * scale - (tile.first + i == lowered ? 1000.0f : 0.0f);
+    scores[i] = (dot(row, w, E) + tile.bias[i]) * scale - (tile.first + i == lowered ? 1000.0f : 0.0f);
   }
   Vec top = load(scores);
   for (int64_t i = kLanes; i < kTile; i += kLanes) top = larger(top, load(scores + i));

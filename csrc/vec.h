@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 namespace ef::EF_NS {
 
@@ -18,6 +19,15 @@ static inline void store(float* to, Vec value) {
   typedef float Anywhere __attribute__((vector_size(EF_ISA / 8), aligned(4), may_alias));
   *reinterpret_cast<Anywhere*>(to) = value;
 }
+
+// Of less than a vector, the rest 0.
+static inline Vec load_part(const float* from, int64_t count) {
+  Vec value = {};
+  memcpy(&value, from, size_t(count) * sizeof(float));
+  return value;
+}
+
+static inline void store_part(float* to, Vec value, int64_t count) { memcpy(to, &value, size_t(count) * sizeof(float)); }
 
 static inline Vec splat(float value) { return value - Vec{}; }  // 0 + -0 would be 0
 
@@ -73,6 +83,14 @@ static inline float sum_of(Vec v) {
   v += EF_SHUFFLE(v, v, 2, 3, 0, 1);
 #endif
   return v[0] + v[1];
+}
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+  Vec sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum += load(a + i) * load(b + i);
+  if (i < n) sum += load_part(a + i, n - i) * load_part(b + i, n - i);
+  return sum_of(sum);
 }
 
 static inline float largest_of(Vec v) {

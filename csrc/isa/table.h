@@ -3,12 +3,25 @@
 // setup.py gives each includer its flags: -DEF_NS, the namespace, -DEF_ISA, the width of its vectors in bits, and what
 // the compiler may use. The bodies instantiate no std:: template: its weak symbols, compiled for a newer CPU, could be
 // the ones that the linker keeps for everybody.
+#include "../ops.h"
+
+namespace ef::EF_NS {
+
+#define OP(name, parameters) void name parameters;
+#include "../ops.inc"
+#undef OP
+
+}  // namespace ef::EF_NS
+
 #include "../adamw.cpp"
 #include "../attention.cpp"
+#include "../attention_block.cpp"
+#include "../discriminator_head.cpp"
 #include "../dropout_add_layer_norm.cpp"
+#include "../ffn_block.cpp"
 #include "../generator_head.cpp"
+#include "../linear.cpp"
 #include "../masking.cpp"
-#include "../ops.h"
 #include "../philox.cpp"
 
 namespace ef::EF_NS {

@@ -9,8 +9,7 @@ masked positions alone, its keys and values everywhere. Both dropouts are keyed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,10 @@ from electra_fast.ops._check import (
     check_shape,
     seed_tensor,
 )
+from electra_fast.ops._core import core
 from electra_fast.ops._library import Backend, DifferentiableOp
-from electra_fast.ops.attention import _attention, attention_reference
+from electra_fast.ops._philox import dropout_threshold
+from electra_fast.ops.attention import attention_reference
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
 
 
@@ -120,7 +121,6 @@ def attention_block_reference(
     eps: float,
     attention_dropout_p: float,
     dropout_p: float,
-    attend: Callable[..., Tensor] = attention_reference,
 ) -> Tensor:
     width = x.shape[1]
     asking, ids = (x, row_ids) if rows is None else (x[rows], row_ids[rows])
@@ -129,7 +129,7 @@ def attention_block_reference(
     q, k, v = (t.unflatten(1, (num_heads, width // num_heads)) for t in (q, k, v))
     cu_q, max_q = (cu_seqlens, max_seqlen) if cu_rows is None else (cu_rows, max_rows)
     scale = 1 / math.sqrt(width // num_heads)
-    read = attend(q, k, v, cu_q, max_q, cu_seqlens, max_seqlen, ids, seed, scale, attention_dropout_p)
+    read = attention_reference(q, k, v, cu_q, max_q, cu_seqlens, max_seqlen, ids, seed, scale, attention_dropout_p)
     projected = F.linear(read.flatten(1), out_weight, out_bias)
     return dropout_add_layer_norm_reference(projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p)
 
@@ -139,9 +139,67 @@ def _fake(x: Tensor, *args: Tensor) -> tuple[Tensor]:
     return (x.new_empty((x if rows is None else rows).shape[0], x.shape[1]),)
 
 
-_with_attention = partial(attention_block_reference, attend=_attention)
+def _asking(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that ask, their offsets and their ids."""
+    x, cu_seqlens, row_ids, rows, cu_rows = args[0], args[7], args[9], args[11], args[12]
+    return (x, cu_seqlens, row_ids) if rows is None else (x[rows], cu_rows, row_ids[rows])
 
-_attention_block: DifferentiableOp = DifferentiableOp(
+
+def _sizes(*args: Any) -> list[int]:
+    x, cu_seqlens, num_heads = args[0], args[7], args[10]
+    return [cu_seqlens.numel() - 1, _fake(*args)[0].shape[0], x.shape[0], num_heads, x.shape[1]]
+
+
+def _saves(*args: Any) -> list[Tensor]:
+    """queries (R, D), keys and values (T, 2 D), what was read (R, D), its log-sum-exps (R, H), rows normalised (R, D)
+    and what each was divided by, inverted (R,)."""
+    x = args[0]
+    _, asking, total, heads, width = _sizes(*args)
+    shapes = (asking, width), (total, 2 * width), (asking, width), (asking, heads), (asking, width), (asking,)
+    return [x.new_empty(shape) for shape in shapes]
+
+
+def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    seed, eps, attention_dropout_p, dropout_p = args[14:]
+    asking, cu_rows, ids = _asking(*args)
+    given = [t.contiguous() for t in (args[0], asking, *args[1:7], cu_rows, args[7], ids)]
+    out, saved = _fake(*args)[0], _saves(*args)
+    core.attention_block_fwd(
+        *(t.data_ptr() for t in given),
+        *_sizes(*args),
+        seed.item(),
+        eps,
+        dropout_threshold(attention_dropout_p),
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in (out, *saved)),
+        torch.get_num_threads(),
+    )
+    return out, saved
+
+
+def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
+    *arguments, saved = args
+    x, qkv_weight, _, out_weight, _, norm_weight, _ = weights = [t.contiguous() for t in arguments[:7]]
+    rows, seed, _, attention_dropout_p, dropout_p = arguments[11], *arguments[14:]
+    asking, cu_rows, ids = _asking(*arguments)
+    offsets = (cu_rows, arguments[7], ids)
+    read = (grads[0], x, asking, qkv_weight, out_weight, norm_weight, *offsets, *saved[1:])
+    held = [t.contiguous() for t in read]
+    dx, *others = [torch.empty_like(t) for t in weights]
+    dasking = dx if rows is None else torch.empty_like(held[2])
+    core.attention_block_bwd(
+        *(t.data_ptr() for t in held[:9]),
+        *_sizes(*arguments),
+        seed.item(),
+        dropout_threshold(attention_dropout_p),
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in (*held[9:], dx, dasking, *others)),
+        torch.get_num_threads(),
+    )
+    return [dx if rows is None else dx.index_add_(0, rows, dasking), *others]
+
+
+_attention_block = DifferentiableOp(
     "attention_block",
     "Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor out_weight, Tensor out_bias, Tensor norm_weight, "
     "Tensor norm_bias, Tensor cu_seqlens, SymInt max_seqlen, Tensor row_ids, int num_heads, Tensor? rows, "
@@ -150,8 +208,5 @@ _attention_block: DifferentiableOp = DifferentiableOp(
     differentiable=("x", "qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias"),
     reference=attention_block_reference,
     fake=_fake,
-    cpu=Backend(  # as pieces: PyTorch's products around the attention of the core
-        lambda *args: (_with_attention(*args), []),
-        lambda *args: _attention_block.through_autograd(_with_attention).bwd(*args),
-    ),
+    cpu=Backend(_forward_cpu, _backward_cpu, _saves),
 )

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast.ops._check import check_devices, check_floats, check_integers, check_matrix, check_shape
-from electra_fast.ops._library import DifferentiableOp
+from electra_fast.ops._core import core
+from electra_fast.ops._library import Backend, DifferentiableOp
 from electra_fast.ops.linear import linear_reference
 
 
@@ -48,6 +49,33 @@ def discriminator_head_reference(
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none"), logits
 
 
+def _forward_cpu(*args: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    given = [t.contiguous() for t in args]
+    hidden = given[0]
+    loss, logits, inner = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), torch.empty_like(hidden)
+    pointers = [t.data_ptr() for t in given]
+    results = [t.data_ptr() for t in (loss, logits, inner)]
+    core.discriminator_head_fwd(*pointers, *hidden.shape, *results, torch.get_num_threads())
+    return loss, logits, [inner]
+
+
+def _backward_cpu(
+    grads: list[Tensor],
+    hidden: Tensor,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    labels: Tensor,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    read = [t.contiguous() for t in (*grads, hidden, dense_weight, out_weight, labels, *saved[1:])]
+    found = [t.new_empty(t.shape) for t in (hidden, dense_weight, dense_bias, out_weight, out_bias)]
+    pointers, results = ([t.data_ptr() for t in tensors] for tensors in (read, found))
+    core.discriminator_head_bwd(*pointers, *hidden.shape, *results, torch.get_num_threads())
+    return found
+
+
 _discriminator_head = DifferentiableOp(
     "discriminator_head",
     "Tensor hidden, Tensor dense_weight, Tensor dense_bias, Tensor out_weight, Tensor out_bias, Tensor labels",
@@ -55,4 +83,5 @@ _discriminator_head = DifferentiableOp(
     differentiable=("hidden", "dense_weight", "dense_bias", "out_weight", "out_bias"),
     reference=discriminator_head_reference,
     fake=lambda hidden, *_: (hidden.new_empty(hidden.shape[0]), hidden.new_empty(hidden.shape[0])),
+    cpu=Backend(_forward_cpu, _backward_cpu, lambda hidden, *_: [hidden.new_empty(hidden.shape)]),
 )

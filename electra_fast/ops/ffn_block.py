@@ -18,7 +18,9 @@ from electra_fast.ops._check import (
     check_shape,
     seed_tensor,
 )
-from electra_fast.ops._library import DifferentiableOp
+from electra_fast.ops._core import core
+from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._philox import dropout_threshold
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
 from electra_fast.ops.linear import linear_reference
 
@@ -76,6 +78,47 @@ def ffn_block_reference(
     return dropout_add_layer_norm_reference(down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
 
 
+def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    *tensors, seed, eps, dropout_p = args
+    given = [t.contiguous() for t in tensors]
+    x, up_weight = given[:2]
+    out, saved = torch.empty_like(x), _saves(x, up_weight)
+    core.ffn_block_fwd(
+        *(t.data_ptr() for t in given),
+        *x.shape,
+        up_weight.shape[0],
+        seed.item(),
+        eps,
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in (out, *saved)),
+        torch.get_num_threads(),
+    )
+    return out, saved
+
+
+def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
+    *tensors, row_ids, seed, _eps, dropout_p, saved = args
+    x, up_weight, _, down_weight, _, norm_weight, _ = given = [t.contiguous() for t in tensors]
+    read = [t.contiguous() for t in (grads[0], x, up_weight, down_weight, norm_weight, row_ids, *saved[1:])]
+    found = [torch.empty_like(t) for t in given]
+    core.ffn_block_bwd(
+        *(t.data_ptr() for t in read),
+        *x.shape,
+        up_weight.shape[0],
+        seed.item(),
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in found),
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _saves(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
+    """The GELU's argument (T, F), the normalised rows (T, D) and what each was divided by, inverted (T,)."""
+    rows = x.shape[0]
+    return [x.new_empty(rows, up_weight.shape[0]), x.new_empty(x.shape), x.new_empty(rows)]
+
+
 _ffn_block = DifferentiableOp(
     "ffn_block",
     "Tensor x, Tensor up_weight, Tensor up_bias, Tensor down_weight, Tensor down_bias, Tensor norm_weight, "
@@ -84,4 +127,5 @@ _ffn_block = DifferentiableOp(
     differentiable=("x", "up_weight", "up_bias", "down_weight", "down_bias", "norm_weight", "norm_bias"),
     reference=ffn_block_reference,
     fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
+    cpu=Backend(_forward_cpu, _backward_cpu, _saves),
 )

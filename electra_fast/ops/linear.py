@@ -7,11 +7,13 @@ Cost: 2 T N K flops forward, twice that backward. A piece that blocks are made o
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast.ops._check import check_devices, check_floats, check_matrix, check_shape
-from electra_fast.ops._library import DifferentiableOp
+from electra_fast.ops._core import core
+from electra_fast.ops._library import Backend, DifferentiableOp
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
@@ -32,11 +34,48 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False
     return F.gelu(y) if gelu else y
 
 
+def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor, list[Tensor]]:
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    inner = [torch.empty_like(out)] if gelu else []
+    core.linear_fwd(
+        *(t.data_ptr() for t in (x, weight, bias)),
+        *x.shape,
+        weight.shape[0],
+        inner[0].data_ptr() if gelu else 0,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out, inner
+
+
+def _backward_cpu(
+    grads: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, saved: list[Tensor]
+) -> list[Tensor]:
+    dout, x, weight = grads[0].contiguous(), x.contiguous(), weight.contiguous()
+    found = [t.new_empty(t.shape) for t in (x, weight, bias)]
+    core.linear_bwd(
+        *(t.data_ptr() for t in (dout, x, weight)),
+        saved[1].data_ptr() if gelu else 0,
+        *x.shape,
+        weight.shape[0],
+        False,
+        *(t.data_ptr() for t in found),
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor]:
+    return (x.new_empty(x.shape[0], weight.shape[0]),)
+
+
 _linear = DifferentiableOp(
     "linear",
     "Tensor x, Tensor weight, Tensor bias, bool gelu",
     outputs=("out",),
     differentiable=("x", "weight", "bias"),
     reference=linear_reference,
-    fake=lambda x, weight, bias, gelu: (x.new_empty(x.shape[0], weight.shape[0]),),
+    fake=_fake,
+    cpu=Backend(_forward_cpu, _backward_cpu, lambda *args: list(_fake(*args)) if args[3] else []),
 )

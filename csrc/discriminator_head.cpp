@@ -1,0 +1,62 @@
+// One logit a token and its cross-entropy, and the gradients; see electra_fast/ops/discriminator_head.py.
+#include <math.h>
+
+#include "gelu.h"
+#include "linear.h"
+
+namespace ef::EF_NS {
+
+// inner (T, D): the argument of the GELU, for the backward.
+void discriminator_head_fwd(const float* hidden, const float* dense_weight, const float* dense_bias,
+                            const float* out_weight, const float* out_bias, const uint8_t* labels, int64_t T,
+                            int64_t D, float* loss, float* logits, float* inner, Threads threads) {
+  const Parts parts(T, 2 * D * D, threads);
+  const Weight dense(dense_weight, D, D, false, parts.count);
+  Floats scratch(parts.count * D);
+#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
+  for (int64_t part = 0; part < parts.count; ++part) {
+    float* activated = scratch.at + part * D;
+    parts.blocks(part, [&](int64_t first, int64_t rows) {
+      linear_rows(dense, dense_bias, hidden + first * D, D, rows, inner + first * D, D);
+      for (int64_t t = first; t < first + rows; ++t) {
+        gelu_rows(inner + t * D, D, 1, D, activated, D);
+        const float x = dot(activated, out_weight, D) + out_bias[0];
+        logits[t] = x;
+        loss[t] = (x > 0 ? x : 0) - (labels[t] ? x : 0) + log1pf(expf(-fabsf(x)));  // where NaN stays NaN
+      }
+    });
+  }
+}
+
+void discriminator_head_bwd(const float* dloss, const float* dlogits, const float* hidden, const float* dense_weight,
+                            const float* out_weight, const uint8_t* labels, const float* logits, const float* inner,
+                            int64_t T, int64_t D, float* dhidden, float* ddense_weight, float* ddense_bias,
+                            float* dout_weight, float* dout_bias, Threads threads) {
+  const Parts parts(T, 6 * D * D, threads);
+  LinearGradient dense(dense_weight, D, D, ddense_weight, ddense_bias, parts.count);
+  Sum out_weights(dout_weight, D, parts.count), out_biases(dout_bias, 1, parts.count);
+  const int64_t ld = row_stride(D), own = kBlockRows * ld + D;
+  Floats scratch(parts.count * own);
+#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
+  for (int64_t part = 0; part < parts.count; ++part) {
+    float *dinner = scratch.at + part * own, *activated = dinner + kBlockRows * ld;
+    float *dweight = out_weights.of(part), *dbias = out_biases.of(part);
+    dense.start(part), out_weights.start(part), out_biases.start(part);
+    parts.blocks(part, [&](int64_t first, int64_t rows) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t t = first + r;
+        const float g = dlogits[t] + dloss[t] * (1 / (1 + expf(-logits[t])) - float(labels[t]));
+        float* row = dinner + r * ld;
+        for (int64_t d = 0; d < D; ++d) row[d] = g * out_weight[d];
+        gelu_rows_bwd(inner + t * D, D, row, D, 1, D, row, D, activated, D);
+        for (int64_t d = 0; d < D; ++d) dweight[d] += g * activated[d];
+        dbias[0] += g;
+      }
+      dense.weight.product(dinner, ld, rows, dhidden + first * D, D, false);
+      dense.add(part, hidden + first * D, D, dinner, ld, rows);
+    });
+  }
+  dense.finish(), out_weights.finish(), out_biases.finish();
+}
+
+}  // namespace ef::EF_NS

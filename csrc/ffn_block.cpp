@@ -1,0 +1,66 @@
+// LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)) and its gradients; see electra_fast/ops/ffn_block.py.
+//
+// A block of rows passes through both products, the GELU and the norm before the next one comes: what is F wide stays
+// in the second cache, but for the argument of the GELU, the one thing of that width that the backward needs.
+#include "gelu.h"
+#include "linear.h"
+#include "norm.h"
+
+namespace ef::EF_NS {
+
+void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias, const float* down_weight,
+                   const float* down_bias, const float* norm_weight, const float* norm_bias, const int64_t* row_ids,
+                   int64_t T, int64_t D, int64_t F, int64_t seed, double eps, int threshold, float* out, float* inner,
+                   float* xhat, float* rstd, Threads threads) {
+  const Norm norm{D, float(eps), threshold, seed};
+  const Parts parts(T, 4 * D * F, threads);
+  const Weight up(up_weight, F, D, false, parts.count), down(down_weight, D, F, false, parts.count);
+  const int64_t ld = row_stride(F), own = kBlockRows * (ld + D);
+  Floats scratch(parts.count * own);
+#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
+  for (int64_t part = 0; part < parts.count; ++part) {
+    float *activated = scratch.at + part * own, *added = activated + kBlockRows * ld;
+    parts.blocks(part, [&](int64_t first, int64_t rows) {
+      const int64_t at = first * D;
+      linear_rows(up, up_bias, x + at, D, rows, activated, ld);
+      for (int64_t r = 0; r < rows; ++r)
+        memcpy(inner + (first + r) * F, activated + r * ld, size_t(F) * sizeof(float));
+      gelu_rows(activated, ld, rows, F, activated, ld);
+      down.product(activated, ld, rows, added, D, false);
+      norm_rows_fwd(norm, rows, added, down_bias, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
+                    rstd + first);
+    });
+  }
+}
+
+void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, const float* down_weight,
+                   const float* norm_weight, const int64_t* row_ids, const float* inner, const float* xhat,
+                   const float* rstd, int64_t T, int64_t D, int64_t F, int64_t seed, int threshold, float* dx,
+                   float* dup_weight, float* dup_bias, float* ddown_weight, float* ddown_bias, float* dnorm_weight,
+                   float* dnorm_bias, Threads threads) {
+  const Norm norm{D, 0, threshold, seed};
+  const Parts parts(T, 12 * D * F, threads);
+  LinearGradient up(up_weight, F, D, dup_weight, dup_bias, parts.count);
+  LinearGradient down(down_weight, D, F, ddown_weight, ddown_bias, parts.count);
+  Sum norm_weights(dnorm_weight, D, parts.count), norm_biases(dnorm_bias, D, parts.count);
+  const int64_t ld = row_stride(F), own = kBlockRows * (2 * ld + D);
+  Floats scratch(parts.count * own);
+#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
+  for (int64_t part = 0; part < parts.count; ++part) {
+    float *activated = scratch.at + part * own, *dinner = activated + kBlockRows * ld, *dadded = dinner + kBlockRows * ld;
+    up.start(part), down.start(part), norm_weights.start(part), norm_biases.start(part);
+    parts.blocks(part, [&](int64_t first, int64_t rows) {
+      const int64_t at = first * D;
+      norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dx + at,
+                    norm_weights.of(part), norm_biases.of(part), nullptr);
+      down.weight.product(dadded, D, rows, dinner, ld, false);
+      gelu_rows_bwd(inner + first * F, F, dinner, ld, rows, F, dinner, ld, activated, ld);
+      down.add(part, activated, ld, dadded, D, rows);
+      up.weight.product(dinner, ld, rows, dx + at, D, true);
+      up.add(part, x + at, D, dinner, ld, rows);
+    });
+  }
+  up.finish(), down.finish(), norm_weights.finish(), norm_biases.finish();
+}
+
+}  // namespace ef::EF_NS

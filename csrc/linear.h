@@ -1,0 +1,87 @@
+// What ops made of y = x W^T + b share: the weight packed for its products, and its gradients, block by block of rows.
+#pragma once
+
+#include "rows.h"
+
+namespace ef::EF_NS {
+
+// A weight (N, K), packed once for all blocks and threads: for x W^T, or backward, for dy W.
+struct Weight {
+  const bool backward;
+  const int64_t depth, width;
+  Floats packed;
+
+  Weight(const float* weight, int64_t N, int64_t K, bool backward, int64_t parts)
+      : backward(backward), depth(backward ? N : K), width(backward ? K : N), packed(packed_size(depth, width)) {
+#pragma omp parallel for num_threads(int(parts)) schedule(static) if (parts > 1)
+    for (int64_t first = 0; first < width; first += kPanel) {
+      const int64_t columns = smaller(kPanel, width - first);
+      if (backward)
+        pack(weight + first, K, N, columns, packed.at + first * depth);
+      else
+        pack_transposed(weight + first * K, K, K, columns, packed.at + first * depth);
+    }
+  }
+  // c (rows, width) = a (rows, depth) times it, or added to c.
+  void product(const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc, bool add) const {
+    ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, add);
+  }
+};
+
+// y = x W^T + b of a block.
+static inline void linear_rows(const Weight& weight, const float* bias, const float* x, int64_t ldx, int64_t rows,
+                               float* y, int64_t ldy) {
+  for (int64_t r = 0; r < rows; ++r) memcpy(y + r * ldy, bias, size_t(weight.width) * sizeof(float));
+  weight.product(x, ldx, rows, y, ldy, true);
+}
+
+// The gradients of y = x W^T + b with x (T, K), y (T, N); every thread gives its blocks, in order.
+struct LinearGradient {
+  const int64_t N, K, parts;
+  const Weight weight;
+  float* dweight;
+  Sum dbias;
+  // Of each part: its block of x, packed, and its share of dW as panels of kPanel columns, each of N rows. So the tiles
+  // of the product that is added up there are contiguous, where rows of dW a power of two apart share few cache sets.
+  Floats packed, shares;
+
+  LinearGradient(const float* weight, int64_t N, int64_t K, float* dweight, float* dbias, int64_t parts)
+      : N(N),
+        K(K),
+        parts(parts),
+        weight(weight, N, K, true, parts),
+        dweight(dweight),
+        dbias(dbias, N, parts),
+        packed(parts * packed_size(kBlockRows, K)),
+        shares(parts * packed_size(N, K)) {}
+  float* share(int64_t part) const { return shares.at + part * packed_size(N, K); }
+  void start(int64_t part) {
+    memset(share(part), 0, size_t(packed_size(N, K)) * sizeof(float));
+    dbias.start(part);
+  }
+  // What x (rows, K) and the gradient dy (rows, N) of the same rows add to dW and db.
+  void add(int64_t part, const float* x, int64_t ldx, const float* dy, int64_t ldy, int64_t rows) {
+    float *own = packed.at + part * packed_size(kBlockRows, K), *sums = dbias.of(part);
+    pack(x, ldx, rows, K, own);
+    for (int64_t panel = 0; panel < panels(K); ++panel)
+      product<true>(dy, ldy, own + panel * rows * kPanel, N, rows, kPanel, share(part) + panel * N * kPanel, kPanel, true);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t n = 0; n < N; ++n) sums[n] += dy[r * ldy + n];
+  }
+  void finish() {
+#pragma omp parallel for num_threads(int(parts)) schedule(static) if (parts > 1)
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t k = 0; k < K; k += kPanel) {
+        float row[kPanel];
+        const int64_t at = (k * N) + n * kPanel, columns = smaller(kPanel, K - k);
+        memcpy(row, share(0) + at, sizeof row);
+        for (int64_t part = 1; part < parts; ++part)
+          for (int64_t i = 0; i < kPanel; ++i) row[i] += share(part)[at + i];
+        memcpy(dweight + n * K + k, row, size_t(columns) * sizeof(float));
+      }
+    }
+    dbias.finish();
+  }
+};
+
+}  // namespace ef::EF_NS
