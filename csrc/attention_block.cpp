@@ -17,8 +17,7 @@ void attention_block_fwd(const float* x, const float* asking, const float* qkv_w
   linear_fwd(asking, qkv_weight, qkv_bias, R, D, D, nullptr, queries, threads);
   linear_fwd(x, qkv_weight + D * D, qkv_bias + D, T, D, 2 * D, nullptr, keys_values, threads);
   attention_fwd(queries, D, D / H, keys_values, 2 * D, D / H, keys_values + D, 2 * D, D / H, cu_rows, cu_seqlens, N, H,
-                D / H, row_ids, seed, attention_threshold, 1 / sqrt(double(D / H)), read, D,
-                D / H, lse, threads);
+                D / H, row_ids, seed, attention_threshold, 1 / sqrt(double(D / H)), read, D, D / H, lse, threads);
 
   const Norm norm{D, float(eps), threshold, seed};
   const Parts parts(R, 2 * D * D, threads);

@@ -8,8 +8,8 @@ namespace ef::EF_NS {
 
 // inner (T, D): the argument of the GELU, for the backward.
 void discriminator_head_fwd(const float* hidden, const float* dense_weight, const float* dense_bias,
-                            const float* out_weight, const float* out_bias, const uint8_t* labels, int64_t T,
-                            int64_t D, float* loss, float* logits, float* inner, Threads threads) {
+                            const float* out_weight, const float* out_bias, const uint8_t* labels, int64_t T, int64_t D,
+                            float* loss, float* logits, float* inner, Threads threads) {
   const Parts parts(T, 2 * D * D, threads);
   const Weight dense(dense_weight, D, D, false, parts.count);
   Floats scratch(parts.count * D);

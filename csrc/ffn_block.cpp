@@ -23,8 +23,7 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       linear_rows(up, up_bias, x + at, D, rows, activated, ld);
-      for (int64_t r = 0; r < rows; ++r)
-        memcpy(inner + (first + r) * F, activated + r * ld, size_t(F) * sizeof(float));
+      for (int64_t r = 0; r < rows; ++r) memcpy(inner + (first + r) * F, activated + r * ld, size_t(F) * sizeof(float));
       gelu_rows(activated, ld, rows, F, activated, ld);
       down.product(activated, ld, rows, added, D, false);
       norm_rows_fwd(norm, rows, added, down_bias, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
@@ -47,7 +46,8 @@ void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, co
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float *activated = scratch.at + part * own, *dinner = activated + kBlockRows * ld, *dadded = dinner + kBlockRows * ld;
+    float *activated = scratch.at + part * own, *dinner = activated + kBlockRows * ld,
+          *dadded = dinner + kBlockRows * ld;
     up.start(part), down.start(part), norm_weights.start(part), norm_biases.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;

@@ -1,4 +1,5 @@
-// The erf GELU, x Phi(x), and its derivative, Phi(x) + x phi(x), of vectors: Phi the normal distribution, phi its density.
+// The erf GELU, x Phi(x), and its derivative, Phi(x) + x phi(x), of vectors: Phi the normal distribution, phi its
+// density.
 #pragma once
 
 #include "vexp.h"

@@ -64,7 +64,8 @@ struct LinearGradient {
     float *own = packed.at + part * packed_size(kBlockRows, K), *sums = dbias.of(part);
     pack(x, ldx, rows, K, own);
     for (int64_t panel = 0; panel < panels(K); ++panel)
-      product<true>(dy, ldy, own + panel * rows * kPanel, N, rows, kPanel, share(part) + panel * N * kPanel, kPanel, true);
+      product<true>(dy, ldy, own + panel * rows * kPanel, N, rows, kPanel, share(part) + panel * N * kPanel, kPanel,
+                    true);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) sums[n] += dy[r * ldy + n];
   }

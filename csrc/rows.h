@@ -1,4 +1,5 @@
-// Rows shared out among threads: a contiguous range for each, taken in blocks that stay in cache from product to product.
+// Rows shared out among threads: a contiguous range for each, taken in blocks that stay in cache from product to
+// product.
 #pragma once
 
 #include <stdint.h>
@@ -23,9 +24,7 @@ struct Parts {
 
   Parts(int64_t rows, int64_t flops_of_a_row, Threads threads)
       : rows(rows), count(rows * flops_of_a_row < 200000 ? 1 : smaller(threads, ceiling(rows, kSliver))) {}
-  int64_t start(int64_t part) const {
-    return smaller(rows, ceiling(ceiling(rows, kSliver) * part, count) * kSliver);
-  }
+  int64_t start(int64_t part) const { return smaller(rows, ceiling(ceiling(rows, kSliver) * part, count) * kSliver); }
   // body(first, rows) for blocks of about one size.
   template <class Body>
   void blocks(int64_t part, Body body) const {

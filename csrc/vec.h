@@ -27,7 +27,9 @@ static inline Vec load_part(const float* from, int64_t count) {
   return value;
 }
 
-static inline void store_part(float* to, Vec value, int64_t count) { memcpy(to, &value, size_t(count) * sizeof(float)); }
+static inline void store_part(float* to, Vec value, int64_t count) {
+  memcpy(to, &value, size_t(count) * sizeof(float));
+}
 
 static inline Vec splat(float value) { return value - Vec{}; }  // 0 + -0 would be 0
 

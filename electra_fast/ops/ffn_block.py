@@ -6,6 +6,8 @@ Cost: 4 T D F flops forward, twice that backward; the intermediate (T, F) need n
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
