@@ -2,7 +2,7 @@
 //
 // The tensors are cut into pieces of one size, and threads share out pieces, so neither a table nor a hundred biases
 // make one of them wait. The norm is summed in double within a piece and then over the pieces in order: threads change
-// no bit. The update goes from the last piece to the first, as the norm's end is what the caches still hold.
+// no bit.
 #include <math.h>
 
 #include <new>
@@ -66,7 +66,7 @@ void adamw(const int64_t* addresses, const int64_t* sizes, const double* lrs, co
     const double clip = max_grad_norm * fmin(1 / sqrt(sum), 1 / max_grad_norm);
     const Step step = {float(clip), float(1 - beta1), float(beta1), float(1 - beta2), float(beta2), float(eps)};
 #pragma omp parallel for num_threads(threads) schedule(static) if (total >= 32768)
-    for (int64_t at = count - 1; at >= 0; --at) {
+    for (int64_t at = 0; at < count; ++at) {
       const Piece& piece = pieces[at];
       float* tensors[4];
       for (int k = 0; k < 4; ++k) tensors[k] = reinterpret_cast<float*>(addresses[4 * piece.tensor + k]) + piece.first;
