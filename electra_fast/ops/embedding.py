@@ -2,7 +2,8 @@
 
 ids, types, places (T,) int64; word (V, E), position (P, E), token_type (2, E), LayerNorm weight and bias (E,),
 projection (D, E) and (D,) or None -> (T, D), or (T, E). Dropout is keyed by row_ids (_philox.py, plane 0) and comes
-before the projection, as in Google's code. Cost: 3 T E elements gathered, 2 T E D flops.
+before the projection, as in Google's code. Cost: 3 T E elements gathered, 2 T E D flops. The C++ saves
+the normalised rows xhat (T, E), 1 / deviation rstd (T,) and, where there is a projection, its input (T, E).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from electra_fast.ops._check import (
     check_shape,
     seed_tensor,
 )
-from electra_fast.ops._library import DifferentiableOp
-from electra_fast.ops._philox import dropout_reference
+from electra_fast.ops._core import core
+from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._philox import dropout_reference, dropout_threshold
 
 
 def embedding(
@@ -98,6 +100,84 @@ def embedding_reference(
     return x if projection_weight is None else F.linear(x, projection_weight, projection_bias)
 
 
+def _forward_cpu(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    projection_weight: Tensor | None,
+    projection_bias: Tensor | None,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+) -> tuple[Tensor, list[Tensor]]:
+    ids, tables = (input_ids, token_type_ids, position_ids), (word, position, token_type)
+    given = [t.contiguous() for t in (*ids, *tables, norm_weight, norm_bias, row_ids)]
+    rows, width = input_ids.shape[0], word.shape[1]
+    out, xhat, rstd = word.new_empty(rows, width), word.new_empty(rows, width), word.new_empty(rows)
+    core.embedding_fwd(
+        *(t.data_ptr() for t in given),
+        rows,
+        width,
+        seed.item(),
+        eps,
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in (out, xhat, rstd)),
+        torch.get_num_threads(),
+    )
+    if projection_weight is None:
+        return out, [xhat, rstd]
+    return F.linear(out, projection_weight, projection_bias), [xhat, rstd, out]
+
+
+def _backward_cpu(
+    grads: list[Tensor],
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    projection_weight: Tensor | None,
+    projection_bias: Tensor | None,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    dout, projected = grads[0], []
+    if projection_weight is not None:
+        projected = [dout.T @ saved[-1], dout.sum(0)]
+        dout = dout @ projection_weight
+    ids = (input_ids, token_type_ids, position_ids)
+    given = [t.contiguous() for t in (dout, *saved[1:3], norm_weight, row_ids, *ids)]
+    found = [t.new_empty(t.shape) for t in (word, position, token_type, norm_weight, norm_bias)]
+    core.embedding_bwd(
+        *(t.data_ptr() for t in given),
+        *dout.shape,
+        *(t.shape[0] for t in (word, position, token_type)),
+        seed.item(),
+        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in found),
+        torch.get_num_threads(),
+    )
+    return found + projected
+
+
+def _saves(input_ids: Tensor, *args: Tensor) -> list[Tensor]:
+    word, projection_weight, rows = args[2], args[7], input_ids.shape[0]
+    xhat = word.new_empty(rows, word.shape[1])
+    return [xhat, word.new_empty(rows)] + ([] if projection_weight is None else [torch.empty_like(xhat)])
+
+
 def _fake(input_ids: Tensor, *args: Tensor) -> tuple[Tensor]:
     word, projection_weight = args[2], args[7]
     width = word.shape[1] if projection_weight is None else projection_weight.shape[0]
@@ -121,4 +201,5 @@ _embedding = DifferentiableOp(
     ),
     reference=embedding_reference,
     fake=_fake,
+    cpu=Backend(_forward_cpu, _backward_cpu, _saves),
 )
