@@ -29,17 +29,23 @@ struct Heads {
   Float* at(int64_t t, int64_t h) const { return base + t * token + h * head; }
 };
 
+// kLanes bytes as integers. In the compiler's notation GCC 12 widens them one by one.
+static inline VecInt widened(const uint8_t* bytes) {
+#if EF_ISA >= 512
+  return (VecInt)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+#elif EF_ISA >= 256
+  return (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+#else
+  return VecInt{bytes[0], bytes[1], bytes[2], bytes[3]};
+#endif
+}
+
 struct Dropout {
   int64_t seed;
   int threshold;
   float scale() const { return threshold == 0 ? 1.0f : 256.0f / float(threshold < 256 ? 256 - threshold : 1); }
   // All ones where the byte says keep: as in philox.cpp, byte > threshold - 1.
-  VecInt kept(const uint8_t* bytes) const {
-    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-    Bytes drawn;
-    memcpy(&drawn, bytes, sizeof drawn);
-    return __builtin_convertvector(drawn, VecInt) > VecInt{} + (threshold - 1);
-  }
+  VecInt kept(const uint8_t* bytes) const { return widened(bytes) > VecInt{} + (threshold - 1); }
 };
 
 struct Inputs {
@@ -51,12 +57,13 @@ struct Inputs {
   float scale;
 };
 
-// One (sequence, head): its queries and keys, and how its scores are held.
+// One (sequence, head): its queries and keys, how its scores are held, and where the next one begins.
 struct Task {
   int64_t h, first, end, Sq, first_k, Sk;
   int64_t columns;  // Sk in whole panels
   int64_t ld;       // from row to row of the scores: were it a power of two, columns would fall into one cache set
   int64_t rows;     // of scores at once
+  int64_t next, next_k, next_h;
 
   Task(const Inputs& in, int64_t n, int64_t h)
       : h(h),
@@ -67,8 +74,18 @@ struct Task {
         Sk(in.cu_seqlens_k[n + 1] - first_k),
         columns(panels(Sk) * kPanel),
         ld(columns + 16),
-        rows(smaller(kBlockRows, larger_of(2, kBlockScores / ld / kSliver) * kSliver)) {}
+        rows(smaller(kBlockRows, larger_of(2, kBlockScores / ld / kSliver) * kSliver)),
+        next(h + 1 < in.H ? first : end),
+        next_k(h + 1 < in.H ? first_k : first_k + Sk),
+        next_h(h + 1 < in.H ? h + 1 : 0) {}
 };
+
+// Asks for a row that the next task reads or writes: a head's rows lie a projection's width apart, where no hardware
+// looks ahead.
+template <class Float>
+static inline void look_ahead(const Heads<Float>& x, int64_t t, int64_t h, int64_t D) {
+  for (int64_t d = 0; d < D; d += 16) __builtin_prefetch(x.at(t, h) + d, 0, 2);
+}
 
 // A row of scores into exponentials over their maximum, dropped ones 0: the maximum, and the sum before dropout.
 struct Softmax {
@@ -167,9 +184,11 @@ static void forward(const Inputs& in, const Task& task, Heads<float> out, float*
     product<false>(in.q.at(first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld, false);
     hide(scores, task, rows);
     for (int64_t i = 0; i < rows; ++i) {
-      const Softmax row =
-          softmax(scores + i * task.ld, task.columns, in.dropout, in.row_ids[first + i], uint32_t(1 + h));
-      lse[(first + i) * H + h] = row.max + logf(row.sum);
+      const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
+      look_ahead(in.q, query, task.next_h, D), look_ahead(out, query, task.next_h, D);
+      look_ahead(in.k, key, task.next_h, D), look_ahead(in.v, key, task.next_h, D);
+      const Softmax row = softmax(scores + i * task.ld, task.columns, in.dropout, in.row_ids[t], uint32_t(1 + h));
+      lse[t * H + h] = row.max + logf(row.sum);
       factors[i] = in.dropout.scale() / row.sum;
     }
     product<false>(scores, task.ld, values, rows, Sk, D, out.at(first, h), out.token, false);
@@ -198,9 +217,14 @@ static void backward(const Inputs& in, const Task& task, const float* lse, Heads
     product<false>(in.q.at(first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld, false);
     product<false>(dout.at(first, h), dout.token, values_across, rows, D, task.columns, grads, task.ld, false);
     hide(scores, task, rows);
-    for (int64_t i = 0; i < rows; ++i)
-      softmax_backward(scores + i * task.ld, grads + i * task.ld, task.columns, lse[(first + i) * H + h], in.scale,
-                       in.dropout, in.row_ids[first + i], uint32_t(1 + h));
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
+      look_ahead(in.q, query, task.next_h, D), look_ahead(dout, query, task.next_h, D);
+      look_ahead(in.k, key, task.next_h, D), look_ahead(in.v, key, task.next_h, D);
+      look_ahead(dq, query, task.next_h, D), look_ahead(dk, key, task.next_h, D), look_ahead(dv, key, task.next_h, D);
+      softmax_backward(scores + i * task.ld, grads + i * task.ld, task.columns, lse[t * H + h], in.scale, in.dropout,
+                       in.row_ids[t], uint32_t(1 + h));
+    }
     pack(dout.at(first, h), dout.token, rows, D, upstream);
     pack(in.q.at(first, h), in.q.token, rows, D, queries);
     product<true>(scores, task.ld, upstream, Sk, rows, D, dv.at(task.first_k, h), dv.token, add);
@@ -227,10 +251,12 @@ static void for_each(const Inputs& in, bool backward, Threads threads, One one) 
   int64_t products = 0;
   for (int64_t n = 0; n < in.N; ++n) products += Task(in, n, 0).Sq * Task(in, n, 0).Sk;
   const int64_t floats = most_floats(in, backward);
+  const int64_t at_once =
+      in.N >= 4 * threads ? in.H : 1;  // who looks ahead to a head gets it, if all have enough to do
 #pragma omp parallel num_threads(threads) if (products * in.H * in.D >= 1 << 17)  // about 10 us
   {
     float* memory = new (std::align_val_t(64)) float[floats];
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, at_once)
     for (int64_t task = 0; task < in.N * in.H; ++task) one(Task(in, task / in.H, task % in.H), memory);
     operator delete[](memory, std::align_val_t(64));
   }
@@ -243,10 +269,9 @@ void attention_fwd(const float* q, int64_t q_token, int64_t q_head, const float*
                    const int32_t* cu_seqlens_k, int64_t N, int64_t H, int64_t D, const int64_t* row_ids, int64_t seed,
                    int threshold, double scale, float* out, int64_t out_token, int64_t out_head, float* lse,
                    Threads threads) {
-  const attend::Inputs in = {{q, q_token, q_head}, {k, k_token, k_head}, {v, v_token, v_head},
-                             cu_seqlens,           cu_seqlens_k,         N,
-                             H,                    D,                    row_ids,
-                             {seed, threshold},    float(scale)};
+  const attend::Inputs in = {
+      {q, q_token, q_head}, {k, k_token, k_head}, {v, v_token, v_head}, cu_seqlens, cu_seqlens_k, N, H, D, row_ids,
+      {seed, threshold},    float(scale)};
   attend::for_each(in, false, threads, [&](const attend::Task& task, float* memory) {
     attend::forward(in, task, {out, out_token, out_head}, lse, memory);
   });
@@ -258,10 +283,9 @@ void attention_bwd(const float* q, int64_t q_token, int64_t q_head, const float*
                    int threshold, double scale, const float* lse, const float* dout, int64_t dout_token,
                    int64_t dout_head, float* dq, int64_t dq_token, int64_t dq_head, float* dk, int64_t dk_token,
                    int64_t dk_head, float* dv, int64_t dv_token, int64_t dv_head, Threads threads) {
-  const attend::Inputs in = {{q, q_token, q_head}, {k, k_token, k_head}, {v, v_token, v_head},
-                             cu_seqlens,           cu_seqlens_k,         N,
-                             H,                    D,                    row_ids,
-                             {seed, threshold},    float(scale)};
+  const attend::Inputs in = {
+      {q, q_token, q_head}, {k, k_token, k_head}, {v, v_token, v_head}, cu_seqlens, cu_seqlens_k, N, H, D, row_ids,
+      {seed, threshold},    float(scale)};
   attend::for_each(in, true, threads, [&](const attend::Task& task, float* memory) {
     attend::backward(in, task, lse, {dout, dout_token, dout_head}, {dq, dq_token, dq_head}, {dk, dk_token, dk_head},
                      {dv, dv_token, dv_head}, memory);

@@ -90,6 +90,26 @@ def test_every_instruction_set(isa, heads, width, monkeypatch):
     check(attention, truth, example((5, 0, 70, 133, 1), heads, width))
 
 
+@pytest.mark.skipif(core is None, reason="no C++ core")
+@pytest.mark.parametrize("isa", core.isas() if core else [])
+@pytest.mark.parametrize("width", [24, 64])
+def test_the_core_writes_where_it_is_told(isa, width):
+    """Output and gradients as views of one tensor, as of one projection's gradient, and nothing beside them."""
+    module, total, heads = sys.modules["electra_fast.ops.attention"], 204, 2
+    given = example((5, 0, 70, 129), heads, width)
+    cu, longest, seed = given["cu_seqlens"], given["max_seqlen"], torch.tensor([given["seed"]])
+    leaves, upstream = [given[n].detach().requires_grad_() for n in "qkv"], torch.randn(total, 5, heads, width)[:, 2]
+    _held, values = module._common(*leaves, cu, longest, cu, longest, given["row_ids"], seed, 0.3, given["dropout_p"])
+    memory, lse = torch.full((total, 4, heads, width + 3), math.nan), torch.empty(total, heads)
+    out, *grads = memory[..., :width].unbind(1)
+    getattr(core, isa).attention_fwd(*values, *module._places(out), lse.data_ptr(), 1)
+    getattr(core, isa).attention_bwd(*values, lse.data_ptr(), *module._places(upstream, *grads), 1)
+    plain = attention(**given | dict(zip("qkv", leaves, strict=True)), softmax_scale=0.3)
+    for found, expected in zip((out, *grads), (plain, *torch.autograd.grad(plain, leaves, upstream)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert memory[..., width:].isnan().all()
+
+
 def test_threads_change_no_bit():
     given = example((130, 7, 0, 90, 1), 3, 64)
     leaves = {name: given[name].requires_grad_() for name in "qkv"}
