@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
 sys.path.insert(0, str(BENCHES))
 
+import bench_masking  # noqa: E402
 import bench_pretrain_step  # noqa: E402
 import clock  # noqa: E402
 import harness  # noqa: E402
@@ -169,6 +171,28 @@ def test_the_gate_sees_what_does_not_learn() -> None:
     assert not check(lambda: next(falling))
     assert "first loss" in check(lambda: 12.0) and "first loss" in check(lambda: float("nan"))
     assert "does not fall" in check(lambda: 45.0)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_masking_is_judged(ragged: bool) -> None:
+    """All contestants are right; one token hidden, chosen, replaced or labelled otherwise is seen."""
+    case = bench_masking.Case.make(ElectraConfig.small(), "16x64", Options(ragged=ragged))
+    check = bench_masking.right(case)
+    for name, build in bench_masking.CONTESTANTS.items():
+        assert not check(build(case)), name
+    found: Any = bench_masking.ours(case)()
+    for name, message in (
+        ("masked_ids", "not chosen is hidden"),
+        ("labels", "their labels are others'"),
+        ("corrupted_ids", "not chosen is replaced"),
+        ("is_replaced", "a label is wrong"),
+    ):
+        wrong = getattr(found, name).clone()
+        wrong[0] = 1 - wrong[0].long()  # [CLS], or the first slot
+        assert message in check(lambda name=name, wrong=wrong: found._replace(**{name: wrong}))
+    swapped = found.corrupted_ids.clone()
+    swapped[found.positions[:2]] = swapped[found.positions[:2]].flip(0)
+    assert "another token's place" in check(lambda: found._replace(corrupted_ids=swapped))
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -132,7 +132,7 @@ def _common(
     """What both directions pass to the core: addresses and strides; and the tensors, to be held meanwhile."""
     rows = [t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v)]
     integers = [t.contiguous() for t in (cu_seqlens, cu_seqlens_k, row_ids)]
-    values: list[int | float] = _places(*rows)
+    values: list[int | float] = [*_places(*rows)]
     values += [integers[0].data_ptr(), integers[1].data_ptr(), cu_seqlens.numel() - 1, *q.shape[1:]]
     values += [integers[2].data_ptr(), int(seed.item()), dropout_threshold(dropout_p), softmax_scale]
     return rows + integers, values
