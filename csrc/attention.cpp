@@ -233,26 +233,17 @@ static void backward(const Inputs& in, const Task& task, const float* lse, Heads
   }
 }
 
-// Floats that the largest of the tasks works in.
-static int64_t most_floats(const Inputs& in, bool backward) {
-  int64_t most = 0;
+// Calls one(task, memory) for every (sequence, head); memory is what the largest backward works in.
+template <class One>
+static void for_each(const Inputs& in, Threads threads, One one) {
+  int64_t floats = 0, products = 0;
   for (int64_t n = 0; n < in.N; ++n) {
     const Task task(in, n, 0);
-    const int64_t across = packed_size(in.D, task.Sk), along = packed_size(task.Sk, in.D);
-    const int64_t rows = packed_size(task.rows, in.D), scores = task.rows * task.ld;
-    most = larger_of(most, backward ? 2 * across + along + 2 * rows + 2 * scores : across + along + scores);
+    const int64_t packed = 2 * packed_size(in.D, task.Sk) + packed_size(task.Sk + 2 * task.rows, in.D);
+    floats = larger_of(floats, packed + 2 * task.rows * task.ld), products += task.Sq * task.Sk;
   }
-  return most;
-}
-
-// Calls one(task, memory) for every (sequence, head).
-template <class One>
-static void for_each(const Inputs& in, bool backward, Threads threads, One one) {
-  int64_t products = 0;
-  for (int64_t n = 0; n < in.N; ++n) products += Task(in, n, 0).Sq * Task(in, n, 0).Sk;
-  const int64_t floats = most_floats(in, backward);
-  const int64_t at_once =
-      in.N >= 4 * threads ? in.H : 1;  // who looks ahead to a head gets it, if all have enough to do
+  // Where all have enough to do, a thread takes the heads that it looks ahead to.
+  const int64_t at_once = in.N >= 4 * threads ? in.H : 1;
 #pragma omp parallel num_threads(threads) if (products * in.H * in.D >= 1 << 17)  // about 10 us
   {
     float* memory = new (std::align_val_t(64)) float[floats];
@@ -272,7 +263,7 @@ void attention_fwd(const float* q, int64_t q_token, int64_t q_head, const float*
   const attend::Inputs in = {
       {q, q_token, q_head}, {k, k_token, k_head}, {v, v_token, v_head}, cu_seqlens, cu_seqlens_k, N, H, D, row_ids,
       {seed, threshold},    float(scale)};
-  attend::for_each(in, false, threads, [&](const attend::Task& task, float* memory) {
+  attend::for_each(in, threads, [&](const attend::Task& task, float* memory) {
     attend::forward(in, task, {out, out_token, out_head}, lse, memory);
   });
 }
@@ -286,7 +277,7 @@ void attention_bwd(const float* q, int64_t q_token, int64_t q_head, const float*
   const attend::Inputs in = {
       {q, q_token, q_head}, {k, k_token, k_head}, {v, v_token, v_head}, cu_seqlens, cu_seqlens_k, N, H, D, row_ids,
       {seed, threshold},    float(scale)};
-  attend::for_each(in, true, threads, [&](const attend::Task& task, float* memory) {
+  attend::for_each(in, threads, [&](const attend::Task& task, float* memory) {
     attend::backward(in, task, lse, {dout, dout_token, dout_head}, {dq, dq_token, dq_head}, {dk, dk_token, dk_head},
                      {dv, dv_token, dv_head}, memory);
   });
