@@ -121,7 +121,8 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
                             const float* weight, const int64_t* row_ids, float* dx, float* dresidual, float* dweight,
                             float* dbias, float* dx_bias) {
   const int64_t D = norm.D;
-  // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)).
+  // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)). g waits in dx, rounded as its mean has it: where
+  // all cancels, as in rows of one column, the rest of an unrounded product times rstd would be anything.
   Vec sum[R] = {}, dot[R] = {};
   float mean[R] = {}, slope[R] = {};
   int64_t c = 0;
@@ -133,6 +134,7 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
       const Vec d = load(dout + r * D + c), normed = load(xhat + r * D + c), g = d * w;
       dw += d * normed, db += d;
       sum[r] += g, dot[r] += g * normed;
+      store(dx + r * D + c, g);
     }
     store(dweight + c, dw), store(dbias + c, db);
   }
@@ -141,6 +143,7 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
       const float d = dout[r * D + c], normed = xhat[r * D + c], g = d * weight[c];
       dweight[c] += d * normed, dbias[c] += d;
       mean[r] += g, slope[r] += g * normed;
+      dx[r * D + c] = g;
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -151,12 +154,11 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
     const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
     dropout.draw(norm.seed, row_ids, start);
     for (c = start; c + kLanes <= end; c += kLanes) {
-      const Vec w = load(weight + c);
       Vec total = {};
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const int64_t at = r * D + c;
-        const Vec dz = (load(dout + at) * w - mean[r] - load(xhat + at) * slope[r]) * rstd[r];
+        const Vec dz = (load(dx + at) - mean[r] - load(xhat + at) * slope[r]) * rstd[r];
         const Vec through = dropout.of(dz, r, c - start);
         store(dresidual + at, dz), store(dx + at, through), total += through;
       }
@@ -165,7 +167,7 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
     for (; c < end; ++c) {
       for (int r = 0; r < R; ++r) {
         const int64_t at = r * D + c;
-        const float dz = (dout[at] * weight[c] - mean[r] - xhat[at] * slope[r]) * rstd[r];
+        const float dz = (dx[at] - mean[r] - xhat[at] * slope[r]) * rstd[r];
         dresidual[at] = dz, dx[at] = dropout.of(dz, r, c - start);
         if (dx_bias) dx_bias[c] += dx[at];
       }

@@ -1,12 +1,14 @@
 """adamw: ELECTRA's step over all parameters, against numbers worked out by hand and a loop."""
 
 import math
+import sys
 
 import pytest
 import torch
 from numerics import DEVICES, EPS, laid_out
 
 from electra_fast.ops import adamw
+from electra_fast.ops._core import core
 
 SHAPES = [(3, 4), (5,), (1,), (0,), (130, 7)]
 
@@ -52,8 +54,22 @@ def test_one_number_by_hand():
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "unaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_three_steps_equal_the_loop(dtype, layout, device):
-    ours = example(dtype, device, layout)
-    exact = copied(ours)
+    three_steps(example(dtype, device, layout), layout)
+
+
+@pytest.fixture(params=core.isas() if core else [])
+def isa(request, monkeypatch):
+    """Each instruction set in turn is what the op runs."""
+    monkeypatch.setattr(sys.modules["electra_fast.ops.adamw"], "core", getattr(core, request.param))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "unaligned"])
+def test_every_instruction_set(isa, layout):
+    three_steps(example(layout=layout), layout)
+
+
+def three_steps(ours, layout):
+    exact, dtype = copied(ours), ours["lr"].dtype
     for name in ("params", "exp_avgs", "exp_avg_sqs"):
         exact[name] = [t.double() for t in exact[name]]
     for _ in range(3):
@@ -66,6 +82,22 @@ def test_three_steps_equal_the_loop(dtype, layout, device):
     for name in ("params", "exp_avgs", "exp_avg_sqs"):
         for mine, gold in zip(ours[name], exact[name], strict=True):
             torch.testing.assert_close(mine.double(), gold, rtol=EPS[dtype], atol=EPS[dtype])
+
+
+def test_threads_change_no_bit_and_the_norm_keeps_its_digits(isa):
+    shapes, before, found = [(300, 301), (7,), (16384,), (16385,), (0,), (1, 3)], torch.get_num_threads(), []
+    lists = {name: [torch.rand(shape) for shape in shapes] for name in "params grads exp_avgs exp_avg_sqs".split()}
+    given = example() | lists | dict(lr_scales=[1.0] * len(shapes), weight_decays=[0.01] * len(shapes))
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            step = copied(given)
+            found.append([adamw(**step), *step["params"], *step["exp_avgs"], *step["exp_avg_sqs"]])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    exact = math.sqrt(sum(g.double().square().sum().item() for g in given["grads"]))
+    assert found[0][0].item() == pytest.approx(exact, rel=2**-24)
 
 
 def test_two_runs_give_the_same_bits():
@@ -97,7 +129,7 @@ def test_decay_and_scales_belong_to_their_parameter():
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["grads", "guard"])
-def test_what_is_not_finite_changes_nothing(where, number):
+def test_what_is_not_finite_changes_nothing(isa, where, number):
     given = example()
     if where == "guard":
         given["guard"] = torch.tensor(number)

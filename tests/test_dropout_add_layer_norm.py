@@ -1,12 +1,14 @@
 """dropout_add_layer_norm: LayerNorm(residual + dropout(x)), against the formula with Philox in numpy."""
 
 import math
+import sys
 
 import pytest
 import torch
 from numerics import DEVICES, check, dropout_factors
 
 from electra_fast.ops import dropout_add_layer_norm
+from electra_fast.ops._core import core
 
 ROW_IDS = torch.tensor([0, 7, 2**31 - 1, 2**31, 2**32, 2**40 + 3, 2**62])
 
@@ -30,6 +32,61 @@ def truth(x, residual, weight, bias, row_ids, eps, dropout_p, seed):
 @pytest.mark.parametrize("rows, width", [(1, 3), (7, 20), (129, 128), (3, 257)])
 def test_values_and_gradients(rows, width, p, device):
     check(dropout_add_layer_norm, truth, example(rows, width, p), device=device)
+
+
+@pytest.fixture(params=core.isas() if core else [])
+def isa(request, monkeypatch):
+    """Each instruction set in turn is what the op runs."""
+    monkeypatch.setattr(sys.modules["electra_fast.ops.dropout_add_layer_norm"], "core", getattr(core, request.param))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(
+    "rows, width", [(0, 64), (1, 1), (63, 64), (127, 256), (128, 128), (129, 768), (512, 20), (6, 257)]
+)
+def test_every_instruction_set(isa, rows, width, p):
+    check(dropout_add_layer_norm, truth, example(rows, width, p))
+
+
+def test_a_mean_far_from_zero_costs_no_digits(isa):
+    given = example(64, 256)
+    given["residual"] += 1e4
+    check(dropout_add_layer_norm, truth, given)
+
+
+def test_a_row_alone_is_the_row_among_others(isa):
+    given, upstream = example(rows=23, width=150), torch.randn(23, 150)
+    by_row = ("x", "residual", "row_ids")
+
+    def gradients(rows):
+        some = {name: value[rows] if name in by_row else value for name, value in given.items()}
+        leaves = [some[name].requires_grad_() for name in ("x", "residual")]
+        out = dropout_add_layer_norm(**some)
+        return [out, *torch.autograd.grad(out, leaves, upstream[rows])]
+
+    whole = gradients(slice(None))
+    for rows in (slice(0, 1), slice(5, 11), slice(9, 23)):
+        assert all(torch.equal(some, all_[rows]) for some, all_ in zip(gradients(rows), whole, strict=True))
+
+
+def test_threads_change_no_bit(isa):
+    given, upstream = example(rows=700, width=256), torch.randn(700, 256)
+    leaves = [given[name].requires_grad_() for name in ("x", "residual", "weight", "bias")]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = dropout_add_layer_norm(**given)
+            found.append([out, *torch.autograd.grad(out, leaves, upstream)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_every_instruction_set_drops_the_same_elements(isa):
+    for width, p in ((64, 0.1), (256, 0.5), (300, 0.9)):
+        kept = dropout_factors(-7, ROW_IDS, width, p) != 0
+        assert torch.equal(gradient_of_x(p, -7, len(ROW_IDS), width, ROW_IDS) != 0, kept)
 
 
 def test_float64_is_exact():

@@ -1,6 +1,7 @@
 """embedding: dropout(LayerNorm(word + position + token type)), projected, against PyTorch's modules."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from numerics import DEVICES, check, dropout_factors
 from torch import nn
 
 from electra_fast.ops import embedding
+from electra_fast.ops._core import core
 
 TABLES = dict(word=30, position=9, token_type=2)
 
@@ -52,6 +54,61 @@ def truth(
 @pytest.mark.parametrize("rows, width, hidden", [(1, 3, None), (11, 12, 20), (129, 64, None), (63, 17, 5)])
 def test_values_and_gradients(rows, width, hidden, p, device):
     check(embedding, truth, example(rows, width, hidden, p), device=device)
+
+
+@pytest.fixture(params=core.isas() if core else [])
+def isa(request, monkeypatch):
+    """Each instruction set in turn is what the op runs."""
+    monkeypatch.setattr(sys.modules["electra_fast.ops.embedding"], "core", getattr(core, request.param))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "rows, width, hidden, words",
+    [
+        (0, 64, None, 30),
+        (1, 1, None, 30),
+        (63, 64, 5, 700),
+        (127, 33, None, 30),
+        (128, 128, 256, 3000),
+        (129, 768, None, 50),
+        (512, 20, None, 1),
+    ],
+)
+def test_every_instruction_set(isa, rows, width, hidden, words, p):
+    tables = dict(word=torch.randn(words, width), input_ids=torch.randint(0, words, (rows,)))
+    check(embedding, truth, example(rows, width, hidden, p) | tables)
+
+
+def test_a_token_alone_is_the_token_among_others(isa):
+    given = example(rows=23, width=150, hidden=None)
+    whole = embedding(**given)
+    names = ("input_ids", "token_type_ids", "position_ids", "row_ids")
+    for rows in (slice(0, 1), slice(5, 11), slice(9, 23)):
+        assert torch.equal(embedding(**given | {name: given[name][rows] for name in names}), whole[rows])
+
+
+def test_threads_change_no_bit(isa):
+    given = example(rows=700, width=128, hidden=None)
+    given |= dict(
+        word=torch.randn(5000, 128), input_ids=torch.randint(0, 5000, (700,)) // torch.randint(1, 100, (700,))
+    )
+    leaves = [given[name].requires_grad_() for name in (*TABLES, "norm_weight", "norm_bias")]
+    before, found, upstream = torch.get_num_threads(), [], torch.randn(700, 128)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = embedding(**given)
+            found.append([out, *torch.autograd.grad(out, leaves, upstream)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_every_instruction_set_drops_the_same_elements(isa):
+    for width, p in ((64, 0.1), (256, 0.5), (300, 0.9)):
+        given = example(33, width, None, p, seed=-7)
+        assert torch.equal(embedding(**given) != 0, dropout_factors(-7, given["row_ids"], width, p) != 0)
 
 
 def test_float64_is_exact():
