@@ -14,6 +14,9 @@ import torch
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
 sys.path.insert(0, str(BENCHES))
 
+import bench_adamw  # noqa: E402
+import bench_dropout_add_layer_norm  # noqa: E402
+import bench_embedding  # noqa: E402
 import bench_masking  # noqa: E402
 import bench_pretrain_step  # noqa: E402
 import clock  # noqa: E402
@@ -193,6 +196,28 @@ def test_masking_is_judged(ragged: bool) -> None:
     swapped = found.corrupted_ids.clone()
     swapped[found.positions[:2]] = swapped[found.positions[:2]].flip(0)
     assert "another token's place" in check(lambda: found._replace(corrupted_ids=swapped))
+
+
+def spoilt(step: clock.Step) -> clock.Step:
+    """The same, the last tensor that comes back 1 % larger."""
+
+    def call() -> object:
+        found = list(step())
+        return [*found[:-1], found[-1] * 1.01]
+
+    return call
+
+
+@pytest.mark.parametrize("bench", [bench_adamw, bench_dropout_add_layer_norm, bench_embedding])
+def test_the_gates_of_the_row_ops_pass_what_is_right_alone(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = ElectraConfig.tiny(vocab_size=500)
+    monkeypatch.setattr(ElectraConfig, "tiny", lambda: smaller)
+    options = Options(models=("tiny",), shapes=("8x32",))
+    for race in bench.races(options):
+        for name in set(race.contestants) - {"compiled"}:
+            step = race.contestants[name]()
+            assert not race.check(step), name
+            assert race.check(spoilt(race.contestants[name]())), name
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
