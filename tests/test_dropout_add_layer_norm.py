@@ -49,9 +49,11 @@ def test_every_instruction_set(isa, rows, width, p):
 
 
 def test_a_mean_far_from_zero_costs_no_digits(isa):
-    given = example(64, 256)
-    given["residual"] += 1e4
-    check(dropout_add_layer_norm, truth, given)
+    """Where z is exact, as here without x, so is what comes out: PyTorch's own is off by 0.2 in these rows."""
+    given = example(64, 150, p=1.0)
+    given["residual"] += 1e6
+    exact = {n: v.double() if isinstance(v, torch.Tensor) and n != "row_ids" else v for n, v in given.items()}
+    torch.testing.assert_close(dropout_add_layer_norm(**given).double(), truth(**exact), rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_alone_is_the_row_among_others(isa):
