@@ -157,7 +157,7 @@ def test_without_row_ids_rows_count_from_0():
     assert torch.equal(dropout_add_layer_norm(**given), dropout_add_layer_norm(**counted))
 
 
-def test_nan_stays_in_its_row():
+def test_nan_stays_in_its_row(isa):
     given = example()
     clean = dropout_add_layer_norm(**given)
     given["residual"][2] = math.nan
@@ -165,7 +165,7 @@ def test_nan_stays_in_its_row():
     assert torch.equal(dropout_add_layer_norm(**given)[rest], clean[rest])
 
 
-def test_a_dropped_nan_is_gone():
+def test_a_dropped_nan_is_gone(isa):
     given = example(p=1.0)
     clean = dropout_add_layer_norm(**given)
     given["x"][:] = math.nan
@@ -180,7 +180,7 @@ def test_no_rows():
     assert y.shape == (0, 20) and not given["weight"].grad.any()
 
 
-def test_constant_rows_and_large_values_are_finite():
+def test_constant_rows_and_large_values_are_finite(isa):
     given = example(p=0.0) | dict(x=torch.zeros(7, 20), residual=torch.full((7, 20), 1e4))
     assert torch.equal(dropout_add_layer_norm(**given), given["bias"].expand(7, 20))
 
