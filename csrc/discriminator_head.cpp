@@ -42,19 +42,22 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
     float *dinner = scratch.at + part * own, *activated = dinner + kBlockRows * ld;
     float *dweight = out_weights.of(part), *dbias = out_biases.of(part);
     dense.start(part), out_weights.start(part), out_biases.start(part);
+    double sum = 0;  // of gradients that largely cancel
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t t = first + r;
-        const float g = dlogits[t] + dloss[t] * (1 / (1 + expf(-logits[t])) - float(labels[t]));
+        const double exact = dlogits[t] + dloss[t] * (1 / (1 + exp(-double(logits[t]))) - double(labels[t]));
+        const float g = float(exact);
         float* row = dinner + r * ld;
         for (int64_t d = 0; d < D; ++d) row[d] = g * out_weight[d];
         gelu_rows_bwd(inner + t * D, D, row, D, 1, D, row, D, activated, D);
         for (int64_t d = 0; d < D; ++d) dweight[d] += g * activated[d];
-        dbias[0] += g;
+        sum += exact;
       }
       dense.weight.product(dinner, ld, rows, dhidden + first * D, D, false);
       dense.add(part, hidden + first * D, D, dinner, ld, rows);
     });
+    dbias[0] = float(sum);
   }
   dense.finish(), out_weights.finish(), out_biases.finish();
 }

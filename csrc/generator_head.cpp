@@ -14,15 +14,6 @@
 
 namespace ef::EF_NS {
 
-// The two functions of vexp.h, for whole vectors: doors for the tests.
-void vector_exp(const float* x, int64_t n, float* out) {
-  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(out + i, vexp(load(x + i)));
-}
-
-void vector_log(const float* x, int64_t n, float* out) {
-  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(out + i, vlog(load(x + i)));
-}
-
 namespace {
 
 constexpr int64_t kTile = 128;           // words; the sample's convention

@@ -20,6 +20,7 @@ from torch import Tensor
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 EPS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+ROWS = [1, 5, 6, 7, 11, 12, 13, 95, 96, 97, 193]  # around what the core's products take at once, and its blocks of rows
 LAYOUTS = ["contiguous", "transposed", "sliced", "unaligned"]
 UPSTREAMS: dict[str, Callable[..., Tensor]] = {
     "contiguous": lambda shape, **kind: torch.randn(shape, **kind),
@@ -62,6 +63,24 @@ def run(op: Callable, arguments: dict[str, Any], upstream: list[Tensor]) -> dict
     grads = torch.autograd.grad(outputs, list(leaves.values()), upstream)
     named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
     return named | {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def check_threads(op: Callable, arguments: dict[str, Any], rows: str) -> None:
+    """Outputs, and the gradient of the argument `rows`, have the same bits with any number of threads; what is summed
+    over the rows, with the same number."""
+    upstream = [torch.randn_like(output) for output in _floats(op(**arguments))]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run(op, arguments, upstream))
+            again = run(op, arguments, upstream)
+            for name, value in found[-1].items():
+                assert torch.equal(value, again[name]), f"{name} differs from run to run with {threads} threads"
+                if name.startswith("output") or name == f"gradient of {rows}":
+                    assert torch.equal(value, found[0][name]), f"{name} differs between 1 and {threads} threads"
+    finally:
+        torch.set_num_threads(before)
 
 
 def _judge(name: str, ours: Tensor, rounded: Tensor, gold: Tensor) -> None:

@@ -1,14 +1,22 @@
 """attention_block: LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)), against a loop over the sequences."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import DEVICES, check, dropout_factors, offsets
+from numerics import DEVICES, ROWS, check, check_threads, dropout_factors, offsets
 from test_attention import truth as attention_truth
 
 from electra_fast.ops import attention_block
+from electra_fast.ops._core import core
+
+
+@pytest.fixture(params=core.isas() if core else [])
+def isa(request, monkeypatch):
+    """Each instruction set in turn is what the op runs."""
+    monkeypatch.setattr(sys.modules["electra_fast.ops.attention_block"], "core", getattr(core, request.param))
 
 
 def example(lengths=(5, 1, 9), width=16, heads=2, asking=None, attention_p=0.1, p=0.1, seed=3):
@@ -78,6 +86,22 @@ def test_only_some_rows_ask(asking, device):
 @pytest.mark.parametrize("width, heads", [(64, 1), (24, 3), (6, 6)])
 def test_heads_and_their_width(width, heads, device):
     check(attention_block, truth, example(width=width, heads=heads), device=device)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_instruction_set(isa, rows):
+    check(attention_block, truth, example((rows // 2, rows - rows // 2), width=33, heads=3))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_instruction_set_where_some_rows_ask(isa, rows):
+    check(attention_block, truth, example((70, 140), width=33, heads=3, asking=(rows // 3, rows - rows // 3)))
+
+
+@pytest.mark.parametrize("asking", [None, (7, 0, 250)], ids=str)
+def test_threads_change_no_bit(isa, asking):
+    rows = "x" if asking is None else ""  # of x, some rows gather several gradients
+    check_threads(attention_block, example((130, 7, 300), width=33, heads=3, asking=asking), rows)
 
 
 def test_float64_is_exact():

@@ -1,7 +1,9 @@
-"""The C++ core in every instruction set of this CPU, against Philox in numpy and the masking rules in plain Python."""
+"""The C++ core in every instruction set of this CPU: random numbers against Philox in numpy, masking against its rules
+in plain Python, functions of vectors against float64."""
 
 import numpy as np
 import pytest
+import torch
 
 from electra_fast.ops._core import core, why
 
@@ -172,3 +174,40 @@ def test_masking_threads(ops, faithful):
     case = (rng.integers(0, 1000, 8192), cu, slots, np.arange(8192), np.arange(4), 4, 2**31, faithful, 3)
     for one, two in zip(masking(ops, *case), masking(ops, *case, threads=2), strict=True):
         assert (one == two).all()
+
+
+def of_vectors(op, x: np.ndarray, outputs: int = 1) -> list[np.ndarray]:
+    x = x.astype(np.float32)
+    padded = np.append(x, np.ones(-len(x) % 16, np.float32))
+    found = [np.zeros_like(padded) for _ in range(outputs)]
+    call(op, padded, len(padded), *found)
+    return [out[: len(x)].astype(np.float64) for out in found]
+
+
+@pytest.mark.parametrize("name", ["exp", "log"])
+def test_exp_and_log_are_within_2_ulp(ops, name):
+    if name == "exp":
+        x = np.concatenate([np.linspace(-87.3, 88, 2**21), np.linspace(-1, 1, 2**20), [0, -0.0]]).astype(np.float32)
+        edges = {-np.inf: 0, -87.4: 0, -1e30: 0, np.nan: np.nan}
+    else:
+        x = np.concatenate([np.exp(np.linspace(-87.3, 88.7, 2**21)), np.linspace(0.5, 2, 2**20)]).astype(np.float32)
+        edges = {0: -np.inf, np.inf: np.inf, np.nan: np.nan, 1: 0}
+    op, gold = getattr(ops, f"vector_{name}"), getattr(np, name)(x.astype(np.float64))
+    error = np.abs(of_vectors(op, x)[0] - gold) / np.spacing(np.abs(gold).astype(np.float32))
+    assert error.max() <= 2
+    np.testing.assert_array_equal(of_vectors(op, np.array([*edges]))[0], np.float32([*edges.values()]))
+
+
+def test_the_normal_distribution(ops):
+    """Phi within what csrc/gelu.h says, its small values to digits of their own, and phi."""
+    x = np.concatenate([np.linspace(-14, 14, 2**21), np.linspace(-1, 1, 2**20), [0, -0.0]]).astype(np.float32)
+    wide = torch.from_numpy(x).double()
+    gold_cdf, gold_pdf = torch.special.ndtr(wide).numpy(), (wide.square() / -2).exp().numpy() / np.sqrt(2 * np.pi)
+    cdf, pdf = of_vectors(ops.vector_normal, x, 2)
+    assert np.abs(cdf - gold_cdf).max() <= 2.1e-7
+    assert np.abs(pdf - gold_pdf).max() <= 5e-8
+    small = (x < 0) & (x > -5)
+    assert np.abs(cdf[small] / gold_cdf[small] - 1).max() <= 8e-7
+    cdf, pdf = of_vectors(ops.vector_normal, np.array([-np.inf, -1e30, -14, 14, 1e30, np.inf, np.nan]), 2)
+    np.testing.assert_array_equal(cdf, [0, 0, 0, 1, 1, 1, np.nan])
+    np.testing.assert_array_equal(pdf, [0, 0, 0, 0, 0, 0, np.nan])

@@ -1,15 +1,23 @@
 """ffn_block: LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)), against the formula."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import DEVICES, check, dropout_factors
+from numerics import DEVICES, ROWS, check, check_threads, dropout_factors
 
 from electra_fast.ops import ffn_block
+from electra_fast.ops._core import core
 
 NAMES = "x up_weight up_bias down_weight down_bias norm_weight norm_bias".split()
+
+
+@pytest.fixture(params=core.isas() if core else [])
+def isa(request, monkeypatch):
+    """Each instruction set in turn is what the op runs."""
+    monkeypatch.setattr(sys.modules["electra_fast.ops.ffn_block"], "core", getattr(core, request.param))
 
 
 def example(rows=7, width=12, inner=20, p=0.1, seed=3):
@@ -31,6 +39,21 @@ def truth(x, up_weight, up_bias, down_weight, down_bias, norm_weight, norm_bias,
 @pytest.mark.parametrize("rows, width, inner", [(1, 3, 1), (7, 12, 20), (63, 64, 256), (129, 17, 33), (128, 16, 64)])
 def test_values_and_gradients(rows, width, inner, p, device):
     check(ffn_block, truth, example(rows, width, inner, p), device=device)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_instruction_set(isa, rows):
+    check(ffn_block, truth, example(rows, 33, 21))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+@pytest.mark.parametrize("width, inner", [(37, 600), (256, 64)])
+def test_every_instruction_set_at_other_widths(isa, width, inner, p):
+    check(ffn_block, truth, example(100, width, inner, p))
+
+
+def test_threads_change_no_bit(isa):
+    check_threads(ffn_block, example(700, 33, 65), rows="x")
 
 
 def test_float64_is_exact():
@@ -65,12 +88,13 @@ def test_other_probabilities_are_rejected(p):
         ffn_block(**example(p=p))
 
 
-def test_nan_stays_in_its_row():
+def test_nan_stays_in_its_row(isa):
     given = example()
     clean = ffn_block(**given)
     given["x"][2] = math.nan
     rest = [0, 1, 3, 4, 5, 6]
-    assert torch.equal(ffn_block(**given)[rest], clean[rest])
+    found = ffn_block(**given)
+    assert found[2].isnan().all() and torch.equal(found[rest], clean[rest])
 
 
 def test_no_rows():

@@ -331,26 +331,3 @@ def test_threads_change_no_bit_of_loss_and_samples(isa):
                 assert torch.equal(one[name], other[name]), name
             torch.testing.assert_close(one["hidden"], other["hidden"])
         assert torch.equal(others[1]["hidden"], others[2]["hidden"])
-
-
-@in_every_isa
-@pytest.mark.parametrize("name", ["exp", "log"])
-def test_exp_and_log_of_vectors_are_within_2_ulp(isa, name):
-    if name == "exp":
-        x = np.concatenate([np.linspace(-87.3, 88, 2**21), np.linspace(-1, 1, 2**20), [0, -0.0]]).astype(np.float32)
-        edges = {-np.inf: 0, -87.4: 0, -1e30: 0, np.nan: np.nan}
-    else:
-        x = np.concatenate([np.exp(np.linspace(-87.3, 88.7, 2**21)), np.linspace(0.5, 2, 2**20)]).astype(np.float32)
-        edges = {0: -np.inf, np.inf: np.inf, np.nan: np.nan, 1: 0}
-    gold = getattr(np, name)(x.astype(np.float64))
-    error = np.abs(vector(isa, name, x) - gold) / np.spacing(np.abs(gold).astype(np.float32))
-    assert error.max() <= 2
-    at_edges = vector(isa, name, np.array(list(edges), np.float32))
-    np.testing.assert_array_equal(at_edges, np.array(list(edges.values()), np.float32))
-
-
-def vector(isa, name, x):
-    padded = np.append(x, np.ones(-len(x) % 16, np.float32))
-    out = np.zeros_like(padded)
-    getattr(getattr(core, isa), f"vector_{name}")(padded.ctypes.data, len(padded), out.ctypes.data)
-    return out[: len(x)].astype(np.float64)

@@ -1,13 +1,21 @@
 """linear: x W^T + b and the erf GELU, against the formula."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import DEVICES, check
+from numerics import DEVICES, ROWS, check, check_threads
 
 from electra_fast.ops import linear
+from electra_fast.ops._core import core
+
+
+@pytest.fixture(params=core.isas() if core else [])
+def isa(request, monkeypatch):
+    """Each instruction set in turn is what the op runs."""
+    monkeypatch.setattr(sys.modules["electra_fast.ops.linear"], "core", getattr(core, request.param))
 
 
 def example(rows=5, inner=12, outer=7, gelu=True):
@@ -24,6 +32,22 @@ def truth(x, weight, bias, gelu=False):
 @pytest.mark.parametrize("rows, inner, outer", [(1, 1, 1), (5, 12, 7), (63, 17, 64), (129, 64, 33), (2, 300, 5)])
 def test_values_and_gradients(rows, inner, outer, gelu, device):
     check(linear, truth, example(rows, inner, outer, gelu), device=device)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_instruction_set(isa, rows, gelu):
+    check(linear, truth, example(rows, 33, 21, gelu))
+
+
+@pytest.mark.parametrize("inner, outer", [(1100, 5), (5, 1100), (256, 64)])
+def test_every_instruction_set_beyond_what_a_product_adds_up_at_once(isa, inner, outer):
+    check(linear, truth, example(100, inner, outer))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_threads_change_no_bit(isa, gelu):
+    check_threads(linear, example(700, 65, 33, gelu), rows="x")
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -58,11 +82,13 @@ def test_a_row_alone_equals_itself_among_others():
     torch.testing.assert_close(alone, whole)
 
 
-def test_nan_stays_in_its_row():
-    given = example()
+@pytest.mark.parametrize("gelu", [False, True])
+def test_nan_stays_in_its_row(isa, gelu):
+    given = example(gelu=gelu)
     clean = linear(**given)
     given["x"][2] = math.nan
-    assert torch.equal(linear(**given)[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
+    found = linear(**given)
+    assert found[2].isnan().all() and torch.equal(found[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
 def test_rows_more_than_two_to_the_31_elements_apart():

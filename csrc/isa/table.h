@@ -24,6 +24,7 @@ namespace ef::EF_NS {
 #include "../linear.cpp"
 #include "../masking.cpp"
 #include "../philox.cpp"
+#include "../vector.cpp"
 
 namespace ef::EF_NS {
 
