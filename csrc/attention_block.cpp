@@ -29,8 +29,8 @@ void attention_block_fwd(const float* x, const float* asking, const float* qkv_w
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       linear_rows(weight, out_bias, read + at, D, rows, added, D);
-      norm_rows_fwd(norm, rows, added, nullptr, asking + at, row_ids + first, norm_weight, norm_bias, out + at,
-                    xhat + at, rstd + first);
+      norm_rows_fwd(norm, rows, added, asking + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
+                    rstd + first);
     });
   }
 }
@@ -58,7 +58,7 @@ void attention_block_bwd(const float* dout, const float* x, const float* asking,
       parts.blocks(part, [&](int64_t first, int64_t rows) {
         const int64_t at = first * D;
         norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded,
-                      dasking + at, norm_weights.of(part), norm_biases.of(part), nullptr);
+                      dasking + at, norm_weights.of(part), norm_biases.of(part));
         gradient.weight.product(dadded, D, rows, dread.at + at, D, false);
         gradient.add(part, read + at, D, dadded, D, rows);
       });

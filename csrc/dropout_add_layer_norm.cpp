@@ -19,8 +19,7 @@ void dropout_add_layer_norm_fwd(const float* x, const float* residual, const flo
 #pragma omp parallel for num_threads(threads) schedule(static) if (T * D >= 32768)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t first = chunk * kNormChunk, rows = T - first < kNormChunk ? T - first : kNormChunk, at = first * D;
-    norm_rows_fwd(norm, rows, x + at, nullptr, residual + at, row_ids + first, weight, bias, out + at, xhat + at,
-                  rstd + first);
+    norm_rows_fwd(norm, rows, x + at, residual + at, row_ids + first, weight, bias, out + at, xhat + at, rstd + first);
   }
 }
 
@@ -35,7 +34,7 @@ void dropout_add_layer_norm_bwd(const float* dout, const float* xhat, const floa
     const int64_t first = chunk * kNormChunk, rows = T - first < kNormChunk ? T - first : kNormChunk, at = first * D;
     float* share = shares + chunk * 2 * D;
     norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, weight, row_ids + first, dx + at, dresidual + at,
-                  share, share + D, nullptr);
+                  share, share + D);
   }
   for (int64_t c = 0; c < D; ++c) dweight[c] = dbias[c] = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // in order: threads change no bit

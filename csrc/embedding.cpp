@@ -77,7 +77,7 @@ void embedding_fwd(const int64_t* input_ids, const int64_t* token_type_ids, cons
         memcpy(own + r * E, token_type + token_type_ids[start + r] * E, size_t(E) * sizeof(float));
       }
       float* to = out + start * E;
-      norm_rows_fwd(norm, rows, xhat + start * E, nullptr, own, row_ids + start, weight, bias, to, xhat + start * E,
+      norm_rows_fwd(norm, rows, xhat + start * E, own, row_ids + start, weight, bias, to, xhat + start * E,
                     rstd + start);
       if (threshold > 0) dropout_rows(dropped, rows, row_ids + start, to, to);
     }

@@ -25,8 +25,8 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
       linear_rows(up, up_bias, x + at, D, rows, activated, ld);
       for (int64_t r = 0; r < rows; ++r) memcpy(inner + (first + r) * F, activated + r * ld, size_t(F) * sizeof(float));
       gelu_rows(activated, ld, rows, F, activated, ld);
-      down.product(activated, ld, rows, added, D, false);
-      norm_rows_fwd(norm, rows, added, down_bias, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
+      linear_rows(down, down_bias, activated, ld, rows, added, D);
+      norm_rows_fwd(norm, rows, added, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
                     rstd + first);
     });
   }
@@ -52,7 +52,7 @@ void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, co
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dx + at,
-                    norm_weights.of(part), norm_biases.of(part), nullptr);
+                    norm_weights.of(part), norm_biases.of(part));
       down.weight.product(dadded, D, rows, dinner, ld, false);
       gelu_rows_bwd(inner + first * F, F, dinner, ld, rows, F, dinner, ld, activated, ld);
       down.add(part, activated, ld, dadded, D, rows);

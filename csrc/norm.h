@@ -1,4 +1,4 @@
-// LayerNorm(residual + dropout(x + x_bias)) of contiguous rows and its gradients, by one thread, for ops to call while
+// LayerNorm(residual + dropout(x)) of contiguous rows and its gradients, by one thread, for ops to call while
 // the rows are in cache; see electra_fast/ops/dropout_add_layer_norm.py.
 //
 // Four rows go side by side: the sums of one row are a chain of dependent additions, four chains fill the pipeline.
@@ -49,9 +49,8 @@ struct RowsDropout {
 };
 
 template <int R>
-static inline void norm_fwd(const Norm& norm, const float* x, const float* x_bias, const float* residual,
-                            const int64_t* row_ids, const float* weight, const float* bias, float* out, float* xhat,
-                            float* rstd) {
+static inline void norm_fwd(const Norm& norm, const float* x, const float* residual, const int64_t* row_ids,
+                            const float* weight, const float* bias, float* out, float* xhat, float* rstd) {
   const int64_t D = norm.D;
   RowsDropout<R> dropout(norm);
   Vec sum[R] = {};
@@ -61,18 +60,17 @@ static inline void norm_fwd(const Norm& norm, const float* x, const float* x_bia
     dropout.draw(norm.seed, row_ids, start);
     int64_t c = start;
     for (; c + kLanes <= end; c += kLanes) {
-      const Vec shift = x_bias ? load(x_bias + c) : Vec{};
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const int64_t at = r * D + c;
-        const Vec z = load(residual + at) + dropout.of(load(x + at) + shift, r, c - start);
+        const Vec z = load(residual + at) + dropout.of(load(x + at), r, c - start);
         store(xhat + at, z), sum[r] += z;
       }
     }
     for (; c < end; ++c) {
       for (int r = 0; r < R; ++r) {
         const int64_t at = r * D + c;
-        xhat[at] = residual[at] + dropout.of(x_bias ? x[at] + x_bias[c] : x[at], r, c - start);
+        xhat[at] = residual[at] + dropout.of(x[at], r, c - start);
         last[r] += xhat[at];
       }
     }
@@ -119,7 +117,7 @@ static inline void norm_fwd(const Norm& norm, const float* x, const float* x_bia
 template <int R>
 static inline void norm_bwd(const Norm& norm, const float* dout, const float* xhat, const float* rstd,
                             const float* weight, const int64_t* row_ids, float* dx, float* dresidual, float* dweight,
-                            float* dbias, float* dx_bias) {
+                            float* dbias) {
   const int64_t D = norm.D;
   // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)). g waits in dx, rounded as its mean has it: where
   // all cancels, as in rows of one column, the rest of an unrounded product times rstd would be anything.
@@ -154,55 +152,48 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
     const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
     dropout.draw(norm.seed, row_ids, start);
     for (c = start; c + kLanes <= end; c += kLanes) {
-      Vec total = {};
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const int64_t at = r * D + c;
         const Vec dz = (load(dx + at) - mean[r] - load(xhat + at) * slope[r]) * rstd[r];
-        const Vec through = dropout.of(dz, r, c - start);
-        store(dresidual + at, dz), store(dx + at, through), total += through;
+        store(dresidual + at, dz), store(dx + at, dropout.of(dz, r, c - start));
       }
-      if (dx_bias) store(dx_bias + c, load(dx_bias + c) + total);
     }
     for (; c < end; ++c) {
       for (int r = 0; r < R; ++r) {
         const int64_t at = r * D + c;
         const float dz = (dx[at] - mean[r] - xhat[at] * slope[r]) * rstd[r];
         dresidual[at] = dz, dx[at] = dropout.of(dz, r, c - start);
-        if (dx_bias) dx_bias[c] += dx[at];
       }
     }
   }
 }
 
-// out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x + x_bias); x_bias may be null. out, xhat
-// (rows, D), rstd (rows,); xhat may be x.
-static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x, const float* x_bias,
-                                 const float* residual, const int64_t* row_ids, const float* weight, const float* bias,
-                                 float* out, float* xhat, float* rstd) {
+// out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x). out, xhat (rows, D), rstd (rows,);
+// xhat may be x.
+static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x, const float* residual,
+                                 const int64_t* row_ids, const float* weight, const float* bias, float* out,
+                                 float* xhat, float* rstd) {
   const int64_t D = norm.D;
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
-    norm_fwd<4>(norm, x + r * D, x_bias, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D,
-                rstd + r);
+    norm_fwd<4>(norm, x + r * D, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D, rstd + r);
   for (; r < rows; ++r)
-    norm_fwd<1>(norm, x + r * D, x_bias, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D,
-                rstd + r);
+    norm_fwd<1>(norm, x + r * D, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D, rstd + r);
 }
 
-// dresidual is the gradient of the residual, so of z, dx that of x; dweight, dbias, dx_bias (D,) are added to, dx_bias
-// may be null. dx may be dout.
+// dresidual is the gradient of the residual, so of z, dx that of x; dweight, dbias (D,) are added to. dx may be dout.
 static inline void norm_rows_bwd(const Norm& norm, int64_t rows, const float* dout, const float* xhat,
                                  const float* rstd, const float* weight, const int64_t* row_ids, float* dx,
-                                 float* dresidual, float* dweight, float* dbias, float* dx_bias) {
+                                 float* dresidual, float* dweight, float* dbias) {
   const int64_t D = norm.D;
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
     norm_bwd<4>(norm, dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D, dresidual + r * D, dweight,
-                dbias, dx_bias);
+                dbias);
   for (; r < rows; ++r)
     norm_bwd<1>(norm, dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D, dresidual + r * D, dweight,
-                dbias, dx_bias);
+                dbias);
 }
 
 }  // namespace ef::EF_NS
