@@ -25,6 +25,7 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._library import Backend, DifferentiableOp
 from electra_fast.ops._philox import dropout_reference, dropout_threshold
+from electra_fast.ops.linear import linear_cpu
 
 
 def embedding(
@@ -132,7 +133,7 @@ def _forward_cpu(
     )
     if projection_weight is None:
         return out, [xhat, rstd]
-    return F.linear(out, projection_weight, projection_bias), [xhat, rstd, out]
+    return linear_cpu.fwd(out, projection_weight, projection_bias, False)[0], [xhat, rstd, out]
 
 
 def _backward_cpu(
@@ -155,8 +156,7 @@ def _backward_cpu(
 ) -> list[Tensor]:
     dout, projected = grads[0], []
     if projection_weight is not None:
-        projected = [dout.T @ saved[-1], dout.sum(0)]
-        dout = dout @ projection_weight
+        dout, *projected = linear_cpu.bwd(grads, saved[-1], projection_weight, projection_bias, False, [])
     ids = (input_ids, token_type_ids, position_ids)
     given = [t.contiguous() for t in (dout, *saved[1:3], norm_weight, row_ids, *ids)]
     found = [t.new_empty(t.shape) for t in (word, position, token_type, norm_weight, norm_bias)]

@@ -70,6 +70,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor]:
     return (x.new_empty(x.shape[0], weight.shape[0]),)
 
 
+linear_cpu = Backend(_forward_cpu, _backward_cpu, lambda *args: list(_fake(*args)) if args[3] else [])
 _linear = DifferentiableOp(
     "linear",
     "Tensor x, Tensor weight, Tensor bias, bool gelu",
@@ -77,5 +78,5 @@ _linear = DifferentiableOp(
     differentiable=("x", "weight", "bias"),
     reference=linear_reference,
     fake=_fake,
-    cpu=Backend(_forward_cpu, _backward_cpu, lambda *args: list(_fake(*args)) if args[3] else []),
+    cpu=linear_cpu,
 )
