@@ -10,15 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
 sys.path.insert(0, str(BENCHES))
 
 import bench_adamw  # noqa: E402
+import bench_attention_block  # noqa: E402
+import bench_discriminator_head  # noqa: E402
 import bench_dropout_add_layer_norm  # noqa: E402
 import bench_embedding  # noqa: E402
+import bench_ffn_block  # noqa: E402
+import bench_linear  # noqa: E402
 import bench_masking  # noqa: E402
 import bench_pretrain_step  # noqa: E402
+import case  # noqa: E402
 import clock  # noqa: E402
 import harness  # noqa: E402
 from harness import Options, Race, Roofs, run  # noqa: E402
@@ -26,6 +32,7 @@ from rows import Row, Writer, plot, table  # noqa: E402
 
 from electra_fast.config import ElectraConfig  # noqa: E402
 from electra_fast.flops import step_flops  # noqa: E402
+from electra_fast.ops._philox import dropout_reference  # noqa: E402
 
 FIELDS = (
     "bench model provider shape dtype ms_p20 ms ms_p80 tokens_per_s tflops gbps percent_roof peak_mem_mb launches "
@@ -218,6 +225,53 @@ def test_the_gates_of_the_row_ops_pass_what_is_right_alone(bench, monkeypatch: p
             step = race.contestants[name]()
             assert not race.check(step), name
             assert race.check(spoilt(race.contestants[name]())), name
+
+
+@pytest.mark.parametrize("bench", [bench_linear, bench_ffn_block, bench_attention_block, bench_discriminator_head])
+def test_the_blocks_are_judged(bench) -> None:
+    """Every contestant of every race is right, and wrong once its last result, an output or a gradient, is off."""
+    parts = set()
+    for race in bench.races(Options(models=("tiny",), shapes=("4x32",))):
+        parts |= set(race.shape.split())
+        assert set(race.contestants) == {"ours", "eager"}
+        for name, factor in (("ours", 1.01), ("eager", 2)):
+            step = race.contestants[name]()
+            assert not race.check(step), f"{name}: {race.shape}"
+            assert race.check(lambda step=step, factor=factor: [*(found := step())[:-1], found[-1] * factor])
+    assert parts >= {"discriminator", "forward", "forward+backward"}
+
+
+def test_dropout_of_its_own_is_judged_by_its_mean() -> None:
+    setting = next(case.settings(Options(models=("tiny",), shapes=("4x32",))))
+    given = case.Case.make(setting, [(128, 16)], (128, 16))
+
+    def formula(p: float) -> case.Op:
+        return lambda x: dropout_reference(x, p, setting.seed, setting.row_ids)
+
+    check = case.right(given, formula, 0.1)
+    assert not check(given.step(formula(0.1))) and not check(given.step(lambda x: F.dropout(x, 0.1)))
+    assert "0 from no dropout in one call" in check(given.step(formula(0.0)))
+    assert "from no dropout" in check(given.step(lambda x: 1.5 * F.dropout(x, 0.1)))
+    assert "relative error 0.001" in case.right(given, formula, 0.0)(given.step(lambda x: 1.001 * x))
+
+
+@pytest.mark.parametrize(
+    ("bench", "forward", "both", "megabytes"),
+    [
+        (bench_linear, 1073.7, 3221.2, 26.2),
+        (bench_ffn_block, 2147.5, 6442.5, 16.8),
+        (bench_attention_block, 1342.2, 4160.7, 13.6),
+        (bench_discriminator_head, 268.44, 805.31, 7.1),
+    ],
+)
+def test_flops_and_bytes_of_a_block(bench, forward: float, both: float, megabytes: float) -> None:
+    """MFLOP in the small model's discriminator on 16 x 128 tokens, and what training moves, counted on paper."""
+    options = Options(models=("small",), shapes=("16x128",), providers=("compiled",))
+    kinds = {race.shape.split()[3]: race for race in reversed(list(bench.races(options))) if "disc" in race.shape}
+    assert kinds["forward"].flops == pytest.approx(forward * 1e6, rel=1e-4)
+    assert kinds["forward+backward"].flops == pytest.approx(both * 1e6, rel=1e-4)
+    assert kinds["forward+backward"].bytes == pytest.approx(megabytes * 1e6, rel=1e-2)
+    assert set(kinds["forward"].contestants) == {"ours", "eager", "compiled"}  # it was named
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
