@@ -33,9 +33,11 @@ import torch
 import torch.nn.functional as F
 from clock import Step
 from harness import Options, Race
+from parity import first_step_differs
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from electra_fast import Batch, Electra, PretrainConfig, Pretrainer
 from electra_fast.config import ElectraConfig, NetworkConfig
 from electra_fast.flops import step_flops
 from electra_fast.reference import ReferenceElectra, mask_tokens
@@ -112,19 +114,17 @@ class Case:
 
 
 def ours(case: Case) -> Step:
-    import electra_fast as ef
-
-    model = ef.Electra(case.config).to(case.device)
-    config = ef.PretrainConfig(batch_size=len(case.input_ids), learning_rate=LEARNING_RATE, warmup_steps=0)
-    trainer = ef.Pretrainer(model, config)
-    batch = ef.Batch.from_padded(case.input_ids, case.attention_mask)
+    """Held against the reference first: the loss of a step with dropout, and every tensor that it updates."""
+    config = PretrainConfig(batch_size=len(case.input_ids), learning_rate=LEARNING_RATE, warmup_steps=0)
+    batch = Batch.from_padded(case.input_ids, case.attention_mask)
+    if wrong := first_step_differs(case.config, config, batch):
+        raise ValueError(wrong)
+    trainer = Pretrainer(Electra(case.config).to(case.device), config)
     return lambda: trainer.step(batch).loss
 
 
 def ours_dtype(device: str) -> str:
     """What ours computes in where its config leaves that to the device."""
-    from electra_fast.config import PretrainConfig
-
     has_precision = "precision" in {f.name for f in fields(PretrainConfig)}
     return "bfloat16" if device == "cuda" and has_precision else "float32"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches"))  # its modules are tested, and serve tests
+
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     if "triton" in sys.modules:  # it reads the variable once, as it is imported
         raise RuntimeError("triton was imported before tests/conftest.py could set TRITON_INTERPRET=1; set it outside")

@@ -8,32 +8,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bench_adamw
+import bench_attention_block
+import bench_discriminator_head
+import bench_dropout_add_layer_norm
+import bench_embedding
+import bench_ffn_block
+import bench_linear
+import bench_masking
+import bench_pretrain_step
+import case
+import clock
+import harness
+import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import Options, Race, Roofs, run
+from rows import Row, Writer, plot, table
+
+from electra_fast import Batch, PretrainConfig
+from electra_fast.config import ElectraConfig
+from electra_fast.flops import step_flops
+from electra_fast.ops._philox import dropout_reference
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
-sys.path.insert(0, str(BENCHES))
-
-import bench_adamw  # noqa: E402
-import bench_attention_block  # noqa: E402
-import bench_discriminator_head  # noqa: E402
-import bench_dropout_add_layer_norm  # noqa: E402
-import bench_embedding  # noqa: E402
-import bench_ffn_block  # noqa: E402
-import bench_linear  # noqa: E402
-import bench_masking  # noqa: E402
-import bench_pretrain_step  # noqa: E402
-import case  # noqa: E402
-import clock  # noqa: E402
-import harness  # noqa: E402
-from harness import Options, Race, Roofs, run  # noqa: E402
-from rows import Row, Writer, plot, table  # noqa: E402
-
-from electra_fast.config import ElectraConfig  # noqa: E402
-from electra_fast.flops import step_flops  # noqa: E402
-from electra_fast.ops._philox import dropout_reference  # noqa: E402
-
 FIELDS = (
     "bench model provider shape dtype ms_p20 ms ms_p80 tokens_per_s tflops gbps percent_roof peak_mem_mb launches "
     "device torch triton commit date"
@@ -181,6 +180,18 @@ def test_the_gate_sees_what_does_not_learn() -> None:
     assert not check(lambda: next(falling))
     assert "first loss" in check(lambda: 12.0) and "first loss" in check(lambda: float("nan"))
     assert "does not fall" in check(lambda: 45.0)
+
+
+def test_a_step_of_ours_is_judged_by_all_it_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = bench_pretrain_step.Case.make("tiny", "2x32", "cpu", True)
+    given = (case.config, PretrainConfig(warmup_steps=0), Batch.from_padded(case.input_ids, case.attention_mask))
+    assert not parity.first_step_differs(*given)
+    honest = parity.philox_dropout
+    monkeypatch.setattr(parity, "philox_dropout", lambda batch, seed, step: honest(batch, seed, step + 1))
+    assert "the loss is" in parity.first_step_differs(*given)
+    monkeypatch.setattr(parity, "philox_dropout", honest)
+    monkeypatch.setattr(parity, "learning_rate", lambda config, step: 1.05 * config.learning_rate)
+    assert "learning rates from the reference's" in parity.first_step_differs(*given)
 
 
 @pytest.mark.parametrize("ragged", [False, True])

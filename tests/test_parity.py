@@ -2,17 +2,14 @@
 
 import dataclasses
 import lzma
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from loss_curves import ReferenceTrainer
 
 from electra_fast import Batch, Electra, ElectraConfig, PretrainConfig, Pretrainer
 from electra_fast.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches"))
-from loss_curves import ReferenceTrainer
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""reference.py made to follow our keys: the same weights, masks, samples and dropout bits as an Electra."""
+"""reference.py made to follow our keys: the same weights, masks, samples and dropout bits as an Electra.
+
+So a whole optimiser step of ours, dropout on, can be held against it: the gate before any step of ours is timed.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from electra_fast import Batch, Electra, ElectraOutput
+from electra_fast import Batch, Electra, ElectraConfig, ElectraOutput, PretrainConfig, Pretrainer
 from electra_fast.batch import PLACES
 from electra_fast.convert import from_huggingface, to_huggingface
 from electra_fast.model import DISCRIMINATOR, GENERATOR
 from electra_fast.ops._philox import derive_seeds, dropout_mask, dropout_scale, dropout_threshold
-from electra_fast.reference import ReferenceElectra, ReferenceOutput
+from electra_fast.optim import learning_rate
+from electra_fast.reference import ReferenceAdamW, ReferenceElectra, ReferenceOutput
 
 
 def reference_of(model: Electra, dropout: Callable[[Tensor, float, str], Tensor] | None = None) -> ReferenceElectra:
@@ -65,10 +69,39 @@ def follow(
     )
 
 
-def gradients(reference: ReferenceElectra) -> dict[str, Tensor]:
-    """The reference's gradients under the names of an Electra's parameters."""
+def named(reference: ReferenceElectra, of: Callable[[Tensor], Tensor | None]) -> dict[str, Tensor]:
+    """`of` of each of the reference's parameters, under the names of an Electra's."""
     found = {}
     for network in ("generator", "discriminator"):
-        grads = {name: p.grad for name, p in getattr(reference, network).named_parameters()}
-        found |= {f"{network}.{name}": grad for name, grad in from_huggingface(grads).items()}
+        tensors = {name: of(p) for name, p in getattr(reference, network).named_parameters()}
+        found |= {f"{network}.{name}": t for name, t in from_huggingface(tensors).items()}
     return found
+
+
+def first_step_differs(settings: ElectraConfig, config: PretrainConfig, batch: Batch) -> str:
+    """The first optimiser step of ours and of the reference: what differs beyond rounding, "" if nothing does.
+
+    Tensors may be a fiftieth of the learning rate apart: a first update is some 3 lr g / (|g| + 30 eps), steep where g
+    itself is little more than rounding.
+    """
+    device = batch.input_ids.device
+    torch.manual_seed(0)
+    model = Electra(settings).to(device).train()
+    with torch.no_grad():
+        out = model(batch, config.seed, 0)
+    reference = reference_of(model, philox_dropout(batch, config.seed, 0))
+    there, types = batch.pad(torch.ones_like(batch.input_ids)), batch.pad(batch.token_type_ids)
+    theirs = follow(reference, batch, out, there, types)
+    theirs.loss.backward()
+    rate = learning_rate(config, 0)
+    optimizer = ReferenceAdamW({id(p): (n, p) for n, p in reference.named_parameters()}.values(), rate, eps=config.eps)
+    optimizer.step()
+    ours = Pretrainer(model, config).step(batch)
+    if abs(ours.loss / theirs.loss.item() - 1) > 1e-5:
+        return f"the loss is {ours.loss}, the reference's {theirs.loss.item()}"
+    updated = named(reference, lambda p: p.detach())
+    for name, p in model.named_parameters():
+        apart = (p.detach() - updated[name]).abs().max().item()
+        if apart > 0.02 * rate:
+            return f"{name} is {apart / rate:.2g} learning rates from the reference's"
+    return ""
