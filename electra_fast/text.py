@@ -195,9 +195,11 @@ def _jsonl(path: Path, stream: BinaryIO, counts: Counts) -> Iterator[list[str]]:
             raise ValueError(
                 f'{where} is no JSON ({error}); each line is an object such as {{"text": "..."}}'
             ) from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        if not isinstance(record, dict) or "text" not in record:
             what = f"an object with {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
             raise ValueError(f'{where} is {what}; each line is an object with a string "text": rename the field')
+        if not isinstance(record["text"], str):
+            raise ValueError(f'{where} has a {type(record["text"]).__name__} in "text"; write a string there')
         text = record["text"].encode(errors="surrogatepass")  # "\ud800" is legal JSON, but no character
         counts.bytes = size
         yield from _group(_decoded(text, counts), counts)
@@ -214,6 +216,9 @@ def _parquet(path: Path, counts: Counts) -> Iterator[list[str]]:
         names = table.schema_arrow.names
         if "text" not in names:
             raise ValueError(f'{path} has the columns {names}; one must be called "text": rename it')
+        kind = table.schema_arrow.field("text").type
+        if pyarrow.types.is_primitive(kind):
+            raise ValueError(f'{path} has {kind} in the column "text"; strings are read: write it anew')
         start, rows = counts.read, 0
         for batch in table.iter_batches(batch_size=256, columns=["text"]):
             for text in batch.column(0).cast(pyarrow.string()).cast(pyarrow.binary()).to_pylist():

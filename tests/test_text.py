@@ -56,6 +56,9 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"b.parquet has the columns \['body'\]; one must be called \"text\""):
         read(tmp_path / "b.parquet")
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"c.parquet has int64 in the column \"text\"; strings are read"):
+        read(tmp_path / "c.parquet")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_long_documents_come_in_pieces(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text": ', ValueError, "a.jsonl, line 2 is no JSON"),
         ("a.jsonl", b"[1, 2]", ValueError, "a.jsonl, line 1 is a list; each line is an object with a string"),
         ("a.jsonl", b'\n{"body": "a"}', ValueError, r"a.jsonl, line 2 is an object with \['body'\]"),
-        ("a.jsonl", b'{"text": 3}', ValueError, r"a.jsonl, line 1 is an object with \['text'\]"),
+        ("a.jsonl", b'{"text": 3}', ValueError, 'a.jsonl, line 1 has a int in "text"; write a string'),
         ("a.jsonl", b"[" * 100_000, ValueError, "a.jsonl, line 1 is no JSON"),
     ],
 )
