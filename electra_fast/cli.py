@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         return command(options)
     except ModuleNotFoundError as error:
         print(f"electra-fast: {error}; pip install {error.name}", file=sys.stderr)
-    except (ValueError, TypeError, IndexError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, IndexError, OSError, FloatingPointError, ImportError) as error:
         print(f"electra-fast: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("electra-fast: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 1
 
 

@@ -67,7 +67,10 @@ def prepare(
     check_free(out)
     _check(max_length, packing, heldout, processes, seed)
     if vocab_size is not None and tokenizer is not None:
-        raise ValueError(f"vocab_size {vocab_size} and a tokenizer are both given; a tokenizer has its size, drop one")
+        name = "a tokenizer" if isinstance(tokenizer, Tokenizer) else f"the tokenizer {tokenizer}"
+        raise ValueError(
+            f"vocab_size {vocab_size} and {name} are both given; a tokenizer has its size: drop vocab_size"
+        )
     source = _Source(files, progress)
     began = time.monotonic()
     if tokenizer is None:
@@ -297,7 +300,7 @@ def _in_order(workers: _Workers, chunks: Iterator[Chunk]) -> Iterator[dict[str, 
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             "a worker process of prepare died: the machine may be out of memory, or a script calls prepare() outside "
             'of `if __name__ == "__main__":`, which starting processes needs; mend that, or pass processes=1'
         ) from error

@@ -12,6 +12,7 @@ import pytest
 
 from electra_fast import prepare as module
 from electra_fast import text
+from electra_fast.cli import main
 from electra_fast.corpus import Corpus
 from electra_fast.examples import pack_examples, pair_examples
 from electra_fast.prepare import prepare
@@ -235,7 +236,7 @@ def test_full_disk_leaves_nothing(book, tokenizer, tmp_path, monkeypatch):
         (dict(processes=0), "processes is 0; it must be at least 1"),
         (dict(seed=2**63), "seed is 9223372036854775808; it must fit in 64 bits"),
         (dict(vocab_size=20), "vocab_size is 20; it must lie between 32 and 4000000"),
-        (dict(vocab_size=500, tokenizer="x"), "vocab_size 500 and a tokenizer are both given"),
+        (dict(vocab_size=500, tokenizer="x"), "vocab_size 500 and the tokenizer x are both given"),
     ],
 )
 def test_bad_settings_are_refused(book, tmp_path, options, message):
@@ -256,6 +257,13 @@ def test_bad_files_are_refused(book, tokenizer, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.txt"]
 
 
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["prepare", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "c")]) == 1
+    assert "a.parquet needs pyarrow, which is not installed; run: pip install pyarrow" in capsys.readouterr().err
+
+
 def test_a_used_directory_is_refused_before_any_work(book, tokenizer, tmp_path, monkeypatch):
     prepare(book, tmp_path / "c", tokenizer=tokenizer, **QUIET)
     before = (tmp_path / "c/corpus.json").read_bytes()
@@ -263,6 +271,10 @@ def test_a_used_directory_is_refused_before_any_work(book, tokenizer, tmp_path, 
     with pytest.raises(FileExistsError, match="c already holds a corpus; .* rm -r"):
         prepare(book, tmp_path / "c", vocab_size=500, **QUIET)
     assert (tmp_path / "c/corpus.json").read_bytes() == before and json.loads(before)
+    with pytest.raises(
+        NotADirectoryError, match=r"x/c would lie in .*corpus.json, which is a file; name another --out"
+    ):
+        prepare(book, tmp_path / "c/corpus.json/x/c", vocab_size=500, **QUIET)
 
 
 def test_real_speeches(tmp_path):
