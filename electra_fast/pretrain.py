@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import signal
 import sys
@@ -16,7 +17,7 @@ import torch
 from electra_fast import checkpoint
 from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, PretrainConfig
-from electra_fast.corpus import Corpus, examples_at
+from electra_fast.corpus import Corpus, check_free, examples_at
 from electra_fast.flops import step_flops
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops._core import why
@@ -31,7 +32,10 @@ from electra_fast.report import (
     plot_curves,
     read_log,
 )
+from electra_fast.shards import MANIFEST
+from electra_fast.tokenizer import Tokenizer
 from electra_fast.trainer import Pretrainer, evaluate
+from electra_fast.weights import read_json, write_file
 
 EVALUATED = 128  # held-out examples, at most, at each evaluation
 RECIPES: dict[str, dict[str, Any]] = {  # the paper's table 6; tiny is ours, for minutes on two cores
@@ -91,7 +95,10 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
     Raises ValueError (and its kin CheckpointError) for settings, data or checkpoints that do not fit, OSError where OUT
     cannot be written, FloatingPointError for a loss that is not finite.
     """
-    run.out.mkdir(parents=True, exist_ok=True)
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"out is {run.out}; a directory is needed, and a file is in its way: give another") from error
     with checkpoint.Lock(run.out):
         checkpoint.clean(run.out)
         resumed = checkpoint.latest(run.out)
@@ -106,26 +113,59 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
 
 
 def open_corpus(run: RunConfig) -> Corpus:
-    """The prepared data: the directory given, or text prepared into OUT/data (once: a resumed run finds it there)."""
-    if len(run.data) == 1 and (run.data[0] / "corpus.json").exists():
-        corpus = Corpus(run.data[0])
-        if run.max_length not in (None, corpus.max_length):
-            raise ValueError(
-                f"{run.data[0]} holds examples of {corpus.max_length} tokens, max_length is {run.max_length}; "
-                f"pass --max-length {corpus.max_length}, or prepare the text again"
-            )
-        return corpus
-    if (run.out / "data" / "corpus.json").exists() and run.resume:
-        return Corpus(run.out / "data")
+    """The prepared data: the directory given, or text prepared into OUT/data, once: another start finds it there."""
+    if len(run.data) == 1 and (run.data[0] / MANIFEST).exists():
+        return _prepared(run)
     tokenizer = run.tokenizer
-    for weights in (run.init_discriminator, run.init_generator):
-        if tokenizer is None and weights is not None and (weights / "tokenizer.json").exists():
-            tokenizer = weights
+    weights = [path for path in (run.init_discriminator, run.init_generator) if path is not None]
+    if tokenizer is None and weights:
+        named = ("tokenizer.json", "vocab.txt")
+        tokenizer = next((path for path in weights if any((path / name).is_file() for name in named)), None)
+        if tokenizer is None:
+            raise ValueError(
+                f"{weights[0]} holds neither tokenizer.json nor vocab.txt; name the tokenizer that these weights were "
+                f"trained with: --tokenizer PATH"
+            )
     # The text that Python carries is small: fewer words, so that each is seen often, and a larger share held out.
     words, share = (8192, 0.01) if run.data else (1000, 0.05)
-    size = dict(vocab_size=run.vocab_size or words) if tokenizer is None else dict(tokenizer=tokenizer)
+    vocab_size = run.vocab_size or words if tokenizer is None else run.vocab_size
     length = run.max_length or RECIPES[run.model]["max_length"]
-    return prepare(list(run.data) or None, run.out / "data", max_length=length, heldout=share, **size)
+    files = [f"{path.name}, {path.stat().st_size if path.exists() else 0} bytes" for path in run.data]
+    asked = {"data": files, "tokenizer": tokenizer and str(tokenizer), "vocab_size": vocab_size, "max_length": length}
+    found, source = run.out / "data", run.out / "data.json"
+    if (found / MANIFEST).exists() and source.exists():
+        changed = checkpoint.differences(read_json(source), asked)
+        if refused := [line for line in changed if line.split(":")[0] not in run.allow_change]:
+            raise ValueError(
+                f"{found} was prepared by an earlier start, with other settings than these:\n  "
+                + "\n  ".join(refused)
+                + f"\npass the old values, give another --out, or remove it: rm -r {found}"
+            )
+        return Corpus(found)
+    check_free(found)
+    write_file(source, [json.dumps(asked, indent=1).encode()])
+    options = dict(tokenizer=tokenizer, vocab_size=vocab_size, max_length=length, heldout=share)
+    return prepare(list(run.data) or None, found, **options)
+
+
+def _prepared(run: RunConfig) -> Corpus:
+    corpus = Corpus(run.data[0])
+    if run.max_length not in (None, corpus.max_length):
+        raise ValueError(
+            f"{run.data[0]} holds examples of {corpus.max_length} tokens, max_length is {run.max_length}; "
+            f"pass --max-length {corpus.max_length}, or prepare the text again"
+        )
+    if run.vocab_size is not None and run.vocab_size < corpus.vocab_size:  # more: the text may have given less
+        raise ValueError(
+            f"{run.data[0]} was prepared with a vocabulary of {corpus.vocab_size} entries, vocab_size is "
+            f"{run.vocab_size}; leave --vocab-size out, or prepare the text again"
+        )
+    if run.tokenizer is not None and Tokenizer.load(run.tokenizer).sha256 != corpus.tokenizer.sha256:
+        raise ValueError(
+            f"{run.data[0]} was prepared with another tokenizer than {run.tokenizer}; leave --tokenizer out, "
+            f"or prepare the text again with it"
+        )
+    return corpus
 
 
 def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Electra:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from electra_fast import Discriminator, Electra, Generator, checkpoint
 from electra_fast.cli import main
+from electra_fast.tokenizer import Tokenizer
 
 TEXT = "\n".join(f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
                  for c in "red big old new dry".split())  # fmt: skip
@@ -161,6 +163,7 @@ def test_callback_receives_every_figure(corpus: Path, tmp_path: Path) -> None:
         (["--learning-rate", "nan"], ["learning_rate is nan", "finite"]),
         (["--max-length", "64"], ["examples of 32 tokens, max_length is 64", "--max-length 32"]),
         (["--precision", "bfloat16"], ["precision is bfloat16", "--precision float32"]),
+        (["--vocab-size", "40"], ["with a vocabulary of", "vocab_size is 40", "leave --vocab-size out"]),
         (["--init-generator", "/nowhere"], ["/nowhere"]),
         (["--save-every", "0"], ["save_every is 0"]),
         *([] if find_spec("wandb") else [(["--log-to", "wandb"], ["No module named 'wandb'", "pip install wandb"])]),
@@ -191,6 +194,71 @@ def test_an_earlier_run_is_neither_overwritten_nor_resumed_with_other_settings(
     assert weights(tmp_path / "checkpoint-4") == kept
     assert run(corpus, tmp_path, "--resume", "--steps", "5", "--allow-change", "pretrain.steps") == 0
     assert checkpoint.latest(tmp_path).name == "checkpoint-5"
+
+
+def from_text(root: Path, *options: str) -> int:
+    """A run of two steps from ROOT/text.txt into ROOT/out."""
+    settings = ["--steps", "2", "--batch-size", "4", "--max-length", "32", "--device", "cpu", *options]
+    return main(["pretrain", "--data", str(root / "text.txt"), "--out", str(root / "out"), *settings])
+
+
+def test_a_refused_start_can_be_corrected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Following the remedy works: the text, prepared once, is taken again; another text is not taken for it."""
+    (tmp_path / "text.txt").write_text("\n\n".join([TEXT] * 6))
+    words = ("--vocab-size", "80")
+    assert from_text(tmp_path, *words, "--batch-size", "1000") == 1
+    assert "lower --batch-size" in capsys.readouterr().err
+    prepared = (tmp_path / "out" / "data" / "corpus.json").stat()
+    assert from_text(tmp_path, "--vocab-size", "70") == 1
+    assert "vocab_size: saved 80, now 70\npass the old values" in capsys.readouterr().err
+    assert from_text(tmp_path, *words) == 0
+    assert (tmp_path / "out" / "data" / "corpus.json").stat() == prepared
+    (tmp_path / "text.txt").write_text("\n\n".join([TEXT] * 7))
+    assert from_text(tmp_path, *words, "--resume") == 1
+    said = capsys.readouterr().err
+    assert "out/data was prepared by an earlier start" in said and "data: saved [" in said and "rm -r" in said
+    assert from_text(tmp_path, *words, "--resume", "--allow-change", "data") == 0
+
+
+def test_weights_bring_the_tokenizer_they_were_trained_with(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join([TEXT] * 6))
+    assert from_text(tmp_path, "--vocab-size", "80") == 0
+    (tmp_path / "out").rename(tmp_path / "first")
+    weights = tmp_path / "first" / "final" / "discriminator"
+    start = ("--init-discriminator", str(weights))
+    assert from_text(tmp_path, *start, "--vocab-size", "70") == 1
+    assert f"vocab_size 70 and the tokenizer {weights} are both given" in capsys.readouterr().err
+    (weights / "tokenizer.json").unlink()  # vocab.txt is left
+    assert from_text(tmp_path, *start) == 0
+    shutil.rmtree(tmp_path / "out")
+    (weights / "vocab.txt").unlink()
+    assert from_text(tmp_path, *start) == 1
+    assert f"{weights} holds neither tokenizer.json nor vocab.txt; name" in capsys.readouterr().err
+
+
+def test_prepared_data_take_no_other_tokenizer(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(corpus, tmp_path / "own", "--tokenizer", str(corpus / "tokenizer")) == 0
+    Tokenizer.train([["another text"]], 40).save(tmp_path / "other")
+    assert run(corpus, tmp_path / "out", "--tokenizer", str(tmp_path / "other")) == 1
+    assert f"prepared with another tokenizer than {tmp_path / 'other'}; leave --tokenizer" in capsys.readouterr().err
+
+
+def test_a_file_in_the_way_of_out(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert run(corpus, out) == 1
+        assert f"out is {out}; a directory is needed, and a file is in its way" in capsys.readouterr().err
+
+
+def test_interrupted_before_the_first_step(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("electra_fast.pretrain.measured_peak", interrupt)
+    assert run(corpus, tmp_path) == 130
+    assert capsys.readouterr().err.endswith("electra-fast: interrupted\n")
 
 
 def test_a_corrupt_checkpoint_is_refused_by_name(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
