@@ -144,8 +144,9 @@ def open_corpus(run: RunConfig) -> Corpus:
         return Corpus(found)
     check_free(found)
     write_file(source, [json.dumps(asked, indent=1).encode()])
-    options = dict(tokenizer=tokenizer, vocab_size=vocab_size, max_length=length, heldout=share)
-    return prepare(list(run.data) or None, found, **options)
+    return prepare(
+        list(run.data) or None, found, tokenizer=tokenizer, vocab_size=vocab_size, max_length=length, heldout=share
+    )
 
 
 def _prepared(run: RunConfig) -> Corpus:
