@@ -6,6 +6,7 @@ the results are written in the order of the text: the corpus is the same for any
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -83,15 +84,23 @@ def prepare(
     builder = _Builder(tokenizer, max_length, packing, seed)
     settings = {"builder": packing, "seed": seed, "heldout": heldout}
     totals = _Totals()
-    with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
-        with _Workers(builder, processes, source.size) as workers:
-            for result in _in_order(workers, source.chunks(heldout)):
-                for split, part in result.items():
-                    writer.add(split, *part.arrays())
-                    totals.add(split, part)
-        if not totals.examples.get("train"):
-            raise ValueError(f"the text gives no training example ({totals.examples}); give more text, or less heldout")
-        writer.finish(totals.as_dict(source.counts))
+    try:
+        with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
+            with _Workers(builder, processes, source.size) as workers:
+                for result in _in_order(workers, source.chunks(heldout)):
+                    for split, part in result.items():
+                        writer.add(split, *part.arrays())
+                        totals.add(split, part)
+            if not totals.examples.get("train"):
+                found = totals.examples
+                raise ValueError(f"the text gives no training example ({found}); give more text, or less heldout")
+            writer.finish(totals.as_dict(source.counts))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{out} could not be written ({error}); nothing of it is left: free some space, or give another --out"
+        ) from error
     if progress:
         _say(_table(totals, source.counts, tokenizer, time.monotonic() - began, packing))
     return Corpus(out)

@@ -325,6 +325,8 @@ class _Run:
         plot_curves(rows, run.out / "curves.png")
         before = next(row for row in rows if row["kind"] == "heldout")
         report = closing_report(before, figures, self._sentences())
+        if skipped := self.trainer.skipped:
+            report += f"\n\n{skipped} of {self.config.steps} steps were left out: a loss or gradient was not finite"
         print(f"\n{report}\n\nwrote {run.out}/final/{{generator,discriminator}}, curves.png, metrics.jsonl")
 
     @torch.no_grad()

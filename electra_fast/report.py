@@ -62,13 +62,19 @@ class Log:
     """metrics.jsonl: a row a measurement, kept across a resume up to the step that is resumed from."""
 
     def __init__(self, path: Path, steps_done: int, callback: Callback | None = None) -> None:
-        self.path, self.callback = path, callback
+        self.path, self.callback, self.failed = path, callback, False
         rows = [row for row in read_log(path) if row["step"] <= steps_done] if path.exists() else []
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, kind: str, step: int, figures: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        row = json.dumps({"kind": kind, "step": step, **figures}) + "\n"
+        try:
+            with self.path.open("a") as file:
+                file.write("\n" + row if self.failed else row)  # half a row may be there: end it
+        except OSError as error:  # a disk that is full costs figures, not the run
+            if not self.failed:
+                tqdm.write(f"{self.path} could not be written ({error}); training goes on without it. Free some space")
+            self.failed = True
         if self.callback is not None:
             self.callback(step, {f"{kind}/{name}": value for name, value in figures.items()})
 

@@ -57,7 +57,7 @@ class Pretrainer:
                 raise FloatingPointError(
                     f"step {step}: the loss is {metrics.loss}, the gradients' norm {metrics.grad_norm}; no parameter "
                     f"was changed. Lower learning_rate ({config.learning_rate}), or leave such steps out by "
-                    f"non_finite='skip'"
+                    f"non_finite='skip' (--non-finite skip)"
                 )
             self.skipped += 1
         self.steps_done += 1

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from electra_fast import Discriminator, Electra, Generator, checkpoint
 from electra_fast.cli import main
+from electra_fast.report import Log, read_log
 from electra_fast.tokenizer import Tokenizer
 
 TEXT = "\n".join(f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
@@ -120,6 +121,29 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
     said = capsys.readouterr()
     assert (said.out + said.err).count("training goes on") == 1 and "No space left" in said.out + said.err
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-4"]
+
+
+def test_a_full_disk_costs_rows_of_the_log_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = Log(path, 0)
+    log.write("train", 1, {})
+    log.path = Path("/dev/full")
+    log.write("train", 2, {})
+    log.write("train", 3, {})
+    assert capsys.readouterr().out.count("/dev/full could not be written") == 1
+    log.path = path
+    with path.open("a") as file:
+        file.write('{"kind": "tr')  # what went through
+    log.write("train", 4, {})
+    assert [row["step"] for row in read_log(path)] == [1, 4]
+
+
+def test_steps_left_out_are_told(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    diverging = ("--learning-rate", "1e30", "--warmup-steps", "0")
+    assert run(corpus, tmp_path / "stopped", *diverging) == 1
+    assert "leave such steps out by non_finite='skip' (--non-finite skip)" in capsys.readouterr().err
+    assert run(corpus, tmp_path / "skipping", *diverging, "--non-finite", "skip") == 0
+    assert "3 of 4 steps were left out: a loss or gradient was not finite" in capsys.readouterr().out
 
 
 def test_two_runs_do_not_share_a_directory(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
