@@ -19,6 +19,7 @@ from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, PretrainConfig
 from electra_fast.corpus import Corpus, check_free, examples_at
 from electra_fast.flops import step_flops
+from electra_fast.info import info
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops._core import why
 from electra_fast.prepare import prepare
@@ -116,6 +117,12 @@ def open_corpus(run: RunConfig) -> Corpus:
     """The prepared data: the directory given, or text prepared into OUT/data, once: another start finds it there."""
     if len(run.data) == 1 and (run.data[0] / MANIFEST).exists():
         return _prepared(run)
+    for path in run.data:
+        if (path / MANIFEST).exists():
+            raise ValueError(
+                f"data holds {path}, which is prepared, and {len(run.data) - 1} more; one prepared directory alone can "
+                f"be read: prepare the text of all into one"
+            )
     tokenizer = run.tokenizer
     weights = [path for path in (run.init_discriminator, run.init_generator) if path is not None]
     if tokenizer is None and weights:
@@ -301,8 +308,9 @@ class _Run:
         return {"model": asdict(self.trainer.model.config), "pretrain": asdict(self.config), "data": data}
 
     def _environment(self) -> dict[str, Any]:
+        versions = info()["versions"]
         return {
-            "torch": torch.__version__,
+            **{name: versions[name] for name in ("electra_fast", "torch", "numpy")},
             "core": why,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),

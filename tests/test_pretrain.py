@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from electra_fast import Discriminator, Electra, Generator, checkpoint
+from electra_fast import Discriminator, Electra, Generator, checkpoint, info
 from electra_fast.cli import main
 from electra_fast.report import Log, read_log
 from electra_fast.tokenizer import Tokenizer
@@ -258,6 +258,21 @@ def test_weights_bring_the_tokenizer_they_were_trained_with(tmp_path: Path, caps
     (weights / "vocab.txt").unlink()
     assert from_text(tmp_path, *start) == 1
     assert f"{weights} holds neither tokenizer.json nor vocab.txt; name" in capsys.readouterr().err
+
+
+def test_one_prepared_directory_is_read_alone(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(corpus, tmp_path, "--data", str(corpus), str(corpus)) == 1
+    assert f"data holds {corpus}, which is prepared, and 1 more; one prepared directory" in capsys.readouterr().err
+
+
+def test_another_version_is_told_on_resume(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(corpus, tmp_path) == 0
+    monkeypatch.setattr("electra_fast.pretrain.info", lambda: {"versions": {**info()["versions"], "numpy": "1.0"}})
+    assert run(corpus, tmp_path, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "not bit-equal" in said and 'now "1.0"' in said and "  torch:" not in said
 
 
 def test_prepared_data_take_no_other_tokenizer(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
