@@ -146,7 +146,8 @@ def open_corpus(run: RunConfig) -> Corpus:
             raise ValueError(
                 f"{found} was prepared by an earlier start, with other settings than these:\n  "
                 + "\n  ".join(refused)
-                + f"\npass the old values, give another --out, or remove it: rm -r {found}"
+                + f"\npass the old values, take it as it is by --allow-change NAME, give another --out, or remove it: "
+                f"rm -r {found}"
             )
         return Corpus(found)
     check_free(found)
