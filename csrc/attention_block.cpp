@@ -20,12 +20,12 @@ void attention_block_fwd(const float* x, const float* asking, const float* qkv_w
                 D / H, row_ids, seed, attention_threshold, 1 / sqrt(double(D / H)), read, D, D / H, lse, threads);
 
   const Norm norm{D, float(eps), threshold, seed};
-  const Parts parts(R, 2 * D * D, threads);
+  const Parts parts(R, D, 2 * D * D, threads);
   const Weight weight(out_weight, D, D, false, parts.count);
-  Floats scratch(parts.count * kBlockRows * D);
+  Floats scratch(parts.count * parts.height * D);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float* added = scratch.at + part * kBlockRows * D;
+    float* added = scratch.at + part * parts.height * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       linear_rows(weight, out_bias, read + at, D, rows, added, D);
@@ -46,24 +46,22 @@ void attention_block_bwd(const float* dout, const float* x, const float* asking,
                          Threads threads) {
   Floats dqueries(R * D), dkeys_values(T * 2 * D), dread(R * D);
   {
-    const Norm norm{D, 0, threshold, seed};
-    const Parts parts(R, 6 * D * D, threads);
-    LinearGradient gradient(out_weight, D, D, dout_weight, dout_bias, parts.count);
-    Sum norm_weights(dnorm_weight, D, parts.count), norm_biases(dnorm_bias, D, parts.count);
-    Floats scratch(parts.count * kBlockRows * D);
+    const Parts parts(R, D, 6 * D * D, threads);
+    LinearGradient gradient(out_weight, D, D, dout_weight, dout_bias, parts);
+    NormGradient norm({D, 0, threshold, seed}, dnorm_weight, dnorm_bias, parts.count);
+    Floats scratch(parts.count * parts.height * D);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
     for (int64_t part = 0; part < parts.count; ++part) {
-      float* dadded = scratch.at + part * kBlockRows * D;
-      gradient.start(part), norm_weights.start(part), norm_biases.start(part);
+      float* dadded = scratch.at + part * parts.height * D;
+      gradient.start(part), norm.start(part);
       parts.blocks(part, [&](int64_t first, int64_t rows) {
         const int64_t at = first * D;
-        norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded,
-                      dasking + at, norm_weights.of(part), norm_biases.of(part));
+        norm.rows(part, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dasking + at);
         gradient.weight.product(dadded, D, rows, dread.at + at, D, false);
         gradient.add(part, read + at, D, dadded, D, rows);
       });
     }
-    gradient.finish(), norm_weights.finish(), norm_biases.finish();
+    gradient.finish(), norm.finish();
   }
   attention_bwd(queries, D, D / H, keys_values, 2 * D, D / H, keys_values + D, 2 * D, D / H, cu_rows, cu_seqlens, N, H,
                 D / H, row_ids, seed, attention_threshold, 1 / sqrt(double(D / H)), lse, dread.at, D, D / H,

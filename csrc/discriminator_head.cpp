@@ -10,7 +10,7 @@ namespace ef::EF_NS {
 void discriminator_head_fwd(const float* hidden, const float* dense_weight, const float* dense_bias,
                             const float* out_weight, const float* out_bias, const uint8_t* labels, int64_t T, int64_t D,
                             float* loss, float* logits, float* inner, Threads threads) {
-  const Parts parts(T, 2 * D * D, threads);
+  const Parts parts(T, D, 2 * D * D, threads);
   const Weight dense(dense_weight, D, D, false, parts.count);
   Floats scratch(parts.count * D);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
@@ -32,14 +32,14 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
                             const float* out_weight, const uint8_t* labels, const float* logits, const float* inner,
                             int64_t T, int64_t D, float* dhidden, float* ddense_weight, float* ddense_bias,
                             float* dout_weight, float* dout_bias, Threads threads) {
-  const Parts parts(T, 6 * D * D, threads);
-  LinearGradient dense(dense_weight, D, D, ddense_weight, ddense_bias, parts.count);
+  const Parts parts(T, D, 6 * D * D, threads);
+  LinearGradient dense(dense_weight, D, D, ddense_weight, ddense_bias, parts);
   Sum out_weights(dout_weight, D, parts.count), out_biases(dout_bias, 1, parts.count);
-  const int64_t ld = row_stride(D), own = kBlockRows * ld + D;
+  const int64_t ld = row_stride(D), own = parts.height * ld + D;
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float *dinner = scratch.at + part * own, *activated = dinner + kBlockRows * ld;
+    float *dinner = scratch.at + part * own, *activated = dinner + parts.height * ld;
     float *dweight = out_weights.of(part), *dbias = out_biases.of(part);
     dense.start(part), out_weights.start(part), out_biases.start(part);
     double sum = 0;  // of gradients that largely cancel

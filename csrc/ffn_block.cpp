@@ -13,13 +13,13 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
                    int64_t T, int64_t D, int64_t F, int64_t seed, double eps, int threshold, float* out, float* inner,
                    float* xhat, float* rstd, Threads threads) {
   const Norm norm{D, float(eps), threshold, seed};
-  const Parts parts(T, 4 * D * F, threads);
+  const Parts parts(T, F, 4 * D * F, threads);
   const Weight up(up_weight, F, D, false, parts.count), down(down_weight, D, F, false, parts.count);
-  const int64_t ld = row_stride(F), own = kBlockRows * (ld + D);
+  const int64_t ld = row_stride(F), own = parts.height * (ld + D);
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float *activated = scratch.at + part * own, *added = activated + kBlockRows * ld;
+    float *activated = scratch.at + part * own, *added = activated + parts.height * ld;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       linear_rows(up, up_bias, x + at, D, rows, activated, ld);
@@ -37,22 +37,20 @@ void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, co
                    const float* rstd, int64_t T, int64_t D, int64_t F, int64_t seed, int threshold, float* dx,
                    float* dup_weight, float* dup_bias, float* ddown_weight, float* ddown_bias, float* dnorm_weight,
                    float* dnorm_bias, Threads threads) {
-  const Norm norm{D, 0, threshold, seed};
-  const Parts parts(T, 12 * D * F, threads);
-  LinearGradient up(up_weight, F, D, dup_weight, dup_bias, parts.count);
-  LinearGradient down(down_weight, D, F, ddown_weight, ddown_bias, parts.count);
-  Sum norm_weights(dnorm_weight, D, parts.count), norm_biases(dnorm_bias, D, parts.count);
-  const int64_t ld = row_stride(F), own = kBlockRows * (2 * ld + D);
+  const Parts parts(T, F, 12 * D * F, threads);
+  LinearGradient up(up_weight, F, D, dup_weight, dup_bias, parts);
+  LinearGradient down(down_weight, D, F, ddown_weight, ddown_bias, parts);
+  NormGradient norm({D, 0, threshold, seed}, dnorm_weight, dnorm_bias, parts.count);
+  const int64_t ld = row_stride(F), own = parts.height * (2 * ld + D);
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float *activated = scratch.at + part * own, *dinner = activated + kBlockRows * ld,
-          *dadded = dinner + kBlockRows * ld;
-    up.start(part), down.start(part), norm_weights.start(part), norm_biases.start(part);
+    float *activated = scratch.at + part * own, *dinner = activated + parts.height * ld,
+          *dadded = dinner + parts.height * ld;
+    up.start(part), down.start(part), norm.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
-      norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dx + at,
-                    norm_weights.of(part), norm_biases.of(part));
+      norm.rows(part, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dx + at);
       down.weight.product(dadded, D, rows, dinner, ld, false);
       gelu_rows_bwd(inner + first * F, F, dinner, ld, rows, F, dinner, ld, activated, ld);
       down.add(part, activated, ld, dadded, D, rows);
@@ -60,7 +58,7 @@ void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, co
       up.add(part, x + at, D, dinner, ld, rows);
     });
   }
-  up.finish(), down.finish(), norm_weights.finish(), norm_biases.finish();
+  up.finish(), down.finish(), norm.finish();
 }
 
 }  // namespace ef::EF_NS

@@ -15,7 +15,8 @@ namespace ef::EF_NS {
 constexpr int kPanel = 2 * kLanes;
 // Rows of C at once: with two vectors each they fill the registers (16, or 32 with AVX-512) but for those of A and B.
 constexpr int kSliver = EF_ISA >= 512 ? 12 : 6;
-constexpr int64_t kDepth = 4096 / kPanel;  // so that a panel's part, 16 KiB, stays in the first cache
+// A panel's part of 32 KiB: of half that, C would be written twice as often. A longer chain would round worse.
+constexpr int64_t kDepth = kPanel > 16 ? 8192 / kPanel : 512;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }

@@ -9,7 +9,7 @@ namespace ef::EF_NS {
 // inner is the argument of the GELU, kept for the backward, or null where there is none.
 void linear_fwd(const float* x, const float* weight, const float* bias, int64_t T, int64_t K, int64_t N, float* inner,
                 float* out, Threads threads) {
-  const Parts parts(T, 2 * N * K, threads);
+  const Parts parts(T, N, 2 * N * K, threads);
   const Weight packed(weight, N, K, false, parts.count);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
@@ -23,13 +23,13 @@ void linear_fwd(const float* x, const float* weight, const float* bias, int64_t 
 // dx is written, or with `add` added to.
 void linear_bwd(const float* dout, const float* x, const float* weight, const float* inner, int64_t T, int64_t K,
                 int64_t N, bool add, float* dx, float* dweight, float* dbias, Threads threads) {
-  const Parts parts(T, 6 * N * K, threads);
+  const Parts parts(T, N, 6 * N * K, threads);
   const int64_t ld = row_stride(N);
-  LinearGradient gradient(weight, N, K, dweight, dbias, parts.count);
-  Floats scratch(inner ? parts.count * kBlockRows * ld : 0);
+  LinearGradient gradient(weight, N, K, dweight, dbias, parts);
+  Floats scratch(inner ? parts.count * parts.height * ld : 0);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float* own = scratch.at + part * kBlockRows * ld;
+    float* own = scratch.at + part * parts.height * ld;
     gradient.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const float* dy = dout + first * N;

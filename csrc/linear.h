@@ -37,7 +37,8 @@ static inline void linear_rows(const Weight& weight, const float* bias, const fl
 
 // The gradients of y = x W^T + b with x (T, K), y (T, N); every thread gives its blocks, in order.
 struct LinearGradient {
-  const int64_t N, K, parts;
+  const int64_t N, K;
+  const Parts& parts;
   const Weight weight;
   float* dweight;
   Sum dbias;
@@ -45,15 +46,15 @@ struct LinearGradient {
   // of the product that is added up there are contiguous, where rows of dW a power of two apart share few cache sets.
   Floats packed, shares;
 
-  LinearGradient(const float* weight, int64_t N, int64_t K, float* dweight, float* dbias, int64_t parts)
+  LinearGradient(const float* weight, int64_t N, int64_t K, float* dweight, float* dbias, const Parts& parts)
       : N(N),
         K(K),
         parts(parts),
-        weight(weight, N, K, true, parts),
+        weight(weight, N, K, true, parts.count),
         dweight(dweight),
-        dbias(dbias, N, parts),
-        packed(parts * packed_size(kBlockRows, K)),
-        shares(parts * packed_size(N, K)) {}
+        dbias(dbias, N, parts.count),
+        packed(parts.count * packed_size(parts.height, K)),
+        shares(parts.count * packed_size(N, K)) {}
   float* share(int64_t part) const { return shares.at + part * packed_size(N, K); }
   void start(int64_t part) {
     memset(share(part), 0, size_t(packed_size(N, K)) * sizeof(float));
@@ -61,22 +62,35 @@ struct LinearGradient {
   }
   // What x (rows, K) and the gradient dy (rows, N) of the same rows add to dW and db.
   void add(int64_t part, const float* x, int64_t ldx, const float* dy, int64_t ldy, int64_t rows) {
-    float *own = packed.at + part * packed_size(kBlockRows, K), *sums = dbias.of(part);
+    float *own = packed.at + part * packed_size(parts.height, K), *sums = dbias.of(part);
     pack(x, ldx, rows, K, own);
     for (int64_t panel = 0; panel < panels(K); ++panel)
       product<true>(dy, ldy, own + panel * rows * kPanel, N, rows, kPanel, share(part) + panel * N * kPanel, kPanel,
                     true);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t n = 0; n < N; ++n) sums[n] += dy[r * ldy + n];
+    for (int64_t r = 0; r < rows; r += 16) add_rows(dy + r * ldy, ldy, smaller(16, rows - r), sums);
+  }
+  // Sums of a few rows first: one chain through all would round worse than any product.
+  void add_rows(const float* dy, int64_t ldy, int64_t rows, float* sums) const {
+    int64_t n = 0;
+    for (; n + kLanes <= N; n += kLanes) {
+      Vec sum = {};
+      for (int64_t r = 0; r < rows; ++r) sum += load(dy + r * ldy + n);
+      store(sums + n, load(sums + n) + sum);
+    }
+    for (; n < N; ++n) {
+      float sum = 0;
+      for (int64_t r = 0; r < rows; ++r) sum += dy[r * ldy + n];
+      sums[n] += sum;
+    }
   }
   void finish() {
-#pragma omp parallel for num_threads(int(parts)) schedule(static) if (parts > 1)
+#pragma omp parallel for num_threads(int(parts.count)) schedule(static) if (parts.count > 1)
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t k = 0; k < K; k += kPanel) {
         float row[kPanel];
         const int64_t at = (k * N) + n * kPanel, columns = smaller(kPanel, K - k);
         memcpy(row, share(0) + at, sizeof row);
-        for (int64_t part = 1; part < parts; ++part)
+        for (int64_t part = 1; part < parts.count; ++part)
           for (int64_t i = 0; i < kPanel; ++i) row[i] += share(part)[at + i];
         memcpy(dweight + n * K + k, row, size_t(columns) * sizeof(float));
       }

@@ -8,6 +8,7 @@
 #include <math.h>
 
 #include "philox.h"
+#include "rows.h"
 #include "vec.h"
 
 namespace ef::EF_NS {
@@ -195,5 +196,29 @@ static inline void norm_rows_bwd(const Norm& norm, int64_t rows, const float* do
     norm_bwd<1>(norm, dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D, dresidual + r * D, dweight,
                 dbias);
 }
+
+// norm_rows_bwd for blocks on threads. Gradients of the parameters are summed by a few rows first: one chain through
+// all would round worse.
+struct NormGradient {
+  const Norm norm;
+  Sum dweight, dbias;
+  Floats shares;  // of each part, of both
+
+  NormGradient(const Norm& norm, float* dweight, float* dbias, int64_t parts)
+      : norm(norm), dweight(dweight, norm.D, parts), dbias(dbias, norm.D, parts), shares(parts * 2 * norm.D) {}
+  void start(int64_t part) { dweight.start(part), dbias.start(part); }
+  void rows(int64_t part, int64_t rows, const float* dout, const float* xhat, const float* rstd, const float* weight,
+            const int64_t* row_ids, float* dx, float* dresidual) {
+    const int64_t D = norm.D;
+    float *own = shares.at + part * 2 * D, *dw = dweight.of(part), *db = dbias.of(part);
+    for (int64_t r = 0; r < rows; r += 64) {
+      memset(own, 0, size_t(2 * D) * sizeof(float));
+      norm_rows_bwd(norm, smaller(64, rows - r), dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D,
+                    dresidual + r * D, own, own + D);
+      for (int64_t d = 0; d < D; ++d) dw[d] += own[d], db[d] += own[D + d];
+    }
+  }
+  void finish() { dweight.finish(), dbias.finish(); }
+};
 
 }  // namespace ef::EF_NS

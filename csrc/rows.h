@@ -12,7 +12,7 @@
 
 namespace ef::EF_NS {
 
-constexpr int64_t kBlockRows = 96;  // a multiple of kSliver; 1,024 floats of each are 384 KiB
+constexpr int64_t kBlockFloats = 96 * 1024;  // of the widest matrix that a block of rows keeps in the second cache
 
 static inline int64_t ceiling(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
@@ -20,17 +20,21 @@ static inline int64_t ceiling(int64_t n, int64_t of) { return (n + of - 1) / of;
 static inline int64_t row_stride(int64_t columns) { return ceiling(columns, 16) * 16 + 16; }
 
 struct Parts {
-  int64_t rows, count;
+  int64_t rows, count, height;  // height: rows of a block at most, whole slivers
 
-  Parts(int64_t rows, int64_t flops_of_a_row, Threads threads)
-      : rows(rows), count(rows * flops_of_a_row < 200000 ? 1 : smaller(threads, ceiling(rows, kSliver))) {}
+  // width: of the widest matrix that a block makes.
+  Parts(int64_t rows, int64_t width, int64_t flops_of_a_row, Threads threads)
+      : rows(rows), count(rows * flops_of_a_row < 200000 ? 1 : smaller(threads, ceiling(rows, kSliver))) {
+    const int64_t fit = kBlockFloats / width;
+    height = (fit < 48 ? 48 : smaller(fit, 384)) / kSliver * kSliver;
+  }
   int64_t start(int64_t part) const { return smaller(rows, ceiling(ceiling(rows, kSliver) * part, count) * kSliver); }
   // body(first, rows) for blocks of about one size.
   template <class Body>
   void blocks(int64_t part, Body body) const {
-    const int64_t first = start(part), end = start(part + 1), number = ceiling(end - first, kBlockRows);
-    const int64_t height = number ? ceiling(ceiling(end - first, number), kSliver) * kSliver : 1;
-    for (int64_t at = first; at < end; at += height) body(at, smaller(height, end - at));
+    const int64_t first = start(part), end = start(part + 1), number = ceiling(end - first, height);
+    const int64_t step = number ? ceiling(ceiling(end - first, number), kSliver) * kSliver : 1;
+    for (int64_t at = first; at < end; at += step) body(at, smaller(step, end - at));
   }
 };
 
