@@ -5,6 +5,8 @@
 
 namespace ef::EF_NS {
 
+namespace {
+
 // A weight (N, K), packed once for all blocks and threads: for x W^T, or backward, for dy W.
 struct Weight {
   const bool backward;
@@ -28,12 +30,16 @@ struct Weight {
   }
 };
 
+}  // namespace
+
 // y = x W^T + b of a block.
 static inline void linear_rows(const Weight& weight, const float* bias, const float* x, int64_t ldx, int64_t rows,
                                float* y, int64_t ldy) {
   for (int64_t r = 0; r < rows; ++r) memcpy(y + r * ldy, bias, size_t(weight.width) * sizeof(float));
   weight.product(x, ldx, rows, y, ldy, true);
 }
+
+namespace {
 
 // The gradients of y = x W^T + b with x (T, K), y (T, N); every thread gives its blocks, in order.
 struct LinearGradient {
@@ -99,4 +105,5 @@ struct LinearGradient {
   }
 };
 
+}  // namespace
 }  // namespace ef::EF_NS

@@ -197,6 +197,8 @@ static inline void norm_rows_bwd(const Norm& norm, int64_t rows, const float* do
                 dbias);
 }
 
+namespace {
+
 // norm_rows_bwd for blocks on threads. Gradients of the parameters are summed by a few rows first: one chain through
 // all would round worse.
 struct NormGradient {
@@ -221,4 +223,5 @@ struct NormGradient {
   void finish() { dweight.finish(), dbias.finish(); }
 };
 
+}  // namespace
 }  // namespace ef::EF_NS

@@ -19,6 +19,8 @@ static inline int64_t ceiling(int64_t n, int64_t of) { return (n + of - 1) / of;
 // Between rows of a scratch block: a power of two would put its columns into few sets of the cache.
 static inline int64_t row_stride(int64_t columns) { return ceiling(columns, 16) * 16 + 16; }
 
+namespace {  // internal, as static is for functions: no symbol of theirs leaves the instruction set's object
+
 struct Parts {
   int64_t rows, count, height;  // height: rows of a block at most, whole slivers
 
@@ -70,4 +72,5 @@ struct Sum {
   }
 };
 
+}  // namespace
 }  // namespace ef::EF_NS
