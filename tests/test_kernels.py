@@ -7,7 +7,6 @@ dispatcher alone is left out, since without a GPU it would choose the CPU.
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numerics
@@ -19,12 +18,13 @@ import torch
 from electra_fast.kernels import attention as attention_kernels
 from electra_fast.kernels import generator_head as generator_head_kernels
 from electra_fast.kernels import masking as masking_kernels
+from interpreted import through_triton
 from numerics import check, dropout_factors, laid_out, offsets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import electra_fast.ops  # noqa: F401
-from electra_fast.ops._library import DifferentiableOp, _Function, backends
+from electra_fast.ops._library import backends
 
 OPS = {name: sys.modules[f"electra_fast.ops.{name}"] for name in ("attention", "generator_head", "masking")}
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every op's own tests run the kernels")
@@ -44,19 +44,6 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (generator_head_kernels.FWD, generator_head_kernels.BWD_HIDDEN, generator_head_kernels.BWD_WEIGHT):
         for key in [key for key in table if key[0] == 4]:
             monkeypatch.setitem(table, key, dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1))
-
-
-def through_triton(op: DifferentiableOp):
-    shim = types.SimpleNamespace(name=op.name, slots=op.slots, fwd=op.cuda.fwd, bwd=op.cuda.bwd)
-
-    def call(*args):
-        assert op._on_triton(args)
-        *outputs, saved = _Function.apply(shim, *args)
-        for tensor, fake in zip(saved, op.cuda.saves(*args), strict=True):
-            assert (tensor.shape, tensor.dtype, tensor.stride()) == (fake.shape, fake.dtype, fake.stride())
-        return outputs[0] if op.outputs == 1 else tuple(outputs)
-
-    return call
 
 
 LENGTHS = [(1,), (63, 0), (127, 5), (128,), (129,), (5, 0, 33, 16), (300,), (0, 0), ()]
