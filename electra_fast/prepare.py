@@ -33,7 +33,7 @@ from electra_fast.shards import LONGEST, token_type
 from electra_fast.tokenizer import Tokenizer
 
 PACKINGS = ("pairs", "plain")
-CHUNK = 1 << 19  # characters of a unit of work
+CHUNK = 1 << 18  # characters of a unit of work
 WORTH_PROCESSES = 1 << 26  # bytes on disk below which starting processes costs more than it saves
 FEW_CORES = 4  # that threads keep busy: what needs the lock of the interpreter is a fifth of the work
 
@@ -221,9 +221,8 @@ class _Builder:
             examples[split] = pack_examples(documents, self.max_length, **special)
         for split, found in examples.items():
             part = parts[split]
-            part.ids = array(
-                "H" if dtype.itemsize == 2 else "I", chain.from_iterable(ids for ids, _ in found)
-            ).tobytes()
+            ids = list(chain.from_iterable(ids for ids, _ in found))
+            part.ids = np.fromiter(ids, dtype, len(ids)).tobytes()
             part.lengths = array("I", [len(ids) for ids, _ in found])
             part.starts = array("I", [start for _, start in found])
             if self.packing == "plain":
@@ -278,14 +277,14 @@ class _Workers:
         cores = len(os.sched_getaffinity(0))
         if processes is None:
             processes = cores if cores > FEW_CORES and size >= WORTH_PROCESSES else 1
-        self.count = max(2, processes)
+        self.count = max(3, processes)
         self.executor: Executor
         if processes > 1:
             context = get_context("spawn")
             self.executor = ProcessPoolExecutor(processes, context, _start_worker, (builder,))
         else:
-            # The library's threads encode without the interpreter's lock; two of ours keep them fed meanwhile.
-            self.executor = ThreadPoolExecutor(2)
+            # The library's threads encode without the interpreter's lock; three of ours keep them fed meanwhile.
+            self.executor = ThreadPoolExecutor(3)
         self._function = _work if processes > 1 else builder
 
     def __enter__(self) -> _Workers:

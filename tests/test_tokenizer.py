@@ -4,11 +4,13 @@ import hashlib
 import json
 import lzma
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from electra_fast.text import documents
 from electra_fast.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -54,6 +56,31 @@ def test_wordpiece_by_hand(tmp_path):
     assert cased.encode(["un café Un"]) == [[5, 1, 1]]
     accents = Tokenizer.load(path, strip_accents=False)
     assert accents.encode(["UN café"]) == [[5, 1]]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_ids_are_those_of_the_librarys_own_normaliser(lowercase, strip_accents):
+    """Any characters among any others: controls, spaces, ideographs, marks that are dropped or put in order."""
+    tokenizer = Tokenizer.train([["a b", "é中"] * 3], 64, lowercase=lowercase, strip_accents=strip_accents)
+    library = tokenizer._tokenizer.normalizer
+    draw, odd = random.Random(0), "\u302e\u302f\u0301\u0327\u094d\u05b0İΣßẞ가ﬁ\xa0\t\0\u200b\u3000中𝅥"
+    codes = [code for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    lines = [f"a{chr(code)}B" for code in codes[::7]]
+    lines += ["".join(draw.choice([draw.choice(odd), draw.choice("aB .")]) for _ in range(12)) for _ in range(5000)]
+    lines += ["".join(chr(draw.choice(codes)) for _ in range(12)) for _ in range(2000)]
+    wrong = [line for line in lines if tokenizer._normalize(line) != library.normalize_str(line)]
+    assert not wrong
+    expected = tokenizer._tokenizer.encode_batch(lines, add_special_tokens=False)
+    assert tokenizer.encode(lines) == [line.ids for line in expected]
+
+
+def test_an_added_token_that_is_found_in_the_text_stays_found(tmp_path):
+    Tokenizer.train([["a b"] * 3], 32).save(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_tokens(["New York"])
+    tokenizer = Tokenizer(library.to_str().encode())
+    assert tokenizer.encode(["a New York b"])[0][1] == tokenizer.vocab_size - 1
 
 
 @pytest.mark.parametrize("sample", [*SAMPLES, "languages/german-small.txt.xz", "languages/kowiki-small.txt.xz",
