@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -107,7 +110,7 @@ class Tokenizer:
             raise ValueError("documents is an iterator, spent after one reading, and training reads twice; pass a list")
         library = _empty(lowercase, strip_accents)
         normalized = _Normalized(documents, _Normalizer(library.normalizer))
-        alphabet, pinned = _alphabet(library, normalized, (vocab_size - len(SPECIAL_TOKENS)) // 2)
+        alphabet, pinned = _alphabet(library, documents, (vocab_size - len(SPECIAL_TOKENS)) // 2)
         if not alphabet:
             raise ValueError("the text holds no words to train a vocabulary on; check the files")
         # Left alone, the trainer numbers the continuing characters in the order of a hash table, and equal counts are
@@ -256,11 +259,15 @@ def _alphabet(library: tokenizers.Tokenizer, documents: Iterable[list[str]], mos
     Kept are the most frequent 1,000 and further ones up to 99.95 % of the text, so that Chinese keeps its thousands
     and English does not spend its vocabulary on scattered foreign letters; never more than `most` entries.
     """
+    raw = np.zeros(sys.maxunicode + 1, np.int64)  # by code point
+    rest = iter(chain.from_iterable(documents))
+    while lines := list(islice(rest, 10_000)):
+        codes = np.frombuffer("".join(lines).encode("utf-32-le"), np.uint32)
+        raw += np.bincount(codes, minlength=len(raw))
     counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update("".join(document))
-    for space in filter(str.isspace, list(counts)):
-        del counts[space]
+    for code in raw.nonzero()[0].tolist():
+        for part in library.normalizer.normalize_str(chr(code)).strip():
+            counts[part] += int(raw[code])
     total, covered, entries = sum(counts.values()), 0, 0
     alphabet: list[str] = []
     continuing: list[str] = []
