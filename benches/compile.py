@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, generator_head, masking
+from electra_fast.kernels import attention, dropout_add_layer_norm, generator_head, masking
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -85,7 +85,21 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls]
+def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
+    seed = meta(1, dtype=I64)
+    kinds = [(size, width, 0.1) for width in dropout_add_layer_norm.TILES for size in (torch.bfloat16, torch.float32)]
+    for dtype, width, p in [*kinds, (torch.bfloat16, 256, 0.0)]:
+        x, weight, rows = meta(16384, width, dtype=dtype), meta(width, dtype=dtype), meta(16384, dtype=I64)
+        arguments = (x, x, weight, weight, rows, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments)
+            dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} width={width} dropout={p}", call
+
+
+CALLS = [masking_calls, attention_calls, generator_head_calls, dropout_add_layer_norm_calls]
 
 
 @contextmanager

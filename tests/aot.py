@@ -10,7 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches"))
 
 import compile
 
-SMALL = r"faithful=False|attention.* (128|long) bf16 width=64 dropout=0.1|generator_head.* bf16 width=128 t.*=1.0"
+SMALL = (
+    r"faithful=False|attention.* (128|long) bf16 width=64 dropout=0.1|generator_head.* bf16 width=128 t.*=1.0|"
+    r"(layer_norm|partials).* bf16 width=256 dropout=0.1"
+)
 OTHERS = r"attention_bwd.* 128 bf16 width=64 dropout=0.1"  # on other targets: that they compile at all
 
 rows = [*compile.rows([90], SMALL), *compile.rows([80, 100], OTHERS)]
