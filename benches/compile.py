@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, dropout_add_layer_norm, generator_head, masking
+from electra_fast.kernels import adamw, attention, dropout_add_layer_norm, generator_head, masking
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -35,6 +35,7 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
+    torch.float64: "fp64",
     torch.int8: "i8",
     torch.int32: "i32",
     torch.int64: "i64",
@@ -99,7 +100,15 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls, dropout_add_layer_norm_calls]
+def adamw_calls() -> Iterator[tuple[str, Callable]]:
+    for dtype in (torch.float32, torch.bfloat16):
+        lists = [[meta(512, 512, dtype=dtype) for _ in range(400)] for _ in range(4)]
+        numbers, one = [1.0] * 400, meta(1, dtype=torch.float32)
+        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one)
+        yield f"{TYPES[dtype]} tensors=400", partial(adamw.adamw_fwd, *arguments)
+
+
+CALLS = [masking_calls, attention_calls, generator_head_calls, dropout_add_layer_norm_calls, adamw_calls]
 
 
 @contextmanager
