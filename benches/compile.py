@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import adamw, attention, dropout_add_layer_norm, generator_head, masking
+from electra_fast.kernels import adamw, attention, dropout_add_layer_norm, embedding, generator_head, masking
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -37,6 +37,7 @@ TYPES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
     torch.int8: "i8",
+    torch.int16: "i16",
     torch.int32: "i32",
     torch.int64: "i64",
 }
@@ -108,7 +109,30 @@ def adamw_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} tensors=400", partial(adamw.adamw_fwd, *arguments)
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls, dropout_add_layer_norm_calls, adamw_calls]
+def embedding_calls() -> Iterator[tuple[str, Callable]]:
+    ids, seed = meta(16384, dtype=I64), meta(1, dtype=I64)
+    kinds = [(size, width, 0.1) for width in dropout_add_layer_norm.TILES for size in (torch.bfloat16, torch.float32)]
+    for dtype, width, p in [*kinds, (torch.bfloat16, 128, 0.0)]:
+        word, position, token_type, norm = (
+            meta(*shape, dtype=dtype) for shape in ((30522, width), (512, width), (2, width), (width,))
+        )
+        arguments = (ids, ids, ids, word, position, token_type, norm, norm, None, None, ids, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = embedding.embedding_fwd(*arguments)
+            embedding.embedding_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} width={width} dropout={p}", call
+
+
+CALLS = [
+    masking_calls,
+    attention_calls,
+    generator_head_calls,
+    dropout_add_layer_norm_calls,
+    adamw_calls,
+    embedding_calls,
+]
 
 
 @contextmanager

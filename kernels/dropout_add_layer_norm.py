@@ -137,7 +137,7 @@ def dropout_add_layer_norm_fwd(
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if x.numel():
-        x, residual = _unit_stride(x, residual)
+        x, residual = unit_stride(x, residual)
         chosen, threshold = tile(width), round(256 * dropout_p)
         dropout_add_layer_norm_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
             x,
@@ -229,10 +229,10 @@ def dropout_add_layer_norm_bwd(
 ) -> list[Tensor]:
     """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
     rows, width = x.shape
-    dx, dresidual = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, residual))
+    dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, weight, bias))
     if x.numel() == 0:
-        return [dx, dresidual, weight.new_zeros(width), bias.new_zeros(width)]
-    dout, x, residual = _unit_stride(grads[0], x, residual)
+        return [dx, dresidual, dweight.zero_(), dbias.zero_()]
+    dout, x, residual = unit_stride(grads[0], x, residual)
     chosen, threshold = tile(width), round(256 * dropout_p)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
     parts = x.new_empty(programs, 2, width, dtype=torch.float32)
@@ -256,9 +256,10 @@ def dropout_add_layer_norm_bwd(
         DROPOUT=threshold > 0,
         **chosen,
     )
-    return [dx, dresidual, *sum_partials(parts, x.dtype)]
+    sum_partials(parts, dweight, dbias)
+    return [dx, dresidual, dweight, dbias]
 
 
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
+def unit_stride(*tensors: Tensor) -> list[Tensor]:
     """Columns side by side; copied if not."""
     return [t if t.stride(1) == 1 else t.contiguous() for t in tensors]
