@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, generator_head, masking
+from electra_fast.kernels import attention, generator_head, linear, masking
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -85,7 +85,21 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls]
+def linear_calls() -> Iterator[tuple[str, Callable]]:
+    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
+    kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
+    for inner, outer, dtype, gelu in [*kinds, (256, 1024, torch.float32, True), (100, 300, torch.float32, False)]:
+        floats = (meta(*shape, dtype=dtype) for shape in ((16384, inner), (outer, inner), (outer,)))
+        arguments = (*floats, gelu)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = linear.linear_fwd(*arguments)
+            linear.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
+
+
+CALLS = [masking_calls, attention_calls, generator_head_calls, linear_calls]
 
 
 @contextmanager
