@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, generator_head, linear, masking
+from electra_fast.kernels import attention, dropout_add_layer_norm, generator_head, linear, masking
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -85,6 +85,20 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
 
 
+def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
+    seed = meta(1, dtype=I64)
+    kinds = [(size, width, 0.1) for width in dropout_add_layer_norm.TILES for size in (torch.bfloat16, torch.float32)]
+    for dtype, width, p in [*kinds, (torch.bfloat16, 256, 0.0)]:
+        x, weight, rows = meta(16384, width, dtype=dtype), meta(width, dtype=dtype), meta(16384, dtype=I64)
+        arguments = (x, x, weight, weight, rows, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments)
+            dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} width={width} dropout={p}", call
+
+
 def linear_calls() -> Iterator[tuple[str, Callable]]:
     widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
     kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
@@ -99,7 +113,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls, linear_calls]
+CALLS = [masking_calls, attention_calls, generator_head_calls, dropout_add_layer_norm_calls, linear_calls]
 
 
 @contextmanager
