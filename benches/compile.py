@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, dropout_add_layer_norm, generator_head, linear, masking
+from electra_fast.kernels import attention, dropout_add_layer_norm, ffn_block, generator_head, linear, masking
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -113,7 +113,30 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls, dropout_add_layer_norm_calls, linear_calls]
+def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
+    """The kernels of the block itself; the pieces' are linear's and dropout_add_layer_norm's."""
+    seed, ids = meta(1, dtype=I64), meta(16384, dtype=I64)
+    kinds = [(width, 0.1) for _, width in ffn_block.FWD] + [(256, 0.0)]
+    for width, p in kinds:
+        inner, dtype = 4 * width, torch.bfloat16
+        shapes = (16384, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
+        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), ids, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = ffn_block.ffn_block_fwd(*arguments)
+            ffn_block.ffn_block_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
+
+
+CALLS = [
+    masking_calls,
+    attention_calls,
+    generator_head_calls,
+    dropout_add_layer_norm_calls,
+    linear_calls,
+    ffn_block_calls,
+]
 
 
 @contextmanager
