@@ -22,7 +22,16 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import adamw, attention, dropout_add_layer_norm, embedding, generator_head, masking
+from electra_fast.kernels import (
+    adamw,
+    attention,
+    dropout_add_layer_norm,
+    embedding,
+    ffn_block,
+    generator_head,
+    linear,
+    masking,
+)
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -125,6 +134,36 @@ def embedding_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
 
 
+def linear_calls() -> Iterator[tuple[str, Callable]]:
+    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
+    kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
+    for inner, outer, dtype, gelu in [*kinds, (256, 1024, torch.float32, True), (100, 300, torch.float32, False)]:
+        floats = (meta(*shape, dtype=dtype) for shape in ((16384, inner), (outer, inner), (outer,)))
+        arguments = (*floats, gelu)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = linear.linear_fwd(*arguments)
+            linear.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
+
+
+def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
+    """The kernels of the block itself; the pieces' are linear's and dropout_add_layer_norm's."""
+    seed, ids = meta(1, dtype=I64), meta(16384, dtype=I64)
+    kinds = [(width, 0.1) for _, width in ffn_block.FWD] + [(256, 0.0)]
+    for width, p in kinds:
+        inner, dtype = 4 * width, torch.bfloat16
+        shapes = (16384, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
+        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), ids, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = ffn_block.ffn_block_fwd(*arguments)
+            ffn_block.ffn_block_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -132,6 +171,8 @@ CALLS = [
     dropout_add_layer_norm_calls,
     adamw_calls,
     embedding_calls,
+    linear_calls,
+    ffn_block_calls,
 ]
 
 
