@@ -25,6 +25,7 @@ import triton
 from electra_fast.kernels import (
     adamw,
     attention,
+    discriminator_head,
     dropout_add_layer_norm,
     embedding,
     ffn_block,
@@ -45,6 +46,7 @@ TYPES = {
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.float64: "fp64",
+    torch.bool: "i1",
     torch.int8: "i8",
     torch.int16: "i16",
     torch.int32: "i32",
@@ -134,6 +136,19 @@ def embedding_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
 
 
+def discriminator_head_calls() -> Iterator[tuple[str, Callable]]:
+    kinds = [(dtype, width) for width in (64, 128, 256, 768, 300) for dtype in (torch.bfloat16, torch.float32)]
+    for dtype, width in kinds:
+        shapes = (16384, width), (width, width), (width,), (1, width), (1,)
+        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), meta(16384, dtype=torch.bool))
+
+        def call(arguments: tuple = arguments) -> None:
+            loss, logits, saved = discriminator_head.discriminator_head_fwd(*arguments)
+            discriminator_head.discriminator_head_bwd([loss, logits], *arguments, [loss, logits, *saved])
+
+        yield f"{TYPES[dtype]} width={width}", call
+
+
 def linear_calls() -> Iterator[tuple[str, Callable]]:
     widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
     kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
@@ -171,6 +186,7 @@ CALLS = [
     dropout_add_layer_norm_calls,
     adamw_calls,
     embedding_calls,
+    discriminator_head_calls,
     linear_calls,
     ffn_block_calls,
 ]

@@ -1,7 +1,7 @@
 """embedding on the GPU: the three tables gathered, summed, normalised and dropped in one launch.
 
 embedding_fwd_kernel: a program takes BLOCK_M tokens and saves mean and 1 / deviation, (T,) float32. The projection,
-where there is one, is PyTorch's product, and its input is saved too.
+where there is one, is linear.py's, and its input is saved too.
 
 embedding_bwd_kernel: a program goes over every P-th block of tokens and gathers their rows again, as many bytes as
 reading a saved (T, E) that the forward would have had to write. It gives the gradient dz (T, E) of the sum of the three
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .dropout_add_layer_norm import PROGRAMS, load_rows, normalise, normalise_bwd, tile, unit_stride
 from .embedding_tables import sum_positions, sum_words
+from .linear import input_gradient, product, weight_gradient
 from .partials import sum_partials
 from .philox import dropout_keep
 
@@ -156,7 +157,7 @@ def embedding_fwd(
         )
     if projection_weight is None:
         return out, [mean, rstd]
-    return torch.nn.functional.linear(out, projection_weight, projection_bias), [mean, rstd, out]
+    return product(out, projection_weight, projection_bias)[0], [mean, rstd, out]
 
 
 @triton.jit
@@ -246,8 +247,8 @@ def embedding_bwd(
     """grads [dout], saved [out, mean, rstd, the projection's input] -> gradients of tables, norm and projection."""
     dout, projected = grads[0], []
     if projection_weight is not None:
-        projected = [dout.t() @ saved[3], dout.sum(0)]
-        dout = dout @ projection_weight
+        projected = [*weight_gradient(dout, saved[3])]
+        dout = input_gradient(dout, projection_weight)
     given = (word, position, token_type, norm_weight, norm_bias)
     rows, width = dout.shape
     if dout.numel() == 0:
