@@ -94,7 +94,7 @@ def embedding_bwd_join_kernel(
         columns = tl.arange(0, BLOCK_D)
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         more = 1
-        while more:
+        while more > 0:
             blocks = after // RUN + tl.arange(0, BLOCK_M)
             same = tl.load(words_ptr + blocks * RUN, mask=blocks * RUN < rows, other=-1) == word
             acc += load_rows(parts_ptr, 2 * WIDTH, blocks[:, None], same[:, None] & (columns[None, :] < WIDTH))
