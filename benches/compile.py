@@ -22,7 +22,17 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, generator_head, masking
+from electra_fast.kernels import (
+    adamw,
+    attention,
+    discriminator_head,
+    dropout_add_layer_norm,
+    embedding,
+    ffn_block,
+    generator_head,
+    linear,
+    masking,
+)
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -35,7 +45,10 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bool: "i1",
     torch.int8: "i8",
+    torch.int16: "i16",
     torch.int32: "i32",
     torch.int64: "i64",
 }
@@ -85,7 +98,98 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
 
 
-CALLS = [masking_calls, attention_calls, generator_head_calls]
+def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
+    seed = meta(1, dtype=I64)
+    kinds = [(size, width, 0.1) for width in dropout_add_layer_norm.TILES for size in (torch.bfloat16, torch.float32)]
+    for dtype, width, p in [*kinds, (torch.bfloat16, 256, 0.0)]:
+        x, weight, rows = meta(16384, width, dtype=dtype), meta(width, dtype=dtype), meta(16384, dtype=I64)
+        arguments = (x, x, weight, weight, rows, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments)
+            dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} width={width} dropout={p}", call
+
+
+def adamw_calls() -> Iterator[tuple[str, Callable]]:
+    for dtype in (torch.float32, torch.bfloat16):
+        lists = [[meta(512, 512, dtype=dtype) for _ in range(400)] for _ in range(4)]
+        numbers, one = [1.0] * 400, meta(1, dtype=torch.float32)
+        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one)
+        yield f"{TYPES[dtype]} tensors=400", partial(adamw.adamw_fwd, *arguments)
+
+
+def embedding_calls() -> Iterator[tuple[str, Callable]]:
+    ids, seed = meta(16384, dtype=I64), meta(1, dtype=I64)
+    kinds = [(size, width, 0.1) for width in dropout_add_layer_norm.TILES for size in (torch.bfloat16, torch.float32)]
+    for dtype, width, p in [*kinds, (torch.bfloat16, 128, 0.0)]:
+        word, position, token_type, norm = (
+            meta(*shape, dtype=dtype) for shape in ((30522, width), (512, width), (2, width), (width,))
+        )
+        arguments = (ids, ids, ids, word, position, token_type, norm, norm, None, None, ids, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = embedding.embedding_fwd(*arguments)
+            embedding.embedding_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} width={width} dropout={p}", call
+
+
+def discriminator_head_calls() -> Iterator[tuple[str, Callable]]:
+    kinds = [(dtype, width) for width in (64, 128, 256, 768, 300) for dtype in (torch.bfloat16, torch.float32)]
+    for dtype, width in kinds:
+        shapes = (16384, width), (width, width), (width,), (1, width), (1,)
+        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), meta(16384, dtype=torch.bool))
+
+        def call(arguments: tuple = arguments) -> None:
+            loss, logits, saved = discriminator_head.discriminator_head_fwd(*arguments)
+            discriminator_head.discriminator_head_bwd([loss, logits], *arguments, [loss, logits, *saved])
+
+        yield f"{TYPES[dtype]} width={width}", call
+
+
+def linear_calls() -> Iterator[tuple[str, Callable]]:
+    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
+    kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
+    for inner, outer, dtype, gelu in [*kinds, (256, 1024, torch.float32, True), (100, 300, torch.float32, False)]:
+        floats = (meta(*shape, dtype=dtype) for shape in ((16384, inner), (outer, inner), (outer,)))
+        arguments = (*floats, gelu)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = linear.linear_fwd(*arguments)
+            linear.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
+
+
+def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
+    """The kernels of the block itself; the pieces' are linear's and dropout_add_layer_norm's."""
+    seed, ids = meta(1, dtype=I64), meta(16384, dtype=I64)
+    kinds = [(width, 0.1) for _, width in ffn_block.FWD] + [(256, 0.0)]
+    for width, p in kinds:
+        inner, dtype = 4 * width, torch.bfloat16
+        shapes = (16384, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
+        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), ids, seed, 1e-12, p)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = ffn_block.ffn_block_fwd(*arguments)
+            ffn_block.ffn_block_bwd([out], *arguments, [out, *saved])
+
+        yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
+
+
+CALLS = [
+    masking_calls,
+    attention_calls,
+    generator_head_calls,
+    dropout_add_layer_norm_calls,
+    adamw_calls,
+    embedding_calls,
+    discriminator_head_calls,
+    linear_calls,
+    ffn_block_calls,
+]
 
 
 @contextmanager

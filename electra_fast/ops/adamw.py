@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from array import array
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from electra_fast.ops._check import check_devices, check_floats
 from electra_fast.ops._core import core
-from electra_fast.ops._library import define
+from electra_fast.ops._library import define, launcher
 
 
 @torch.no_grad()
@@ -133,6 +134,15 @@ def _adamw_cpu(
     return norm
 
 
+_adamw_triton = launcher("adamw", "adamw_fwd")
+
+
+def _adamw_cuda(params: list[Tensor], *rest: Any) -> Tensor:
+    """Triton for tensors of one dtype but float64, the reference for others."""
+    dtypes = {t.dtype for t in params}
+    return (_adamw_triton if len(dtypes) == 1 and torch.float64 not in dtypes else adamw_reference)(params, *rest)
+
+
 _adamw = define(
     "adamw",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor lr, "
@@ -141,4 +151,6 @@ _adamw = define(
     adamw_reference,
     lambda params, grads, exp_avgs, exp_avg_sqs, lr, *_: torch.empty_like(lr),
     _adamw_cpu,
+    cuda=_adamw_cuda,
+    limit="tensors of one dtype",
 )

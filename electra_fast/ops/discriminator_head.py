@@ -13,7 +13,7 @@ from torch import Tensor
 
 from electra_fast.ops._check import check_devices, check_floats, check_integers, check_matrix, check_shape
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
 from electra_fast.ops.linear import linear_reference
 
 
@@ -84,4 +84,8 @@ _discriminator_head = DifferentiableOp(
     reference=discriminator_head_reference,
     fake=lambda hidden, *_: (hidden.new_empty(hidden.shape[0]), hidden.new_empty(hidden.shape[0])),
     cpu=Backend(_forward_cpu, _backward_cpu, lambda hidden, *_: [hidden.new_empty(hidden.shape)]),
+    cuda=Backend(
+        launcher("discriminator_head", "discriminator_head_fwd"),
+        launcher("discriminator_head", "discriminator_head_bwd"),
+    ),
 )

@@ -21,7 +21,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
 from electra_fast.ops._philox import dropout_reference, dropout_threshold
 
 
@@ -129,4 +129,11 @@ _dropout_add_layer_norm = DifferentiableOp(
     reference=dropout_add_layer_norm_reference,
     fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
     cpu=Backend(_forward_cpu, _backward_cpu, _saved),
+    cuda=Backend(
+        launcher("dropout_add_layer_norm", "dropout_add_layer_norm_fwd"),
+        launcher("dropout_add_layer_norm", "dropout_add_layer_norm_bwd"),
+        saves=lambda x, *_: [x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2)],
+        takes=lambda x, *_: x.shape[1] <= 4096,
+        limit="rows up to 4096 wide",
+    ),
 )

@@ -23,7 +23,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
 from electra_fast.ops._philox import dropout_reference, dropout_threshold
 from electra_fast.ops.linear import linear_cpu
 
@@ -178,6 +178,12 @@ def _saves(input_ids: Tensor, *args: Tensor) -> list[Tensor]:
     return [xhat, word.new_empty(rows)] + ([] if projection_weight is None else [torch.empty_like(xhat)])
 
 
+def _saves_cuda(input_ids: Tensor, *args: Tensor) -> list[Tensor]:
+    word, projection_weight, rows = args[2], args[7], input_ids.shape[0]
+    statistics = [word.new_empty(rows, dtype=torch.float32) for _ in range(2)]
+    return statistics + ([] if projection_weight is None else [word.new_empty(rows, word.shape[1])])
+
+
 def _fake(input_ids: Tensor, *args: Tensor) -> tuple[Tensor]:
     word, projection_weight = args[2], args[7]
     width = word.shape[1] if projection_weight is None else projection_weight.shape[0]
@@ -202,4 +208,11 @@ _embedding = DifferentiableOp(
     reference=embedding_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, _saves),
+    cuda=Backend(
+        launcher("embedding", "embedding_fwd"),
+        launcher("embedding", "embedding_bwd"),
+        saves=_saves_cuda,
+        takes=lambda *args: args[3].shape[1] <= 4096,
+        limit="rows up to 4096 wide",
+    ),
 )

@@ -21,7 +21,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
 from electra_fast.ops._philox import dropout_threshold
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
 from electra_fast.ops.linear import linear_reference
@@ -121,6 +121,16 @@ def _saves(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
     return [x.new_empty(rows, up_weight.shape[0]), x.new_empty(x.shape), x.new_empty(rows)]
 
 
+def _saves_cuda(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
+    """What goes into the dropout (T, D), LayerNorm's mean and 1 / deviation (T,); unless a row's whole way is one
+    launch, the intermediate and the GELU's slope (T, F) too."""
+    from electra_fast.kernels.ffn_block import in_one_launch  # which imports triton
+
+    rows, inner = x.shape[0], up_weight.shape[0]
+    saved = [x.new_empty(x.shape), *(x.new_empty(rows, dtype=torch.float32) for _ in range(2))]
+    return saved if in_one_launch(x, up_weight) else saved + [x.new_empty(rows, inner) for _ in range(2)]
+
+
 _ffn_block = DifferentiableOp(
     "ffn_block",
     "Tensor x, Tensor up_weight, Tensor up_bias, Tensor down_weight, Tensor down_bias, Tensor norm_weight, "
@@ -130,4 +140,11 @@ _ffn_block = DifferentiableOp(
     reference=ffn_block_reference,
     fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
     cpu=Backend(_forward_cpu, _backward_cpu, _saves),
+    cuda=Backend(
+        launcher("ffn_block", "ffn_block_fwd"),
+        launcher("ffn_block", "ffn_block_bwd"),
+        saves=_saves_cuda,
+        takes=lambda x, *_: x.shape[1] <= 4096,
+        limit="rows up to 4096 wide",
+    ),
 )

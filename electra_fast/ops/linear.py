@@ -7,13 +7,15 @@ Cost: 2 T N K flops forward, twice that backward. A piece that blocks are made o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast.ops._check import check_devices, check_floats, check_matrix, check_shape
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
@@ -70,7 +72,12 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor]:
     return (x.new_empty(x.shape[0], weight.shape[0]),)
 
 
-linear_cpu = Backend(_forward_cpu, _backward_cpu, lambda *args: list(_fake(*args)) if args[3] else [])
+def _saves(*args: Any) -> list[Tensor]:
+    """With the GELU one tensor (T, N): its argument in C++, its slope there in Triton."""
+    return list(_fake(*args)) if args[3] else []
+
+
+linear_cpu = Backend(_forward_cpu, _backward_cpu, _saves)
 _linear = DifferentiableOp(
     "linear",
     "Tensor x, Tensor weight, Tensor bias, bool gelu",
@@ -79,4 +86,5 @@ _linear = DifferentiableOp(
     reference=linear_reference,
     fake=_fake,
     cpu=linear_cpu,
+    cuda=Backend(launcher("linear", "linear_fwd"), launcher("linear", "linear_bwd"), _saves),
 )

@@ -1,0 +1,262 @@
+"""discriminator_head on the GPU: one launch from the hidden rows to loss and logit; what is between is never written.
+
+discriminator_head_fwd_kernel: a program takes BLOCK_M rows through all columns of the dense layer, BLOCK_N at a time,
+and adds each tile's share of the logit, w gelu(z), in registers; the loss follows in the same program.
+discriminator_head_bwd_kernel: a program a tile forms z again, and gives dz (T, D) and its rows' sums of dlogit gelu(z)
+for w, and of dlogit for c, which partials.py adds in order. dX, dW and db are linear.py's products of dz.
+No atomics, two runs give the same bits.
+
+Cost: 2 T D D flops forward and 6 backward (4 are needed: forming z again costs 2 T D D in place of 4 T D bytes written
+and read, less below D = 370, and no memory). Bytes in bf16: 2 T D forward, 10 T D backward. ELECTRA-Small, T = 16,384,
+D = 256: 2.1 GF and 8 MB forward, 2.7 us at 790 TFLOP/s and 2.0 us at 4.3 TB/s; 6.4 GF and 42 MB backward, 8.2 and
+9.8 us: the products are the roof forward, bytes backward, and an erf and an exponential an element come on top.
+Launches: 1 forward and 5 backward; eager PyTorch 4 (product, GELU, product, loss) and 9.
+
+Tiles: forward 64 x 128 sums to 4 warps are 64 registers a thread of 168, and 74 KB: 3 programs a multiprocessor, so
+that the 256 of ELECTRA-Small are all there at once, and one's GELU hides behind another's product. Backward 128 x 128
+to 8 warps read half as much of hidden and W from the cache; its 188 registers leave one program a multiprocessor.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .linear import gelu_and_slope, input_gradient, unit_stride, weight_gradient
+from .partials import sum_partials
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+# (bytes of an element, whether BLOCK_K divides D, so that no column needs a mask) -> tile: BLOCK_M rows, BLOCK_N
+# columns of the dense layer, BLOCK_K of its input at a time.
+FWD = {
+    (2, True): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=64, num_warps=4, num_stages=3),
+    (2, False): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),
+    (4, True): dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=2),
+    (4, False): dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=2),
+}
+BWD = {
+    (2, True): dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3),
+    (2, False): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),
+    (4, True): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2),
+    (4, False): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2),
+}
+
+
+def tile(table: dict, hidden: Tensor) -> dict:
+    """The table's entry, and what follows from it."""
+    size, width = hidden.element_size(), hidden.shape[1]
+    even = width % (64 if size == 2 else 16) == 0
+    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    return table[size, even] | dict(WIDTH=width, EVEN=even, PRECISION=precision, enable_fp_fusion=True)
+
+
+@triton.jit
+def _columns(ptr, offs, WIDTH: tl.constexpr):
+    return tl.load(ptr + offs, mask=offs < WIDTH, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _dense(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    hidden_row,
+    weight_row,
+    offs_m,
+    offs_n,
+    rows,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of hidden W^T + b, float32."""
+    hidden_ptrs = hidden_ptr + tl.minimum(offs_m, rows - 1)[:, None] * hidden_row  # beyond the last row: it again
+    weight_ptrs = weight_ptr + tl.minimum(offs_n, WIDTH - 1).to(tl.int64)[:, None] * weight_row
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, WIDTH, BLOCK_K):
+        offs_k = first + tl.arange(0, BLOCK_K)[None, :]
+        if EVEN:
+            hidden, weight = tl.load(hidden_ptrs + offs_k), tl.load(weight_ptrs + offs_k)
+        else:
+            hidden = tl.load(hidden_ptrs + offs_k, mask=offs_k < WIDTH, other=0.0)
+            weight = tl.load(weight_ptrs + offs_k, mask=offs_k < WIDTH, other=0.0)
+        acc = tl.dot(hidden, tl.trans(weight), acc, input_precision=PRECISION)
+    return acc + _columns(bias_ptr, offs_n, WIDTH)
+
+
+@triton.jit
+def discriminator_head_fwd_kernel(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    labels_ptr,
+    loss_ptr,
+    logits_ptr,
+    hidden_row,
+    weight_row,
+    rows,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    x = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, WIDTH, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        z = _dense(
+            hidden_ptr,
+            weight_ptr,
+            bias_ptr,
+            hidden_row,
+            weight_row,
+            offs_m,
+            offs_n,
+            rows,
+            WIDTH,
+            EVEN,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            PRECISION,
+        )
+        gelu, _ = gelu_and_slope(z)
+        x += tl.sum(gelu * _columns(out_weight_ptr, offs_n, WIDTH), 1)
+    x += tl.load(out_bias_ptr).to(tl.float32)
+    label = tl.load(labels_ptr + offs_m, mask=offs_m < rows, other=0).to(tl.float32)
+    e = tl.exp2(-tl.abs(x) * LOG2E)
+    loss = tl.maximum(x, 0.0) - x * label + tl.where(e < 1e-3, e - 0.5 * e * e, LN2 * tl.log2(1.0 + e))
+    tl.store(loss_ptr + offs_m, loss.to(loss_ptr.dtype.element_ty), mask=offs_m < rows)
+    tl.store(logits_ptr + offs_m, x.to(logits_ptr.dtype.element_ty), mask=offs_m < rows)
+
+
+def discriminator_head_fwd(
+    hidden: Tensor, dense_weight: Tensor, dense_bias: Tensor, out_weight: Tensor, out_bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """-> loss (T,), logits (T,), []."""
+    loss, logits = (hidden.new_empty(hidden.shape[0]) for _ in range(2))
+    if rows := hidden.shape[0]:
+        hidden, dense_weight = unit_stride(hidden, dense_weight)
+        chosen = tile(FWD, hidden)
+        discriminator_head_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
+            hidden,
+            dense_weight,
+            dense_bias.contiguous(),
+            out_weight.contiguous(),
+            out_bias,
+            labels.contiguous(),
+            loss,
+            logits,
+            hidden.stride(0),
+            dense_weight.stride(0),
+            rows,
+            **chosen,
+        )
+    return loss, logits, []
+
+
+@triton.jit
+def discriminator_head_bwd_kernel(
+    dloss_ptr,
+    dlogits_ptr,
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_weight_ptr,
+    labels_ptr,
+    logits_ptr,
+    dz_ptr,
+    parts_ptr,
+    hidden_row,
+    weight_row,
+    rows,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tiles: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
+    block, start = tl.program_id(0).to(tl.int64) // tiles, tl.program_id(0) % tiles * BLOCK_N
+    offs_m, offs_n = block * BLOCK_M + tl.arange(0, BLOCK_M), start + tl.arange(0, BLOCK_N)
+    z = _dense(
+        hidden_ptr,
+        weight_ptr,
+        bias_ptr,
+        hidden_row,
+        weight_row,
+        offs_m,
+        offs_n,
+        rows,
+        WIDTH,
+        EVEN,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        PRECISION,
+    )
+    gelu, slope = gelu_and_slope(z)
+    there = offs_m < rows
+    x = tl.load(logits_ptr + offs_m, mask=there, other=0.0).to(tl.float32)
+    label = tl.load(labels_ptr + offs_m, mask=there, other=0).to(tl.float32)
+    dloss = tl.load(dloss_ptr + offs_m, mask=there, other=0.0).to(tl.float32)
+    dx = dloss * (1.0 / (1.0 + tl.exp2(-x * LOG2E)) - label)
+    dx += tl.load(dlogits_ptr + offs_m, mask=there, other=0.0).to(tl.float32)
+    dz = dx[:, None] * _columns(out_weight_ptr, offs_n, WIDTH) * slope
+    places = offs_m[:, None] * WIDTH + offs_n[None, :]
+    tl.store(dz_ptr + places, dz.to(dz_ptr.dtype.element_ty), mask=there[:, None] & (offs_n[None, :] < WIDTH))
+    parts_ptr += block * (WIDTH + 1)
+    tl.store(parts_ptr + offs_n, tl.sum(tl.where(there[:, None], dx[:, None] * gelu, 0.0), 0), mask=offs_n < WIDTH)
+    if start == 0:
+        tl.store(parts_ptr + WIDTH, tl.sum(dx, 0))
+
+
+def discriminator_head_bwd(
+    grads: list[Tensor],
+    hidden: Tensor,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    labels: Tensor,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    """grads [dloss, dlogits], saved [loss, logits] -> gradients of the arguments but labels."""
+    given = (hidden, dense_weight, dense_bias, out_weight, out_bias)
+    rows, width = hidden.shape
+    if rows == 0:
+        return [t.new_zeros(t.shape) for t in given]
+    hidden, dense_weight = unit_stride(hidden, dense_weight)
+    chosen = tile(BWD, hidden)
+    blocks, tiles = triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(width, chosen["BLOCK_N"])
+    dz, parts = hidden.new_empty(rows, width), hidden.new_empty(blocks, width + 1, dtype=torch.float32)
+    discriminator_head_bwd_kernel[(blocks * tiles,)](
+        *(t.contiguous() for t in grads),
+        hidden,
+        dense_weight,
+        dense_bias.contiguous(),
+        out_weight.contiguous(),
+        labels.contiguous(),
+        saved[1],
+        dz,
+        parts,
+        hidden.stride(0),
+        dense_weight.stride(0),
+        rows,
+        **chosen,
+    )
+    dout_weight, dout_bias = out_weight.new_empty(out_weight.shape), out_bias.new_empty(out_bias.shape)
+    sum_partials(parts, dout_weight, dout_bias)
+    return [input_gradient(dz, dense_weight), *weight_gradient(dz, hidden), dout_weight, dout_bias]

@@ -1,0 +1,181 @@
+"""Gradients of the embedding's tables on the GPU: sums over the tokens of each row, in order; see embedding.py.
+
+embedding_bwd_word_kernel: tokens sorted by word, stably, so that each word's are side by side and in order. A program a
+token: if it is the first of its word, or at a multiple of RUN, it sums its word's tokens up to the next multiple. Where
+these are all, it writes the word's row, else a part, and embedding_bwd_join_kernel adds the parts of a word in order.
+
+embedding_bwd_position_kernel: positions and types, a few hundred rows, as a product: ones where a token has the
+position or type, times dz, over a share of the tokens; partials.py adds the shares. A NaN in dz reaches all rows of
+its block. No atomics, two runs give the same bits.
+
+Cost: T E additions, and 2 T E (P + types) flops of product, less the blocks of rows that no token at hand has; bytes in
+bf16: 2 T E + 2 V E (zeros) + 30 T for the words, 2 T E and 8 E (P + types) a share for the rest. ELECTRA-Small,
+T = 16,384, E = 128, V = 30,522, P = 512, of which 128 are in use: 12 and 13 MB, at 4.3 TB/s 6 us together; 0.8 GF, at
+790 TFLOP/s 1 us. The launches are the roof: 5 (zeros, words, join, product, sum), beside the sort, which for keys of 16
+bits (vocabularies up to 32,768) takes half the passes of 32; eager PyTorch sorts for each of the three tables.
+
+Tiles: the word's programs are many, small and mostly without work: 2 warps, 2,048 elements at once. The product's
+accumulator is 64 registers a thread.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dropout_add_layer_norm import load_rows
+from .partials import sum_partials
+
+RUN = 64  # tokens of a word that one program sums at most
+SHARES = 16  # of the tokens at most, in the product for positions and types
+
+# bytes of an element -> tile of that product: BLOCK_P rows of the tables, BLOCK_T tokens at a time, BLOCK_E columns.
+POSITION = {
+    2: dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=128, num_warps=4, num_stages=2),
+    4: dict(BLOCK_P=32, BLOCK_T=32, BLOCK_E=64, num_warps=4, num_stages=1),
+}
+
+
+@triton.jit
+def embedding_bwd_word_kernel(
+    dz_ptr,
+    words_ptr,
+    order_ptr,
+    dword_ptr,
+    parts_ptr,
+    rows,
+    WIDTH: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64)
+    word = tl.load(words_ptr + at)
+    begins = tl.load(words_ptr + at - 1, mask=at > 0, other=-1) != word
+    block = at // RUN
+    if begins | (at == block * RUN):
+        offs = at + tl.arange(0, RUN)
+        inside = (offs < (block + 1) * RUN) & (offs < rows)
+        count = tl.sum((tl.load(words_ptr + offs, mask=inside, other=-1) == word).to(tl.int32), 0)
+        acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        columns = tl.arange(0, BLOCK_D)
+        for first in range(0, count, BLOCK_M):
+            offs_m = first + tl.arange(0, BLOCK_M)
+            tokens = tl.load(order_ptr + at + offs_m, mask=offs_m < count, other=0)
+            acc += load_rows(dz_ptr, WIDTH, tokens[:, None], (offs_m[:, None] < count) & (columns[None, :] < WIDTH))
+        total = tl.sum(acc, 0)
+        after = at + count
+        if begins & (tl.load(words_ptr + after, mask=after < rows, other=-1) != word):
+            ptrs = dword_ptr + word.to(tl.int64) * WIDTH + columns
+            tl.store(ptrs, total.to(dword_ptr.dtype.element_ty), mask=columns < WIDTH)
+        else:  # (blocks, 2, E): a word that goes on from the block before, a word that goes on in the next
+            tl.store(parts_ptr + (2 * block + begins.to(tl.int64)) * WIDTH + columns, total, mask=columns < WIDTH)
+
+
+@triton.jit
+def embedding_bwd_join_kernel(
+    words_ptr,
+    dword_ptr,
+    parts_ptr,
+    rows,
+    WIDTH: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    block = tl.program_id(0).to(tl.int64)
+    first, after = block * RUN, (block + 1) * RUN
+    word = tl.load(words_ptr + after - 1)
+    before = tl.load(words_ptr + first - 1, mask=first > 0, other=-1)
+    begins = (tl.load(words_ptr + first) != word) | (before != word)
+    if begins & (tl.load(words_ptr + after) == word):
+        columns = tl.arange(0, BLOCK_D)
+        acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        more = 1
+        while more > 0:
+            blocks = after // RUN + tl.arange(0, BLOCK_M)
+            same = tl.load(words_ptr + blocks * RUN, mask=blocks * RUN < rows, other=-1) == word
+            acc += load_rows(parts_ptr, 2 * WIDTH, blocks[:, None], same[:, None] & (columns[None, :] < WIDTH))
+            more = tl.min(same.to(tl.int32), 0)
+            after += BLOCK_M * RUN
+        total = tl.load(parts_ptr + (2 * block + 1) * WIDTH + columns, mask=columns < WIDTH, other=0.0)
+        total += tl.sum(acc, 0)
+        ptrs = dword_ptr + word.to(tl.int64) * WIDTH + columns
+        tl.store(ptrs, total.to(dword_ptr.dtype.element_ty), mask=columns < WIDTH)
+
+
+@triton.jit
+def embedding_bwd_position_kernel(
+    dz_ptr,
+    places_ptr,
+    types_ptr,
+    parts_ptr,
+    positions,
+    kinds,
+    rows,
+    tokens_a_share,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    share = tl.program_id(1).to(tl.int64)
+    offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    columns = tl.program_id(2) * BLOCK_E + tl.arange(0, BLOCK_E)
+    acc = tl.zeros((BLOCK_P, BLOCK_E), tl.float32)
+    start = share * tokens_a_share
+    for first in range(start, tl.minimum(start + tokens_a_share, rows), BLOCK_T):
+        offs_t = first + tl.arange(0, BLOCK_T)
+        places = tl.load(places_ptr + offs_t, mask=offs_t < rows, other=-1).to(tl.int32)
+        types = tl.load(types_ptr + offs_t, mask=offs_t < rows, other=kinds).to(tl.int32) + positions
+        has = (offs_p[:, None] == places[None, :]) | (offs_p[:, None] == types[None, :])
+        if tl.max(tl.max(has.to(tl.int32), 1), 0) > 0:
+            there = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
+            dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=there, other=0.0)
+            acc = tl.dot(has.to(dz.dtype), dz, acc, input_precision=PRECISION)
+    there = (offs_p[:, None] < positions + kinds) & (columns[None, :] < WIDTH)
+    ptrs = parts_ptr + (share * (positions + kinds) + offs_p[:, None]) * WIDTH + columns[None, :]
+    tl.store(ptrs, acc, mask=there)
+
+
+def sum_words(dz: Tensor, ids: Tensor, dword: Tensor) -> None:
+    """dword (V, E): the sum of the rows of dz (T, E) of each word, 0 for a word that no token is."""
+    rows, width = dz.shape
+    words, order = ids.to(torch.int16 if dword.shape[0] <= 2**15 else torch.int32).sort(stable=True)
+    padded = max(64, triton.next_power_of_2(width))
+    sizes = dict(WIDTH=width, RUN=RUN, BLOCK_D=padded, BLOCK_M=max(1, 2048 // padded))
+    options = dict(num_warps=2, enable_fp_fusion=True)
+    blocks = triton.cdiv(rows, RUN)
+    parts = dz.new_empty(blocks, 2, width, dtype=torch.float32)
+    embedding_bwd_word_kernel[(rows,)](dz, words, order, dword.zero_(), parts, rows, **sizes, **options)
+    if blocks > 1:
+        embedding_bwd_join_kernel[(blocks - 1,)](words, dword, parts, rows, **sizes, **options)
+
+
+def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, dtoken_type: Tensor) -> None:
+    """The same of each position and each type."""
+    rows, width = dz.shape
+    chosen = POSITION[dz.element_size()]
+    chunks = triton.cdiv(rows, chosen["BLOCK_T"])
+    a_share = triton.cdiv(chunks, SHARES)
+    shares, positions, kinds = triton.cdiv(chunks, a_share), dposition.shape[0], dtoken_type.shape[0]
+    parts = dz.new_empty(shares, positions + kinds, width, dtype=torch.float32)
+    grid = (triton.cdiv(positions + kinds, chosen["BLOCK_P"]), shares, triton.cdiv(width, chosen["BLOCK_E"]))
+    embedding_bwd_position_kernel[grid](
+        dz,
+        places,
+        types,
+        parts,
+        positions,
+        kinds,
+        rows,
+        a_share * chosen["BLOCK_T"],
+        WIDTH=width,
+        PRECISION="ieee" if dz.element_size() == 4 else "tf32",  # of 32-bit products; others have none
+        enable_fp_fusion=True,
+        **chosen,
+    )
+    sum_partials(parts, dposition, dtoken_type)

@@ -1,0 +1,277 @@
+"""ffn_block on the GPU: where rows are narrow one launch forward, and nothing of width F kept for the backward.
+
+ffn_block_fwd_kernel: a program keeps BLOCK_M rows of x on chip and goes over F, BLOCK_F columns at a time: h = gelu(x
+W1^T + b1) is an operand of the next product before it ever reaches memory. What it adds up, rounded as a product of its
+own would be, goes to `down`, which the backward needs; its rows come back from the cache, a few at a time, for dropout,
+residual and LayerNorm, since all of them beside the sums would not fit in registers.
+ffn_block_bwd_kernel keeps rows of x and of ddown and goes over F likewise: x W1^T + b1 again, dh = ddown W2, dz = dh
+gelu'(.), and dx = dresidual + dz W1 in registers; h and dz go to memory for linear.py's gradients of the weights.
+Before it, dropout_add_layer_norm.py gives ddown and dresidual. No atomics; two runs give the same bits.
+Other rows take linear.py's launches and dropout_add_layer_norm.py's, and keep h and the GELU's slope.
+
+Keep or recompute: h and slope kept cost 4 T F elements written and read; x W1^T again costs 2 T D F flops, and 2 T F
+elements, h alone. Equal at D = 2 x 790 / 4.3 = 367 in bf16. At D = 256, T = 16384, F = 1024: 31 us kept; recomputed 11
+and 16 us, with 67 MB less a layer. At D = 768 it would cost 98 us to spare 47: there they are kept. Recomputing h and
+dz for the weights' gradients too, in place of the 134 MB (31 us) that are written and read, would cost 22 us more, in
+a kernel with two accumulators of its own: near enough to even that the plain products stay.
+
+ELECTRA-Small, T = 16384, D = 256, F = 1024, bf16, at 790 TFLOP/s and 4.3 TB/s (weights stay in the L2):
+                   flops   us     elements moved        us     launches (eager)
+    forward        17 GF   22     3 T D         25 MB    6     1        (6, and 210 MB)
+    dropout, norm                 5 T D         42 MB   10     2        (3)
+    h, dz, dx      26 GF   33     4 T D + 2 T F 101 MB  23     1        (4)
+    dW1, dW2       17 GF   22     2 T D + 2 T F 84 MB   20     4        (4)
+Tiles: 128 rows are 128 programs, one a multiprocessor, and read both weights, 1 MB, from the L2 each: 134 MB; with 64
+rows it would be 268. BLOCK_F is what shared memory leaves room for, two stages of it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd, load_rows, normalise
+from .linear import gelu_and_slope, input_gradient, product, unit_stride, weight_gradient
+from .philox import dropout_keep
+
+# (bytes of an element, D) -> tile, where BLOCK_F divides F; BLOCK_R rows at a time are normalised.
+FWD = {
+    (2, 64): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=64, num_warps=4, num_stages=2),
+    (2, 128): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=32, num_warps=8, num_stages=2),
+    (2, 256): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=32, num_warps=8, num_stages=2),
+}
+BWD = {
+    (2, 64): dict(BLOCK_M=128, BLOCK_F=64, num_warps=8, num_stages=2),
+    (2, 128): dict(BLOCK_M=128, BLOCK_F=64, num_warps=8, num_stages=2),
+    (2, 256): dict(BLOCK_M=128, BLOCK_F=32, num_warps=8, num_stages=2),
+}
+
+
+SHARED = {64: 81920, 128: 147456, 256: 204800}  # bytes that a program of such rows takes, of an H100's 232,448
+
+
+def in_one_launch(x: Tensor, up_weight: Tensor) -> bool:
+    """Whether the tables have such rows, and the device room for them: an A100 has none for the widest."""
+    width, inner = x.shape[1], up_weight.shape[0]
+    if (x.element_size(), width) not in FWD or inner % 64:
+        return False
+    if not torch.cuda.is_available():  # interpreted, or compiled ahead of time
+        return True
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= SHARED[width]
+
+
+def tile(table: dict, x: Tensor) -> dict:
+    """The table's entry, and what follows from it."""
+    size, width = x.element_size(), x.shape[1]
+    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    return table[size, width] | dict(WIDTH=width, PRECISION=precision, enable_fp_fusion=True)
+
+
+@triton.jit
+def ffn_block_fwd_kernel(
+    x_ptr,
+    up_weight_ptr,
+    up_bias_ptr,
+    down_weight_ptr,
+    down_bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    row_ids_ptr,
+    seed_ptr,
+    out_ptr,
+    down_ptr,
+    mean_ptr,
+    rstd_ptr,
+    x_row,
+    up_row,
+    down_row,
+    rows,
+    inner,
+    eps,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * BLOCK_M
+    offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
+    here = tl.minimum(offs_m, rows - 1)  # beyond the last row: it again, never stored
+    x = tl.load(x_ptr + here[:, None] * x_row + columns[None, :])
+    acc = tl.zeros((BLOCK_M, WIDTH), tl.float32)
+    for first in range(0, inner, BLOCK_F):
+        offs_f = first + tl.arange(0, BLOCK_F)
+        up = tl.load(up_weight_ptr + offs_f.to(tl.int64)[:, None] * up_row + columns[None, :])
+        bias = tl.load(up_bias_ptr + offs_f).to(tl.float32)
+        h, _ = gelu_and_slope(tl.dot(x, tl.trans(up), input_precision=PRECISION) + bias[None, :])
+        down = tl.load(down_weight_ptr + columns.to(tl.int64)[:, None] * down_row + offs_f[None, :])
+        acc = tl.dot(h.to(x.dtype), tl.trans(down), acc, input_precision=PRECISION)
+    acc += tl.load(down_bias_ptr + columns).to(tl.float32)[None, :]
+    places = down_ptr + offs_m[:, None] * WIDTH + columns[None, :]
+    tl.store(places, acc.to(down_ptr.dtype.element_ty), mask=offs_m[:, None] < rows)
+    tl.debug_barrier()  # other threads of the program read them
+
+    weight = tl.load(norm_weight_ptr + columns).to(tl.float32)
+    bias = tl.load(norm_bias_ptr + columns).to(tl.float32)
+    for first in range(start, tl.minimum(start + BLOCK_M, rows), BLOCK_R):
+        offs_r = first + tl.arange(0, BLOCK_R)
+        there = (offs_r[:, None] < rows) & (columns[None, :] < WIDTH)
+        y = load_rows(down_ptr, WIDTH, offs_r[:, None], there)
+        if DROPOUT:
+            ids = tl.load(row_ids_ptr + offs_r, mask=offs_r < rows, other=0)
+            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_R, WIDTH)
+            y = tl.where(keep, y * keep_scale, 0.0)
+        mean, rstd, xhat = normalise(y + load_rows(x_ptr, x_row, offs_r[:, None], there), there, eps, WIDTH)
+        out = (xhat * weight[None, :] + bias[None, :]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + offs_r[:, None] * WIDTH + columns[None, :], out, mask=there)
+        tl.store(mean_ptr + offs_r[:, None], mean, mask=offs_r[:, None] < rows)
+        tl.store(rstd_ptr + offs_r[:, None], rstd, mask=offs_r[:, None] < rows)
+
+
+def ffn_block_fwd(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, D), [down (T, D), mean, rstd (T,) float32], in pieces [..., h, slope (T, F)]."""
+    if not in_one_launch(x, up_weight):
+        h, slope = product(x, up_weight, up_bias, gelu=True, keep=True)
+        down, _ = product(h, down_weight, down_bias)
+        out, saved = dropout_add_layer_norm_fwd(down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
+        return out, [down, *saved, h, slope]
+    x, up_weight, down_weight = unit_stride(x, up_weight, down_weight)
+    rows, inner = x.shape[0], up_weight.shape[0]
+    out, down = x.new_empty(x.shape), x.new_empty(x.shape)
+    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    if rows:
+        chosen, threshold = tile(FWD, x), round(256 * dropout_p)
+        ffn_block_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
+            x,
+            up_weight,
+            up_bias.contiguous(),
+            down_weight,
+            down_bias.contiguous(),
+            norm_weight.contiguous(),
+            norm_bias.contiguous(),
+            row_ids.contiguous(),
+            seed,
+            out,
+            down,
+            mean,
+            rstd,
+            x.stride(0),
+            up_weight.stride(0),
+            down_weight.stride(0),
+            rows,
+            inner,
+            eps,
+            threshold,
+            256 / max(1, 256 - threshold),
+            DROPOUT=threshold > 0,
+            **chosen,
+        )
+    return out, [down, mean, rstd]
+
+
+@triton.jit
+def ffn_block_bwd_kernel(
+    x_ptr,
+    ddown_ptr,
+    dresidual_ptr,
+    up_weight_ptr,
+    up_bias_ptr,
+    down_weight_ptr,
+    h_ptr,
+    dz_ptr,
+    dx_ptr,
+    x_row,
+    up_row,
+    down_row,
+    rows,
+    inner,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, WIDTH)
+    here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
+    x = tl.load(x_ptr + here * x_row + columns[None, :])
+    ddown = tl.load(ddown_ptr + here * WIDTH + columns[None, :])
+    acc = tl.load(dresidual_ptr + here * WIDTH + columns[None, :]).to(tl.float32)
+    for first in range(0, inner, BLOCK_F):
+        offs_f = first + tl.arange(0, BLOCK_F)
+        up = tl.load(up_weight_ptr + offs_f.to(tl.int64)[:, None] * up_row + columns[None, :])
+        bias = tl.load(up_bias_ptr + offs_f).to(tl.float32)
+        h, slope = gelu_and_slope(tl.dot(x, tl.trans(up), input_precision=PRECISION) + bias[None, :])
+        down = tl.load(down_weight_ptr + columns.to(tl.int64)[:, None] * down_row + offs_f[None, :])
+        dz = (tl.dot(ddown, down, input_precision=PRECISION) * slope).to(x.dtype)
+        acc = tl.dot(dz, up, acc, input_precision=PRECISION)
+        places = offs_m[:, None] * inner + offs_f[None, :]
+        tl.store(h_ptr + places, h.to(x.dtype), mask=there)
+        tl.store(dz_ptr + places, dz, mask=there)
+    tl.store(dx_ptr + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x.dtype), mask=there)
+
+
+def ffn_block_bwd(
+    grads: list[Tensor],
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    eps: float,
+    dropout_p: float,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
+    out, down, mean, rstd, *kept = saved
+    ddown, dresidual, *dnorm = dropout_add_layer_norm_bwd(
+        grads, down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p, [out, mean, rstd]
+    )
+    if kept:
+        h, slope = kept
+        dh = input_gradient(ddown, down_weight)
+        dx = input_gradient(dh, up_weight, slope, dresidual)
+        return [dx, *weight_gradient(dh, x, slope), *weight_gradient(ddown, h), *dnorm]
+    x, up_weight, down_weight = unit_stride(x, up_weight, down_weight)
+    rows, inner = x.shape[0], up_weight.shape[0]
+    h, dz, dx = x.new_empty(rows, inner), x.new_empty(rows, inner), x.new_empty(x.shape)
+    if rows:
+        chosen = tile(BWD, x)
+        ffn_block_bwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
+            x,
+            ddown,
+            dresidual,
+            up_weight,
+            up_bias.contiguous(),
+            down_weight,
+            h,
+            dz,
+            dx,
+            x.stride(0),
+            up_weight.stride(0),
+            down_weight.stride(0),
+            rows,
+            inner,
+            **chosen,
+        )
+    return [dx, *weight_gradient(dz, x), *weight_gradient(ddown, h), *dnorm]

@@ -1,0 +1,358 @@
+"""linear on the GPU: y = f(x W^T + b) and its gradients, a tile of the result a program.
+
+linear_fwd_kernel adds the bias and takes the GELU as a tile is finished, and keeps the GELU's slope there rather than
+its argument: the same bytes, and the backward multiplies as it loads where it would compute erf and exp again.
+linear_bwd_input_kernel: dX = dz W with dz = dy slope, and another gradient of x added if the caller has one.
+linear_bwd_weight_kernel: dW = dz^T x over a share of the rows; db is one more product, of dz^T with ones, so that it
+costs no pass over dy and no reduction between threads. linear_bwd_sum_kernel adds the shares in order, whose number
+follows from the shape alone: no atomics, two runs give the same bits.
+
+Cost: 2 T K N flops forward, 4 T K N backward; elements: T (K + N) forward, T (2 N + 2 K) backward, T N more forward and
+2 T N more backward with the GELU (recomputed, the slope costs 2 T K N flops in place of 4 T N bytes: less below
+K = 370, which is what ffn_block does). At 790 TFLOP/s and 4.3 TB/s, T = 16384 in bf16, microseconds (products, bytes):
+
+    K -> N           forward      dX           dW           eager launches: 1 forward (2 with the GELU), 3 backward (4);
+    256 -> 768       8.2   7.9    8.2   7.9    8.2   7.9    here 1 forward, 3 backward
+    256 -> 256       2.7   3.9    2.7   3.9    2.7   3.9
+    256 -> 1024     10.9   9.8   10.9   9.8   10.9   9.8
+    768 -> 3072     97.9  30     97.9  30     97.9  30
+
+A tile of BLOCK_M x BLOCK_N reads (BLOCK_M + BLOCK_N) K elements from the L2: 128 x 256 is the largest whose sums fit in
+registers (128 a thread of 8 warps), 100 MB where 128 x 128 reads 134 for 256 -> 1024. Tiles of one block of rows are
+neighbours, so x comes from memory once and the weights, at most 5 MB, stay in the L2. Planned occupancy: one program a
+multiprocessor at 128 x 256, two at smaller tiles. `tile` and its tables are the one place that decides by shape; they
+were chosen by counts and by what compiles without a spill, and are to be raced, against cuBLAS too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+PROGRAMS = 132  # of the weight's gradient: an H100's multiprocessors
+
+# (bytes of an element, class of the shape) -> tile: BLOCK_M rows, BLOCK_N columns of y, BLOCK_K of x.
+FWD = {
+    (2, 1): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),
+    (2, 64): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
+    (2, 128): dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3),
+    (2, 256): dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, num_warps=8, num_stages=3),
+    (4, 1): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2),
+    (4, 64): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2),
+    (4, 128): dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=16, num_warps=8, num_stages=2),
+}
+BWD_INPUT = {
+    (2, 1): dict(BLOCK_M=64, BLOCK_N=32, BLOCK_K=64, num_warps=4, num_stages=2),
+    (2, 64): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
+    (2, 128): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=256, num_warps=8, num_stages=3),
+    (4, 1): dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, num_warps=8, num_stages=2),
+    (4, 64): dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, num_warps=8, num_stages=2),
+    (4, 128): dict(BLOCK_M=128, BLOCK_N=16, BLOCK_K=128, num_warps=8, num_stages=2),
+}
+BWD_WEIGHT = {
+    (2, 1): dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2),
+    (2, 64): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
+    (2, 128): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3),
+    (4, 1): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
+    (4, 64): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
+    (4, 128): dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=2),
+}
+
+
+def tile(table: dict, x: Tensor, width: int, summed: int = 64, gelu: bool = False) -> dict:
+    """The table's entry for results `width` wide, of sums over `summed` terms; and what follows from it.
+
+    Its class is the largest of 256, 128 and 64 that divides the width, if 64 divides the terms, so that no column needs
+    a mask (EVEN); else 1. The GELU needs the registers of a tile 256 wide, and so do 32-bit products.
+    """
+    size = x.element_size()
+    largest = 1 if summed % 64 else 128 if gelu or size == 4 else 256
+    kind = next(c for c in (256, 128, 64, 1) if c <= largest and width % c == 0)
+    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    return table[size, kind] | dict(EVEN=kind > 1, PRECISION=precision, enable_fp_fusion=True)
+
+
+@triton.jit
+def gelu_and_slope(z):
+    """z Phi(z) and its derivative, Phi(z) + z phi(z)."""
+    phi = tl.exp2(z * z * (-0.5 * LOG2E)) * 0.3989422804014327
+    cdf = 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+    return z * cdf, cdf + z * phi
+
+
+@triton.jit
+def _load(ptrs, there, EVEN: tl.constexpr):
+    """Where nothing lies outside there is no mask."""
+    if EVEN:
+        return tl.load(ptrs)
+    return tl.load(ptrs, mask=there, other=0.0)
+
+
+@triton.jit
+def _there(rows, row_count, columns, column_count, EVEN: tl.constexpr):
+    """Which places of a tile are in the matrix."""
+    there = rows[:, None] < row_count
+    if not EVEN:
+        there = there & (columns[None, :] < column_count)
+    return there
+
+
+@triton.jit
+def _corner(columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows and columns of this program's tile, 64-bit; tiles of one block of rows are neighbours."""
+    pid, across = tl.program_id(0).to(tl.int64), tl.cdiv(columns, BLOCK_N)
+    return pid // across * BLOCK_M + tl.arange(0, BLOCK_M), pid % across * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def linear_fwd_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    slope_ptr,
+    x_row,
+    weight_row,
+    rows,
+    inner,
+    outer,
+    GELU: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_m, offs_n = _corner(outer, BLOCK_M, BLOCK_N)
+    x_ptrs = x_ptr + tl.minimum(offs_m, rows - 1)[:, None] * x_row  # beyond the last row: it again, never stored
+    weight_ptrs = weight_ptr + tl.minimum(offs_n, outer - 1)[:, None] * weight_row
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, inner, BLOCK_K):
+        offs_k = first + tl.arange(0, BLOCK_K)[None, :]
+        x = _load(x_ptrs + offs_k, offs_k < inner, EVEN)
+        weight = _load(weight_ptrs + offs_k, offs_k < inner, EVEN)
+        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
+    acc += tl.load(bias_ptr + offs_n, mask=offs_n < outer, other=0.0).to(tl.float32)[None, :]
+    places = offs_m[:, None] * outer + offs_n[None, :]
+    there = _there(offs_m, rows, offs_n, outer, EVEN)
+    if GELU:
+        acc, slope = gelu_and_slope(acc)
+        if SLOPE:
+            tl.store(slope_ptr + places, slope.to(slope_ptr.dtype.element_ty), mask=there)
+    tl.store(out_ptr + places, acc.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def linear_bwd_input_kernel(
+    dout_ptr,
+    slope_ptr,
+    weight_ptr,
+    other_ptr,
+    dx_ptr,
+    dout_row,
+    weight_row,
+    rows,
+    inner,
+    outer,
+    GELU: tl.constexpr,
+    ADD: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_m, offs_k = _corner(inner, BLOCK_M, BLOCK_K)
+    here = tl.minimum(offs_m, rows - 1)[:, None]
+    dout_ptrs, slope_ptrs = dout_ptr + here * dout_row, slope_ptr + here * outer
+    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    for first in range(0, outer, BLOCK_N):
+        offs_n = first + tl.arange(0, BLOCK_N)
+        dz = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
+        if GELU:
+            dz = dz * _load(slope_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
+        weight_ptrs = weight_ptr + offs_n.to(tl.int64)[:, None] * weight_row + offs_k[None, :]
+        weight = _load(weight_ptrs, (offs_n[:, None] < outer) & (offs_k[None, :] < inner), EVEN)
+        acc = tl.dot(dz, weight, acc, input_precision=PRECISION)
+    places = offs_m[:, None] * inner + offs_k[None, :]
+    there = _there(offs_m, rows, offs_k, inner, EVEN)
+    if ADD:
+        acc += tl.load(other_ptr + places, mask=there, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + places, acc.to(dx_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def linear_bwd_weight_kernel(
+    dout_ptr,
+    slope_ptr,
+    x_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    dout_row,
+    x_row,
+    rows,
+    inner,
+    outer,
+    rows_a_share,
+    GELU: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    share = tl.program_id(1).to(tl.int64)
+    offs_n, offs_k = _corner(inner, BLOCK_N, BLOCK_K)
+    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    sums = tl.zeros((BLOCK_N, 16), tl.float32)  # sixteen times the same: the narrowest product there is
+    ones = tl.full((BLOCK_M, 16), 1.0, x_ptr.dtype.element_ty)
+    start = share * rows_a_share
+    for first in range(start, tl.minimum(start + rows_a_share, rows), BLOCK_M):
+        offs_m = first + tl.arange(0, BLOCK_M)
+        there = _there(offs_m, rows, offs_n, outer, EVEN)
+        dz = tl.load(dout_ptr + offs_m[:, None] * dout_row + offs_n[None, :], mask=there, other=0.0)
+        if GELU:
+            dz = dz * tl.load(slope_ptr + offs_m[:, None] * outer + offs_n[None, :], mask=there, other=0.0)
+        there = _there(offs_m, rows, offs_k, inner, EVEN)
+        x = tl.load(x_ptr + offs_m[:, None] * x_row + offs_k[None, :], mask=there, other=0.0)
+        acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION)
+        sums = tl.dot(tl.trans(dz), ones, sums, input_precision=PRECISION)
+    there = (offs_n[:, None] < outer) & (offs_k[None, :] < inner)
+    places = (share * outer + offs_n[:, None]) * inner + offs_k[None, :]
+    tl.store(dweight_ptr + places, acc.to(dweight_ptr.dtype.element_ty), mask=there)
+    if tl.program_id(0) % tl.cdiv(inner, BLOCK_K) == 0:
+        total = tl.max(sums, 1).to(dbias_ptr.dtype.element_ty)
+        tl.store(dbias_ptr + share * outer + offs_n, total, mask=offs_n < outer)
+
+
+@triton.jit
+def linear_bwd_sum_kernel(
+    weights_ptr, biases_ptr, dweight_ptr, dbias_ptr, elements, outer, shares, BLOCK: tl.constexpr
+):
+    """Element after element the sum of its shares, in order: of the weight's, then of the bias's."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    in_weight, place = offs < elements, offs - elements
+    in_bias = ~in_weight & (place < outer)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for share in range(shares):
+        total += tl.load(weights_ptr + share * elements + offs, mask=in_weight, other=0.0)
+        total += tl.load(biases_ptr + share * outer + place, mask=in_bias, other=0.0)
+    tl.store(dweight_ptr + offs, total.to(dweight_ptr.dtype.element_ty), mask=in_weight)
+    tl.store(dbias_ptr + place, total.to(dbias_ptr.dtype.element_ty), mask=in_bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, keep: bool = False) -> tuple[Tensor, Tensor]:
+    """f(x W^T + b), and the GELU's slope if it is to be kept (else the result again)."""
+    x, weight = unit_stride(x, weight)
+    (rows, inner), outer = x.shape, weight.shape[0]
+    out = x.new_empty(rows, outer)
+    slope = torch.empty_like(out) if keep else out
+    chosen = tile(FWD, x, outer, inner, gelu)
+    if programs := triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(outer, chosen["BLOCK_N"]):
+        linear_fwd_kernel[(programs,)](
+            x,
+            weight,
+            bias.contiguous(),
+            out,
+            slope,
+            x.stride(0),
+            weight.stride(0),
+            rows,
+            inner,
+            outer,
+            GELU=gelu,
+            SLOPE=keep,
+            **chosen,
+        )
+    return out, slope
+
+
+def input_gradient(dout: Tensor, weight: Tensor, slope: Tensor | None = None, other: Tensor | None = None) -> Tensor:
+    """(dout slope) W, plus another gradient of x, contiguous."""
+    dout, weight = unit_stride(dout, weight)
+    rows, (outer, inner) = dout.shape[0], weight.shape
+    dx = dout.new_empty(rows, inner)
+    chosen = tile(BWD_INPUT, dout, inner, outer)
+    if programs := triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(inner, chosen["BLOCK_K"]):
+        linear_bwd_input_kernel[(programs,)](
+            dout,
+            dout if slope is None else slope,
+            weight,
+            dout if other is None else other,
+            dx,
+            dout.stride(0),
+            weight.stride(0),
+            rows,
+            inner,
+            outer,
+            GELU=slope is not None,
+            ADD=other is not None,
+            **chosen,
+        )
+    return dx
+
+
+def weight_gradient(dout: Tensor, x: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(dout slope)^T x and the sum of dout slope over the rows."""
+    dout, x = unit_stride(dout, x)
+    (rows, outer), inner = dout.shape, x.shape[1]
+    dweight, dbias = x.new_empty(outer, inner), x.new_empty(outer)
+    if rows == 0:
+        return dweight.zero_(), dbias.zero_()
+    chosen = tile(BWD_WEIGHT, x, math.gcd(outer, inner), gelu=slope is not None)
+    tiles = triton.cdiv(outer, chosen["BLOCK_N"]) * triton.cdiv(inner, chosen["BLOCK_K"])
+    blocks = triton.cdiv(rows, chosen["BLOCK_M"])
+    a_share = triton.cdiv(blocks, max(1, PROGRAMS // tiles))
+    shares = triton.cdiv(blocks, a_share)
+    parts = (dweight, dbias)
+    if shares > 1:
+        parts = (
+            x.new_empty(shares, outer, inner, dtype=torch.float32),
+            x.new_empty(shares, outer, dtype=torch.float32),
+        )
+    linear_bwd_weight_kernel[(tiles, shares)](
+        dout,
+        dout if slope is None else slope,
+        x,
+        *parts,
+        dout.stride(0),
+        x.stride(0),
+        rows,
+        inner,
+        outer,
+        a_share * chosen["BLOCK_M"],
+        GELU=slope is not None,
+        **chosen,
+    )
+    if shares > 1:
+        elements = outer * inner
+        grid = (triton.cdiv(elements + outer, 1024),)
+        linear_bwd_sum_kernel[grid](*parts, dweight, dbias, elements, outer, shares, BLOCK=1024, num_warps=4)
+    return dweight, dbias
+
+
+def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, N), with the GELU [its slope (T, N)]."""
+    out, slope = product(x, weight, bias, gelu, keep=gelu)
+    return out, [slope] if gelu else []
+
+
+def linear_bwd(
+    grads: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, saved: list[Tensor]
+) -> list[Tensor]:
+    """grads [dout], saved [out] or [out, slope] -> [dx, dweight, dbias]."""
+    slope = saved[1] if gelu else None
+    return [input_gradient(grads[0], weight, slope), *weight_gradient(grads[0], x, slope)]
+
+
+def unit_stride(*tensors: Tensor) -> list[Tensor]:
+    """Columns side by side; copied if not."""
+    return [t if t.stride(1) == 1 else t.contiguous() for t in tensors]

@@ -1,0 +1,93 @@
+"""The Triton kernels of adamw in the interpreter, against the loop of its test."""
+
+import math
+import sys
+from collections.abc import Callable
+
+import pytest
+import test_adamw as plain
+import torch
+from electra_fast.kernels import adamw as kernels
+
+from electra_fast.ops import adamw
+from electra_fast.ops._library import backends
+
+OP = sys.modules["electra_fast.ops.adamw"]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the op's own tests run the kernels")
+
+
+@pytest.fixture(autouse=True)
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public op calls the launcher; tensors have several pieces, programs several of these."""
+    monkeypatch.setattr(OP, "_adamw", kernels.adamw_fwd)
+    monkeypatch.setattr(kernels, "BLOCK", 256)
+    monkeypatch.setattr(kernels, "PROGRAMS", 4)
+
+
+@pytest.mark.parametrize("block", [256, 4096])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "unaligned"])
+def test_three_steps_equal_the_loop(layout: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    plain.three_steps(plain.example(layout=layout), layout)
+
+
+@pytest.mark.parametrize("shapes", [[(0,)], [(255,)], [(256,)], [(0,), (257,), (0,)], [(2, 3)] * 9], ids=str)
+def test_around_a_piece_and_with_tensors_of_no_elements(shapes: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "SHAPES", shapes)
+    numbers = dict(lr_scales=[1.0 - i / 10 for i in range(len(shapes))], weight_decays=[0.01] * len(shapes))
+    plain.three_steps(plain.example(**numbers), "contiguous")
+
+
+def test_float16_is_worked_out_in_float32() -> None:
+    given = plain.example(torch.float16)
+    exact = plain.copied(given) | dict(lr=given["lr"].double())
+    for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):
+        exact[name] = [t.double() for t in exact[name]]
+    assert adamw(**given).item() == pytest.approx(plain.truth(**exact), rel=1e-3)
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        for ours, gold in zip(given[name], exact[name], strict=True):
+            torch.testing.assert_close(ours.double(), gold, rtol=1e-3, atol=1e-5)
+
+
+def test_the_norm_keeps_its_digits_and_its_range() -> None:
+    for size in (1e-30, 1.0, 1e30):
+        given = plain.example()
+        given["grads"] = [g * size for g in given["grads"]]
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in given["grads"]))
+        before = plain.copied(given)["params"]
+        assert adamw(**given).item() == pytest.approx(norm, rel=2**-23)
+        assert all(p.isfinite().all() for p in given["params"]) and not torch.equal(before[0], given["params"][0])
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        plain.test_two_runs_give_the_same_bits,
+        plain.test_no_parameters,
+        plain.test_parameters_that_require_gradients_are_updated_in_place,
+        *(lambda n=n: plain.test_what_is_not_finite_changes_nothing(None, "grads", n) for n in (math.nan, -math.inf)),
+        *(lambda n=n: plain.test_what_is_not_finite_changes_nothing(None, "guard", n) for n in (math.nan, math.inf)),
+    ],
+)
+def test_what_holds_in_the_core_holds_here(test: Callable) -> None:
+    test()
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 10.0])
+def test_gradients_are_clipped_above_the_norm_alone(size: float) -> None:
+    given = plain.example(beta1=0.0)
+    total = math.sqrt(sum(g.square().sum().item() for g in given["grads"]))
+    given["grads"] = [g * size / total for g in given["grads"]]
+    assert adamw(**given).item() == pytest.approx(size)
+    for moment, grad in zip(given["exp_avgs"], given["grads"], strict=True):
+        torch.testing.assert_close(moment, grad / max(size, 1.0))
+
+
+def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("electra_fast::adamw", "CUDA")
+    assert backends["adamw"]["cuda"] == "Triton for tensors of one dtype, else the reference"
+    monkeypatch.setattr(OP, "_adamw_triton", lambda *args: "triton")
+    monkeypatch.setattr(OP, "adamw_reference", lambda *args: "reference")
+    for dtypes, expected in (("bfloat16", "triton"), ("float64", "reference"), ("float32 float16", "reference")):
+        params = [torch.empty(1, dtype=getattr(torch, dtype)) for dtype in dtypes.split()]
+        assert OP._adamw_cuda(params) == expected

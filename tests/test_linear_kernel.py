@@ -1,0 +1,114 @@
+"""linear's Triton kernels, interpreted: by the rule, for every class of tile, whatever the layout and the shares."""
+
+import math
+import sys
+
+import numerics
+import pytest
+import test_linear
+import torch
+from electra_fast.kernels import linear as kernels
+from interpreted import through_triton
+from numerics import check
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from electra_fast.ops import linear
+from electra_fast.ops._library import backends
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test_linear.py runs the kernels")
+
+
+@pytest.fixture(autouse=True)
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public op calls the launchers; one upstream gradient, not contiguous, and one layout of the inputs do."""
+    module = sys.modules["electra_fast.ops.linear"]
+    monkeypatch.setattr(module, "_linear", through_triton(module._linear))
+    monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
+    monkeypatch.setattr(numerics, "LAYOUTS", ["contiguous"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 63, 127, 128, 129])
+def test_rows(rows: int, gelu: bool, dtype: torch.dtype) -> None:
+    check(linear, test_linear.truth, test_linear.example(rows, 64, 64, gelu), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(
+    "inner, outer", [(1, 1), (17, 80), (80, 33), (64, 192), (128, 256), (512, 256), (256, 3), (64, 200), (300, 64)]
+)
+def test_widths(inner: int, outer: int, gelu: bool, dtype: torch.dtype) -> None:
+    check(linear, test_linear.truth, test_linear.example(20, inner, outer, gelu), dtype)
+
+
+@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream"])
+@pytest.mark.parametrize("width", [9, 64])
+def test_layouts(width: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
+    if layout == "zero-stride upstream":
+        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
+    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
+    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    check(linear, test_linear.truth, test_linear.example(70, width, width))
+
+
+@pytest.mark.parametrize("programs", [1, 2, 5, 132])
+@pytest.mark.parametrize("rows", [1, 16, 33, 100])
+def test_shares_of_the_rows(rows: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    check(linear, test_linear.truth, test_linear.example(rows, 64, 20))
+
+
+def test_another_gradient_is_added() -> None:
+    for width in (8, 64):
+        dout, weight, other = torch.randn(70, 64), torch.randn(64, width), torch.randn(70, width)
+        found = kernels.input_gradient(dout, weight, other=other)
+        torch.testing.assert_close(found, dout @ weight + other, rtol=1e-5, atol=1e-4)
+
+
+def test_gelu_at_its_ends() -> None:
+    test_linear.test_gelu_at_its_ends()
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("width", [12, 64])
+def test_nan_stays_in_its_row(width: int, gelu: bool) -> None:
+    given = test_linear.example(70, width, width, gelu)
+    rest = [row for row in range(70) if row not in (2, 69)]  # what is read beyond the last row is that row again
+    upstream = torch.randn(70, width)
+
+    def clean_rows() -> list[torch.Tensor]:
+        x = given["x"].clone().requires_grad_()
+        out = linear(**given | dict(x=x))
+        return [t[rest] for t in (out, *torch.autograd.grad(out, x, upstream))]
+
+    clean = clean_rows()
+    given["x"][[2, 69]], upstream[[2, 69]] = math.nan, math.nan
+    assert linear(**given)[[2, 69]].isnan().all()
+    for before, after in zip(clean, clean_rows(), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("width", [12, 64])
+def test_a_row_alone_is_itself_among_others_to_the_bit(width: int) -> None:
+    given = test_linear.example(140, width, width)
+    whole = linear(**given)
+    for row in (0, 63, 64, 139):
+        assert torch.equal(linear(**given | dict(x=given["x"][row : row + 1]))[0], whole[row])
+
+
+def test_rows_more_than_two_to_the_31_elements_apart() -> None:
+    test_linear.test_rows_more_than_two_to_the_31_elements_apart()
+
+
+def test_cuda_goes_to_triton_and_float64_to_the_reference() -> None:
+    for name in ("linear_fwd", "linear_bwd"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"electra_fast::{name}", "CUDA")
+        assert backends[name]["cuda"] == "Triton"
+    with FakeTensorMode():
+        for dtype, gelu, expected in ((torch.bfloat16, True, 1), (torch.bfloat16, False, 0), (torch.float64, True, 0)):
+            x, weight, bias = (torch.empty(n, dtype=dtype, device="cuda") for n in ((9, 64), (32, 64), 32))
+            out, saved = torch.ops.electra_fast.linear_fwd(x, weight, bias, gelu)
+            assert out.shape == (9, 32) and [s.shape for s in saved] == [out.shape] * expected
