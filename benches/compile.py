@@ -22,7 +22,15 @@ from typing import Any
 
 import torch
 import triton
-from electra_fast.kernels import attention, dropout_add_layer_norm, ffn_block, generator_head, linear, masking
+from electra_fast.kernels import (
+    attention,
+    attention_block,
+    dropout_add_layer_norm,
+    ffn_block,
+    generator_head,
+    linear,
+    masking,
+)
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -100,7 +108,7 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def linear_calls() -> Iterator[tuple[str, Callable]]:
-    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
+    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (128, 256), (64, 192), (64, 64), (100, 300)]
     kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
     for inner, outer, dtype, gelu in [*kinds, (256, 1024, torch.float32, True), (100, 300, torch.float32, False)]:
         floats = (meta(*shape, dtype=dtype) for shape in ((16384, inner), (outer, inner), (outer,)))
@@ -109,6 +117,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
         def call(arguments: tuple = arguments) -> None:
             out, saved = linear.linear_fwd(*arguments)
             linear.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+            linear.input_gradient(out, arguments[1], *saved, other=arguments[0])
 
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
@@ -129,6 +138,16 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
 
 
+def attention_block_calls() -> Iterator[tuple[str, Callable]]:
+    """The kernel of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
+    cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
+    for width, p in [(width, 0.1) for _, width in attention_block.FWD] + [(256, 0.0)]:
+        shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
+        floats = (meta(*shape) for shape in shapes)
+        arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)
+        yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -136,6 +155,7 @@ CALLS = [
     dropout_add_layer_norm_calls,
     linear_calls,
     ffn_block_calls,
+    attention_block_calls,
 ]
 
 

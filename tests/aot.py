@@ -12,7 +12,8 @@ import compile
 
 SMALL = (
     r"faithful=False|attention.* (128|long) bf16 width=64 dropout=0.1|generator_head.* bf16 width=128 t.*=1.0|"
-    r"(layer_norm|partials).* bf16 width=256 dropout=0.1|linear.* bf16 256->768|ffn_block.* 256->1024->256 dropout=0.1"
+    r"(layer_norm|partials).* bf16 width=256 dropout=0.1|linear.* bf16 256->768|ffn_block.* 256->1024->256 dropout=0.1|"
+    r"attention_block.* 256 dropout=0.1"
 )
 OTHERS = r"attention_bwd.* 128 bf16 width=64 dropout=0.1"  # on other targets: that they compile at all
 
