@@ -25,6 +25,7 @@ import triton
 from electra_fast.kernels import (
     adamw,
     attention,
+    attention_block,
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
@@ -150,7 +151,7 @@ def discriminator_head_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def linear_calls() -> Iterator[tuple[str, Callable]]:
-    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (64, 192), (64, 64), (100, 300)]
+    widths = [(256, 768), (256, 1024), (1024, 256), (256, 128), (128, 256), (64, 192), (64, 64), (100, 300)]
     kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
     for inner, outer, dtype, gelu in [*kinds, (256, 1024, torch.float32, True), (100, 300, torch.float32, False)]:
         floats = (meta(*shape, dtype=dtype) for shape in ((16384, inner), (outer, inner), (outer,)))
@@ -159,6 +160,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
         def call(arguments: tuple = arguments) -> None:
             out, saved = linear.linear_fwd(*arguments)
             linear.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+            linear.input_gradient(out, arguments[1], *saved, other=arguments[0])
 
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
@@ -179,6 +181,16 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
 
 
+def attention_block_calls() -> Iterator[tuple[str, Callable]]:
+    """The kernel of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
+    cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
+    for width, p in [(width, 0.1) for _, width in attention_block.FWD] + [(256, 0.0)]:
+        shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
+        floats = (meta(*shape) for shape in shapes)
+        arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)
+        yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -189,6 +201,7 @@ CALLS = [
     discriminator_head_calls,
     linear_calls,
     ffn_block_calls,
+    attention_block_calls,
 ]
 
 
@@ -253,8 +266,8 @@ def compiled(kernel: JITFunction, args: tuple, kwargs: dict, config: str, capabi
 
 def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
     """One row for each kernel, configuration and target; `wanted` is a pattern of "kernel config"."""
+    seen = set()  # ops share pieces
     for calls in CALLS:
-        seen = set()
         for config, call in calls():
             launches: list[tuple[JITFunction, tuple, dict]] = []
             with recording(launches):

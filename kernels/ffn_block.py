@@ -2,8 +2,8 @@
 
 ffn_block_fwd_kernel: a program keeps BLOCK_M rows of x on chip and goes over F, BLOCK_F columns at a time: h = gelu(x
 W1^T + b1) is an operand of the next product before it ever reaches memory. What it adds up, rounded as a product of its
-own would be, goes to `down`, which the backward needs; its rows come back from the cache, a few at a time, for dropout,
-residual and LayerNorm, since all of them beside the sums would not fit in registers.
+own would be, goes to `down`, which the backward needs; finish_rows takes them back from the cache, a few at a time, for
+dropout, residual and LayerNorm, since all of them beside the sums would not fit in registers.
 ffn_block_bwd_kernel keeps rows of x and of ddown and goes over F likewise: x W1^T + b1 again, dh = ddown W2, dz = dh
 gelu'(.), and dx = dresidual + dz W1 in registers; h and dz go to memory for linear.py's gradients of the weights.
 Before it, dropout_add_layer_norm.py gives ddown and dresidual. No atomics; two runs give the same bits.
@@ -49,17 +49,20 @@ BWD = {
 }
 
 
-SHARED = {64: 81920, 128: 147456, 256: 204800}  # bytes that a program of such rows takes, of an H100's 232,448
+SHARED = {64: 81920, 128: 147456, 256: 204800}  # bytes that a program of such rows takes; an A100 has 166,912
 
 
 def in_one_launch(x: Tensor, up_weight: Tensor) -> bool:
-    """Whether the tables have such rows, and the device room for them: an A100 has none for the widest."""
+    """Whether the tables have such rows, and the device room for them."""
     width, inner = x.shape[1], up_weight.shape[0]
-    if (x.element_size(), width) not in FWD or inner % 64:
-        return False
+    return (x.element_size(), width) in FWD and inner % 64 == 0 and has_room(x, SHARED[width])
+
+
+def has_room(x: Tensor, shared: int) -> bool:
+    """Whether a program on x's device may have so many bytes of shared memory."""
     if not torch.cuda.is_available():  # interpreted, or compiled ahead of time
         return True
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= SHARED[width]
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= shared
 
 
 def tile(table: dict, x: Tensor) -> dict:
@@ -67,6 +70,47 @@ def tile(table: dict, x: Tensor) -> dict:
     size, width = x.element_size(), x.shape[1]
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
     return table[size, width] | dict(WIDTH=width, PRECISION=precision, enable_fp_fusion=True)
+
+
+@triton.jit
+def finish_rows(
+    y_ptr,
+    x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    row_ids_ptr,
+    seed_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    x_row,
+    start,
+    end,
+    eps,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """LayerNorm(x + dropout(y)) of rows start to end, that this program wrote: y as its threads see it by now."""
+    tl.debug_barrier()
+    columns = tl.arange(0, WIDTH)
+    weight = tl.load(norm_weight_ptr + columns).to(tl.float32)
+    bias = tl.load(norm_bias_ptr + columns).to(tl.float32)
+    for first in range(start, end, BLOCK_R):
+        offs_r = first + tl.arange(0, BLOCK_R)
+        there = (offs_r[:, None] < end) & (columns[None, :] < WIDTH)
+        y = load_rows(y_ptr, WIDTH, offs_r[:, None], there)
+        if DROPOUT:
+            ids = tl.load(row_ids_ptr + offs_r, mask=offs_r < end, other=0)
+            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_R, WIDTH)
+            y = tl.where(keep, y * keep_scale, 0.0)
+        mean, rstd, xhat = normalise(y + load_rows(x_ptr, x_row, offs_r[:, None], there), there, eps, WIDTH)
+        out = (xhat * weight[None, :] + bias[None, :]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + offs_r[:, None] * WIDTH + columns[None, :], out, mask=there)
+        tl.store(mean_ptr + offs_r[:, None], mean, mask=offs_r[:, None] < end)
+        tl.store(rstd_ptr + offs_r[:, None], rstd, mask=offs_r[:, None] < end)
 
 
 @triton.jit
@@ -114,23 +158,26 @@ def ffn_block_fwd_kernel(
     acc += tl.load(down_bias_ptr + columns).to(tl.float32)[None, :]
     places = down_ptr + offs_m[:, None] * WIDTH + columns[None, :]
     tl.store(places, acc.to(down_ptr.dtype.element_ty), mask=offs_m[:, None] < rows)
-    tl.debug_barrier()  # other threads of the program read them
-
-    weight = tl.load(norm_weight_ptr + columns).to(tl.float32)
-    bias = tl.load(norm_bias_ptr + columns).to(tl.float32)
-    for first in range(start, tl.minimum(start + BLOCK_M, rows), BLOCK_R):
-        offs_r = first + tl.arange(0, BLOCK_R)
-        there = (offs_r[:, None] < rows) & (columns[None, :] < WIDTH)
-        y = load_rows(down_ptr, WIDTH, offs_r[:, None], there)
-        if DROPOUT:
-            ids = tl.load(row_ids_ptr + offs_r, mask=offs_r < rows, other=0)
-            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_R, WIDTH)
-            y = tl.where(keep, y * keep_scale, 0.0)
-        mean, rstd, xhat = normalise(y + load_rows(x_ptr, x_row, offs_r[:, None], there), there, eps, WIDTH)
-        out = (xhat * weight[None, :] + bias[None, :]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + offs_r[:, None] * WIDTH + columns[None, :], out, mask=there)
-        tl.store(mean_ptr + offs_r[:, None], mean, mask=offs_r[:, None] < rows)
-        tl.store(rstd_ptr + offs_r[:, None], rstd, mask=offs_r[:, None] < rows)
+    finish_rows(
+        down_ptr,
+        x_ptr,
+        norm_weight_ptr,
+        norm_bias_ptr,
+        row_ids_ptr,
+        seed_ptr,
+        out_ptr,
+        mean_ptr,
+        rstd_ptr,
+        x_row,
+        start,
+        tl.minimum(start + BLOCK_M, rows),
+        eps,
+        threshold,
+        keep_scale,
+        DROPOUT,
+        WIDTH,
+        BLOCK_R,
+    )
 
 
 def ffn_block_fwd(

@@ -27,7 +27,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp
+from electra_fast.ops._library import Backend, DifferentiableOp, launcher
 from electra_fast.ops._philox import dropout_threshold
 from electra_fast.ops.attention import attention_reference
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
@@ -199,6 +199,17 @@ def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
     return [dx if rows is None else dx.index_add_(0, rows, dasking), *others]
 
 
+def _saves_cuda(*args: Any) -> list[Tensor]:
+    """The projection (T, 3 D), or queries (R, D) and keys and values (T, 2 D); what was read (R, H, D / H), its
+    log-sum-exps (H, R), what goes into the dropout (R, D), mean and 1 / deviation (R,)."""
+    x, rows = args[0], args[11]
+    _, asking, total, heads, width = _sizes(*args)
+    projections = [(total, 3 * width)] if rows is None else [(asking, width), (total, 2 * width)]
+    *first, projected = (x.new_empty(s) for s in (*projections, (asking, heads, width // heads), (asking, width)))
+    lse, mean, rstd = (x.new_empty(s, dtype=torch.float32) for s in ((heads, asking), (asking,), (asking,)))
+    return [*first, lse, projected, mean, rstd]
+
+
 _attention_block = DifferentiableOp(
     "attention_block",
     "Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor out_weight, Tensor out_bias, Tensor norm_weight, "
@@ -209,4 +220,11 @@ _attention_block = DifferentiableOp(
     reference=attention_block_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, _saves),
+    cuda=Backend(
+        launcher("attention_block", "attention_block_fwd"),
+        launcher("attention_block", "attention_block_bwd"),
+        saves=_saves_cuda,
+        takes=lambda *args: args[0].shape[1] <= min(4096, 128 * args[10]),
+        limit="rows up to 4096 wide and heads up to 128",
+    ),
 )

@@ -1,0 +1,333 @@
+"""attention_block on the GPU: one launch forward where rows are narrow and sequences short, else a launch a piece.
+
+attention_block_fwd_kernel: a program takes one sequence, from its rows of x, kept on chip, to its rows of the result.
+Each step leaves in memory what the backward wants and the next takes from the cache: the projection, 64 columns at a
+time; head after head what was read, scores, softmax and dropout staying in registers; the output projection; and
+dropout, residual and LayerNorm (finish_rows). Together in registers they would not fit; the programs of other sequences
+have no part in any of it, so a barrier in the program is enough.
+
+Else, and where only some rows ask, linear.py, attention.py on views of the packed projection, linear.py again and
+dropout_add_layer_norm.py: queries, keys and values are columns of one (T, 3 D) product. Rows that ask get their queries
+from a product of their own, (R, D), and keys and values are one of (T, 2 D). The backward is in pieces always. It lays
+the gradients of q, k and v side by side, one copy, so that the gradients of x and of the weight are one product each;
+those of rows asked for twice are added by index_put_, which sorts, so in order. No atomics; two runs give the same
+bits.
+
+ELECTRA-Small, T = 16384 (128 x 128), D = 256, 4 heads, bf16, at 790 TFLOP/s and 4.3 TB/s:
+                   flops    us   elements moved       us     launches (eager)
+    one launch     10.7 GF  14   7 T D        59 MB   14     1        (6 to 13)
+    in pieces      10.7 GF  14   13 T D      109 MB   25     4
+    backward       22.6 GF  29   32 T D      268 MB   62     10       (17 or more)
+of which the copy is 6 T D, 12 us. The one launch reads the weights, 0.5 MB, for each sequence, 67 MB from the L2, and
+34 MB of its own results. It is one program a multiprocessor, 8 warps, and its steps wait for each other, so that 14 us
+are far: what it spares is 50 MB and three boundaries. The generator, D = 64 and one head, is 5 us of boundaries in
+pieces against 3 us of traffic. A sequence much shorter than BLOCK_S wastes its program. To be raced; FWD decides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import attention_bwd, attention_fwd
+from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd
+from .ffn_block import finish_rows, has_room
+from .linear import input_gradient, product, unit_stride, weight_gradient
+from .philox import dropout_keep
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# (bytes of an element, D) -> tile of the forward in one launch: heads of 64, sequences of BLOCK_S tokens at most;
+# BLOCK_R rows at a time are normalised.
+FWD = {
+    (2, 64): dict(BLOCK_S=128, BLOCK_R=64, num_warps=8, num_stages=1),
+    (2, 128): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
+    (2, 256): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
+}
+SHARED = {64: 57600, 128: 98560, 256: 147712}  # bytes that such a program takes where it takes the least, on sm_80
+
+
+def in_one_launch(x: Tensor, max_seqlen: int, num_heads: int) -> bool:
+    """Whether the table has such rows and sequences, and the device room for them."""
+    size, width = x.element_size(), x.shape[1]
+    if (size, width) not in FWD or width != 64 * num_heads or max_seqlen > FWD[size, width]["BLOCK_S"]:
+        return False
+    return has_room(x, SHARED[width])
+
+
+@triton.jit
+def _weight(ptr, stride, rows, columns):
+    return tl.load(ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :])
+
+
+@triton.jit
+def attention_block_fwd_kernel(
+    x_ptr,
+    qkv_weight_ptr,
+    qkv_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    cu_seqlens_ptr,
+    row_ids_ptr,
+    seed_ptr,
+    qkv_ptr,
+    read_ptr,
+    lse_ptr,
+    projected_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    x_row,
+    qkv_row,
+    out_row,
+    tokens,
+    scale,
+    eps,
+    attention_threshold,
+    attention_keep_scale,
+    threshold,
+    keep_scale,
+    ATTENTION_DROPOUT: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    n = tl.program_id(0)
+    start = tl.load(cu_seqlens_ptr + n).to(tl.int64)
+    length = tl.load(cu_seqlens_ptr + n + 1).to(tl.int64) - start
+    if length == 0:
+        return
+    place, columns, column = tl.arange(0, BLOCK_S), tl.arange(0, WIDTH), tl.arange(0, BLOCK_H)
+    rows, there = start + place, place < length
+    x = tl.load(x_ptr + rows[:, None] * x_row + columns[None, :], mask=there[:, None], other=0.0)
+    for first in tl.range(0, 3 * WIDTH, BLOCK_H, num_stages=3):
+        outer = first + column
+        weight = _weight(qkv_weight_ptr, qkv_row, outer, columns)
+        bias = tl.load(qkv_bias_ptr + outer).to(tl.float32)
+        qkv = tl.dot(x, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
+        tl.store(qkv_ptr + rows[:, None] * (3 * WIDTH) + outer[None, :], qkv.to(x.dtype), mask=there[:, None])
+    tl.debug_barrier()  # other threads of the program read them
+
+    seed = tl.load(seed_ptr)
+    ids = tl.load(row_ids_ptr + rows, mask=there, other=0)
+    lse_ptrs = lse_ptr + rows
+    for head in range(0, WIDTH // BLOCK_H):
+        outer = head * BLOCK_H + column
+        q_ptrs = qkv_ptr + rows[:, None] * (3 * WIDTH) + outer[None, :]
+        q = tl.load(q_ptrs, mask=there[:, None], other=0.0)
+        k = tl.load(q_ptrs + WIDTH, mask=there[:, None], other=0.0)
+        v = tl.load(q_ptrs + 2 * WIDTH, mask=there[:, None], other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        s = tl.where(there[None, :], s, float("-inf"))
+        largest = tl.max(s, 1)
+        p = tl.exp2(s - largest[:, None])
+        total = tl.sum(p, 1)
+        if ATTENTION_DROPOUT:
+            keep = dropout_keep(seed, ids, 0, 1 + head, attention_threshold, BLOCK_S, BLOCK_S)
+            p = tl.where(keep, p, 0.0)
+        acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) * (attention_keep_scale / total)[:, None]
+        tl.store(read_ptr + rows[:, None] * WIDTH + outer[None, :], acc.to(x.dtype), mask=there[:, None])
+        tl.store(lse_ptrs, largest + tl.log2(total), mask=there)
+        lse_ptrs += tokens
+    tl.debug_barrier()
+
+    acc = tl.zeros((BLOCK_S, WIDTH), tl.float32)
+    for first in tl.range(0, WIDTH, BLOCK_H, num_stages=2):
+        read = tl.load(read_ptr + rows[:, None] * WIDTH + (first + column)[None, :], mask=there[:, None], other=0.0)
+        weight = _weight(out_weight_ptr, out_row, columns, first + column)
+        acc = tl.dot(read, tl.trans(weight), acc, input_precision=PRECISION)
+    acc += tl.load(out_bias_ptr + columns).to(tl.float32)[None, :]
+    places = rows[:, None] * WIDTH + columns[None, :]
+    tl.store(projected_ptr + places, acc.to(x.dtype), mask=there[:, None])
+    finish_rows(
+        projected_ptr,
+        x_ptr,
+        norm_weight_ptr,
+        norm_bias_ptr,
+        row_ids_ptr,
+        seed_ptr,
+        out_ptr,
+        mean_ptr,
+        rstd_ptr,
+        x_row,
+        start,
+        start + length,
+        eps,
+        threshold,
+        keep_scale,
+        DROPOUT,
+        WIDTH,
+        BLOCK_R,
+    )
+
+
+def _one_launch(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    cu_seqlens: Tensor,
+    row_ids: Tensor,
+    num_heads: int,
+    seed: Tensor,
+    eps: float,
+    attention_dropout_p: float,
+    dropout_p: float,
+) -> tuple[Tensor, list[Tensor]]:
+    x, qkv_weight, out_weight = unit_stride(x, qkv_weight, out_weight)
+    tokens, width = x.shape
+    out, projected, read = (x.new_empty(x.shape) for _ in range(3))
+    qkv, lse = x.new_empty(tokens, 3 * width), x.new_empty(num_heads, tokens, dtype=torch.float32)
+    mean, rstd = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+    thresholds = [round(256 * p) for p in (attention_dropout_p, dropout_p)]
+    if sequences := cu_seqlens.shape[0] - 1:
+        attention_block_fwd_kernel[(sequences,)](
+            x,
+            qkv_weight,
+            qkv_bias.contiguous(),
+            out_weight,
+            out_bias.contiguous(),
+            norm_weight.contiguous(),
+            norm_bias.contiguous(),
+            cu_seqlens.contiguous(),
+            row_ids.contiguous(),
+            seed,
+            qkv,
+            read,
+            lse,
+            projected,
+            out,
+            mean,
+            rstd,
+            x.stride(0),
+            qkv_weight.stride(0),
+            out_weight.stride(0),
+            tokens,
+            1 / math.sqrt(width // num_heads),
+            eps,
+            *(number for t in thresholds for number in (t, 256 / max(1, 256 - t))),
+            ATTENTION_DROPOUT=thresholds[0] > 0,
+            DROPOUT=thresholds[1] > 0,
+            WIDTH=width,
+            BLOCK_H=64,
+            PRECISION="ieee" if x.element_size() == 4 else "tf32",
+            enable_fp_fusion=True,
+            **FWD[x.element_size(), width],
+        )
+    return out, [qkv, read.unflatten(1, (num_heads, -1)), lse, projected, mean, rstd]
+
+
+def attention_block_fwd(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    row_ids: Tensor,
+    num_heads: int,
+    rows: Tensor | None,
+    cu_rows: Tensor | None,
+    max_rows: int,
+    seed: Tensor,
+    eps: float,
+    attention_dropout_p: float,
+    dropout_p: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """-> out (R, D), [qkv (T, 3 D) or queries (R, D) and keys and values (T, 2 D), read (R, H, D / H), lse (H, R),
+    projected (R, D), mean, rstd (R,)]; all rows ask, R = T, without `rows`."""
+    width = x.shape[1]
+    if rows is None and in_one_launch(x, max_seqlen, num_heads):
+        weights = (qkv_weight, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
+        return _one_launch(x, *weights, cu_seqlens, row_ids, num_heads, seed, eps, attention_dropout_p, dropout_p)
+    asking, ids, *offsets = _asking(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
+    if rows is None:
+        projections = [product(x, qkv_weight, qkv_bias)[0]]
+    else:
+        queries, _ = product(asking, qkv_weight[:width], qkv_bias[:width])
+        projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
+    scale = 1 / math.sqrt(width // num_heads)
+    read, (lse,) = attention_fwd(*_heads(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
+    projected, _ = product(read.flatten(1), out_weight, out_bias)
+    out, statistics = dropout_add_layer_norm_fwd(projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p)
+    return out, [*projections, read, lse, projected, *statistics]
+
+
+def attention_block_bwd(
+    grads: list[Tensor],
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    row_ids: Tensor,
+    num_heads: int,
+    rows: Tensor | None,
+    cu_rows: Tensor | None,
+    max_rows: int,
+    seed: Tensor,
+    eps: float,
+    attention_dropout_p: float,
+    dropout_p: float,
+    saved: list[Tensor],
+) -> list[Tensor]:
+    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
+    out, *projections, read, lse, projected, mean, rstd = saved
+    asking, ids, *offsets = _asking(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
+    width = x.shape[1]
+    dprojected, dasking, *dnorm = dropout_add_layer_norm_bwd(
+        grads, projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p, [out, mean, rstd]
+    )
+    dout_weights = weight_gradient(dprojected, read.flatten(1))
+    dread = input_gradient(dprojected, out_weight).unflatten(1, read.shape[1:])
+    scale = 1 / math.sqrt(width // num_heads)
+    dq, dk, dv = attention_bwd(
+        [dread], *_heads(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p, [read, lse]
+    )
+    if rows is None:
+        dqkv = torch.cat([dq.flatten(1), dk.flatten(1), dv.flatten(1)], 1)
+        dx = input_gradient(dqkv, qkv_weight, other=dasking)
+        dqkv_weights = weight_gradient(dqkv, x)
+    else:
+        dq, dkv = dq.flatten(1), torch.cat([dk.flatten(1), dv.flatten(1)], 1)
+        dasking = input_gradient(dq, qkv_weight[:width], other=dasking)
+        dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)
+        parts = weight_gradient(dq, asking), weight_gradient(dkv, x)
+        dqkv_weights = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
+    return [dx, *dqkv_weights, *dout_weights, *dnorm]
+
+
+def _asking(x: Tensor, row_ids: Tensor, cu: Tensor, longest: int, rows: Tensor | None, *cu_rows: Any) -> list:
+    """The rows that ask, their ids, and the offsets and longest sequence of these and of the keys."""
+    if rows is None:
+        return [x, row_ids, cu, longest, cu, longest]
+    return [x[rows], row_ids[rows], *cu_rows, cu, longest]
+
+
+def _heads(projections: list[Tensor], heads: int) -> list[Tensor]:
+    """Queries, keys and values, (., H, D / H) each, as views of one projection or of two."""
+    width = projections[-1].shape[1]
+    *queries, others = projections
+    count = 2 if queries else 3
+    views = others.unflatten(1, (count, heads, width // count // heads)).unbind(1)
+    return [*(q.unflatten(1, (heads, -1)) for q in queries), *views]
