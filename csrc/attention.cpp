@@ -181,7 +181,7 @@ static void forward(const Inputs& in, const Task& task, Heads<float> out, float*
   for (int64_t first = task.first; first < task.end; first += task.rows) {
     const int64_t rows = smaller(task.rows, task.end - first);
     float factors[kBlockRows];
-    product<false>(in.q.at(first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld, false);
+    product<false>(in.q.at(first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld);
     hide(scores, task, rows);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
@@ -191,7 +191,7 @@ static void forward(const Inputs& in, const Task& task, Heads<float> out, float*
       lse[t * H + h] = row.max + logf(row.sum);
       factors[i] = in.dropout.scale() / row.sum;
     }
-    product<false>(scores, task.ld, values, rows, Sk, D, out.at(first, h), out.token, false);
+    product<false>(scores, task.ld, values, rows, Sk, D, out.at(first, h), out.token);
     for (int64_t i = 0; i < rows; ++i) multiply(out.at(first + i, h), D, factors[i]);
   }
 }
@@ -214,8 +214,8 @@ static void backward(const Inputs& in, const Task& task, const float* lse, Heads
   for (int64_t first = task.first; first < task.end; first += task.rows) {
     const int64_t rows = smaller(task.rows, task.end - first);
     const bool add = first > task.first;
-    product<false>(in.q.at(first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld, false);
-    product<false>(dout.at(first, h), dout.token, values_across, rows, D, task.columns, grads, task.ld, false);
+    product<false>(in.q.at(first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld);
+    product<false>(dout.at(first, h), dout.token, values_across, rows, D, task.columns, grads, task.ld);
     hide(scores, task, rows);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
@@ -227,9 +227,10 @@ static void backward(const Inputs& in, const Task& task, const float* lse, Heads
     }
     pack(dout.at(first, h), dout.token, rows, D, upstream);
     pack(in.q.at(first, h), in.q.token, rows, D, queries);
-    product<true>(scores, task.ld, upstream, Sk, rows, D, dv.at(task.first_k, h), dv.token, add);
-    product<true>(grads, task.ld, queries, Sk, rows, D, dk.at(task.first_k, h), dk.token, add);
-    product<false>(grads, task.ld, keys, rows, Sk, D, dq.at(first, h), dq.token, false);
+    float *v_sums = dv.at(task.first_k, h), *k_sums = dk.at(task.first_k, h);
+    product<true>(scores, task.ld, upstream, Sk, rows, D, v_sums, dv.token, add ? v_sums : nullptr, add ? dv.token : 0);
+    product<true>(grads, task.ld, queries, Sk, rows, D, k_sums, dk.token, add ? k_sums : nullptr, add ? dk.token : 0);
+    product<false>(grads, task.ld, keys, rows, Sk, D, dq.at(first, h), dq.token);
   }
 }
 

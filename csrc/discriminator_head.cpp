@@ -17,7 +17,7 @@ void discriminator_head_fwd(const float* hidden, const float* dense_weight, cons
   for (int64_t part = 0; part < parts.count; ++part) {
     float* activated = scratch.at + part * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
-      linear_rows(dense, dense_bias, hidden + first * D, D, rows, inner + first * D, D);
+      dense.product(hidden + first * D, D, rows, inner + first * D, D, dense_bias);
       for (int64_t t = first; t < first + rows; ++t) {
         gelu_rows(inner + t * D, D, 1, D, activated, D);
         const float x = dot(activated, out_weight, D) + out_bias[0];
@@ -35,7 +35,7 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
   const Parts parts(T, D, 6 * D * D, threads);
   LinearGradient dense(dense_weight, D, D, ddense_weight, ddense_bias, parts);
   Sum out_weights(dout_weight, D, parts.count), out_biases(dout_bias, 1, parts.count);
-  const int64_t ld = row_stride(D), own = parts.height * ld + D;
+  const int64_t ld = row_stride(D), own = parts.height * ld + packed_size(1, D);
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
@@ -50,11 +50,11 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
         const float g = float(exact);
         float* row = dinner + r * ld;
         for (int64_t d = 0; d < D; ++d) row[d] = g * out_weight[d];
-        gelu_rows_bwd(inner + t * D, D, row, D, 1, D, row, D, activated, D);
+        gelu_rows_bwd(inner + t * D, D, row, D, 1, D, row, D, activated);
         for (int64_t d = 0; d < D; ++d) dweight[d] += g * activated[d];
         sum += exact;
       }
-      dense.weight.product(dinner, ld, rows, dhidden + first * D, D, false);
+      dense.weight.product(dinner, ld, rows, dhidden + first * D, D);
       dense.add(part, hidden + first * D, D, dinner, ld, rows);
     });
     dbias[0] = float(sum);

@@ -22,10 +22,9 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
     float *activated = scratch.at + part * own, *added = activated + parts.height * ld;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
-      linear_rows(up, up_bias, x + at, D, rows, activated, ld);
-      for (int64_t r = 0; r < rows; ++r) memcpy(inner + (first + r) * F, activated + r * ld, size_t(F) * sizeof(float));
-      gelu_rows(activated, ld, rows, F, activated, ld);
-      linear_rows(down, down_bias, activated, ld, rows, added, D);
+      up.product(x + at, D, rows, activated, ld, up_bias);
+      gelu_rows(activated, ld, rows, F, activated, ld, inner + first * F);
+      down.product(activated, ld, rows, added, D, down_bias);
       norm_rows_fwd(norm, rows, added, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
                     rstd + first);
     });
@@ -41,20 +40,19 @@ void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, co
   LinearGradient up(up_weight, F, D, dup_weight, dup_bias, parts);
   LinearGradient down(down_weight, D, F, ddown_weight, ddown_bias, parts);
   NormGradient norm({D, 0, threshold, seed}, dnorm_weight, dnorm_bias, parts.count);
-  const int64_t ld = row_stride(F), own = parts.height * (2 * ld + D);
+  const int64_t ld = row_stride(F), own = parts.height * (ld + D);
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
-    float *activated = scratch.at + part * own, *dinner = activated + parts.height * ld,
-          *dadded = dinner + parts.height * ld;
+    float *dinner = scratch.at + part * own, *dadded = dinner + parts.height * ld;
     up.start(part), down.start(part), norm.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       norm.rows(part, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dx + at);
-      down.weight.product(dadded, D, rows, dinner, ld, false);
-      gelu_rows_bwd(inner + first * F, F, dinner, ld, rows, F, dinner, ld, activated, ld);
-      down.add(part, activated, ld, dadded, D, rows);
-      up.weight.product(dinner, ld, rows, dx + at, D, true);
+      down.weight.product(dadded, D, rows, dinner, ld);
+      gelu_rows_bwd(inner + first * F, F, dinner, ld, rows, F, dinner, ld, down.block(part));
+      down.add_packed(part, dadded, D, rows);
+      up.weight.product(dinner, ld, rows, dx + at, D, dx + at, D);
       up.add(part, x + at, D, dinner, ld, rows);
     });
   }

@@ -27,38 +27,45 @@ static inline Normal normal(Vec x) {
   return {x < 0 ? tail : 1.0f - tail, power * 0.398942280f};
 }
 
-// y = gelu(x), rows of N.
-static inline void gelu_rows(const float* x, int64_t ldx, int64_t rows, int64_t N, float* y, int64_t ldy) {
+// y = gelu(x), rows of N, which may take x's place; x is kept at `kept`, (rows, N), if that is not null.
+static inline void gelu_rows(const float* x, int64_t ldx, int64_t rows, int64_t N, float* y, int64_t ldy,
+                             float* kept = nullptr) {
   for (int64_t r = 0; r < rows; ++r, x += ldx, y += ldy) {
     int64_t n = 0;
     for (; n + kLanes <= N; n += kLanes) {
       const Vec a = load(x + n);
+      if (kept) store(kept + r * N + n, a);
       store(y + n, a * normal(a).cdf);
     }
     if (n < N) {
       const Vec a = load_part(x + n, N - n);
+      if (kept) store_part(kept + r * N + n, a, N - n);
       store_part(y + n, a * normal(a).cdf, N - n);
     }
   }
 }
 
-// dx = dy gelu'(x), which may take dy's place; and y = gelu(x) anew, if y is not null.
+// dx = dy gelu'(x), which may take dy's place; and gelu(x) anew, packed as the B of a product (gemm.h) that rows of it
+// make, if `packed` is not null.
 static inline void gelu_rows_bwd(const float* x, int64_t ldx, const float* dy, int64_t lddy, int64_t rows, int64_t N,
-                                 float* dx, int64_t lddx, float* y, int64_t ldy) {
-  for (int64_t r = 0; r < rows; ++r, x += ldx, dy += lddy, dx += lddx, y += ldy) {
+                                 float* dx, int64_t lddx, float* packed) {
+  for (int64_t r = 0; r < rows; ++r, x += ldx, dy += lddy, dx += lddx) {
+    const auto place = [&](int64_t n) { return packed + (n / kPanel * rows + r) * kPanel + n % kPanel; };
     int64_t n = 0;
     for (; n + kLanes <= N; n += kLanes) {
       const Vec a = load(x + n);
       const Normal at = normal(a);
       store(dx + n, load(dy + n) * (at.cdf + a * at.pdf));
-      if (y) store(y + n, a * at.cdf);
+      if (packed) store(place(n), a * at.cdf);
     }
     if (n < N) {
       const Vec a = load_part(x + n, N - n);
       const Normal at = normal(a);
       store_part(dx + n, load_part(dy + n, N - n) * (at.cdf + a * at.pdf), N - n);
-      if (y) store_part(y + n, a * at.cdf, N - n);
+      if (packed) store(place(n), a * at.cdf);  // 0 beyond N
+      n += kLanes;
     }
+    if (packed && n % kPanel) store(place(n), Vec{});
   }
 }
 

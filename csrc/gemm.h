@@ -55,14 +55,15 @@ static inline void pack_transposed(const float* b, int64_t ldb, int64_t K, int64
   }
 }
 
-// ROWS x kPanel of C, of which `columns` exist. A's element (i, k) is a[i * lda + k]; TRANSPOSED, a[k * lda + i].
+// ROWS x kPanel of C, of which `columns` exist: of A B, and of what is at `plus` if that is not null. A's element (i,
+// k) is a[i * lda + k]; TRANSPOSED, a[k * lda + i].
 //
 // Not inlined: its registers are all taken, and the compiler spills what a caller adds to them.
 template <int ROWS, bool TRANSPOSED>
 __attribute__((noinline)) static void sliver(const float* a, int64_t lda, const float* panel, int64_t K, float* c,
-                                             int64_t ldc, int64_t columns, bool add) {
+                                             int64_t ldc, const float* plus, int64_t ldplus, int64_t columns) {
   Vec sums[ROWS][2] = {};
-  if (add)  // what is added to may lie far away: it comes while the sums are made
+  if (plus == c)  // what is added to may lie far away: it comes while the sums are made
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + kPanel - 1, 1);
   for (int64_t k = 0; k < K; ++k, panel += kPanel) {
@@ -75,25 +76,25 @@ __attribute__((noinline)) static void sliver(const float* a, int64_t lda, const 
     a += TRANSPOSED ? lda : 1;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i, c += ldc) {
+  for (int i = 0; i < ROWS; ++i, c += ldc, plus += ldplus) {
     if (columns >= kPanel) {
-      store(c, add ? load(c) + sums[i][0] : sums[i][0]);
-      store(c + kLanes, add ? load(c + kLanes) + sums[i][1] : sums[i][1]);
+      store(c, plus ? load(plus) + sums[i][0] : sums[i][0]);
+      store(c + kLanes, plus ? load(plus + kLanes) + sums[i][1] : sums[i][1]);
     } else {
       float row[kPanel];
       store(row, sums[i][0]), store(row + kLanes, sums[i][1]);
-      for (int64_t j = 0; j < columns; ++j) c[j] = add ? c[j] + row[j] : row[j];
+      for (int64_t j = 0; j < columns; ++j) c[j] = plus ? plus[j] + row[j] : row[j];
     }
   }
 }
 
 template <bool TRANSPOSED>
 static inline void slivers(int64_t rows, const float* a, int64_t lda, const float* panel, int64_t K, float* c,
-                           int64_t ldc, int64_t columns, bool add) {
+                           int64_t ldc, const float* plus, int64_t ldplus, int64_t columns) {
   switch (rows) {
 #define EF_SLIVER(n) \
   case n:            \
-    return sliver<(n <= kSliver ? n : 1), TRANSPOSED>(a, lda, panel, K, c, ldc, columns, add)
+    return sliver<(n <= kSliver ? n : 1), TRANSPOSED>(a, lda, panel, K, c, ldc, plus, ldplus, columns)
     EF_SLIVER(1);
     EF_SLIVER(2);
     EF_SLIVER(3);
@@ -110,18 +111,21 @@ static inline void slivers(int64_t rows, const float* a, int64_t lda, const floa
   }
 }
 
-// c (M, N) = a (M, K) times the packed b (K, N), or added to it.
+// c (M, N) = a (M, K) times the packed b (K, N), plus what is at `plus`, its rows ldplus apart, if it is not null: c
+// itself, or with ldplus 0 one row for all.
 template <bool TRANSPOSED>
 static inline void product(const float* a, int64_t lda, const float* packed, int64_t M, int64_t K, int64_t N, float* c,
-                           int64_t ldc, bool add) {
+                           int64_t ldc, const float* plus = nullptr, int64_t ldplus = 0) {
   for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
     for (int64_t k = 0; k == 0 || k < K; k += kDepth) {
       const int64_t depth = K - k < kDepth ? K - k : kDepth;
       const float* from = a + (TRANSPOSED ? k * lda : k);
       for (int64_t m = 0; m < M; m += kSliver) {
         const int64_t rows = M - m < kSliver ? M - m : kSliver;
-        slivers<TRANSPOSED>(rows, from + (TRANSPOSED ? m : m * lda), lda, packed + k * kPanel, depth, c + m * ldc + n,
-                            ldc, N - n, add || k > 0);
+        float* to = c + m * ldc + n;
+        const float* given = k > 0 ? to : plus ? plus + m * ldplus + n : nullptr;
+        slivers<TRANSPOSED>(rows, from + (TRANSPOSED ? m : m * lda), lda, packed + k * kPanel, depth, to, ldc, given,
+                            k > 0 ? ldc : ldplus, N - n);
       }
     }
   }

@@ -53,7 +53,7 @@ struct Tile {
 // Without the bias.
 static inline void tile_logits(const Tile& tile, const float* hidden, const float* packed, int64_t rows, int64_t E,
                                float* logits) {
-  product<false>(hidden, E, packed, rows, E, tile.words, logits, kStride, false);
+  product<false>(hidden, E, packed, rows, E, tile.words, logits, kStride);
   for (int64_t r = 0; tile.words < kTile && r < rows; ++r)
     for (int64_t i = tile.words; i < kTile; ++i) logits[r * kStride + i] = 0;
 }
@@ -268,8 +268,8 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
           if (tile.holds(label)) row[label - tile.first] -= g, db[label - tile.first] -= g;
         }
         pack(hidden + r0 * E, E, count, E, hidden_rows);
-        product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0);
-        product<false>(logits, kStride, weight_rows, count, tile.words, E, share + r0 * E, E, true);
+        product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0 ? dw : nullptr, r0 > 0 ? E : 0);
+        product<false>(logits, kStride, weight_rows, count, tile.words, E, share + r0 * E, E, share + r0 * E, E);
       }
       memcpy(dbias + tile.first, db, size_t(tile.words) * sizeof(float));
     }

@@ -14,7 +14,7 @@ void linear_fwd(const float* x, const float* weight, const float* bias, int64_t 
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
     parts.blocks(part, [&](int64_t first, int64_t rows) {
-      linear_rows(packed, bias, x + first * K, K, rows, (inner ? inner : out) + first * N, N);
+      packed.product(x + first * K, K, rows, (inner ? inner : out) + first * N, N, bias);
       if (inner) gelu_rows(inner + first * N, N, rows, N, out + first * N, N);
     });
   }
@@ -33,10 +33,10 @@ void linear_bwd(const float* dout, const float* x, const float* weight, const fl
     gradient.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const float* dy = dout + first * N;
-      if (inner) gelu_rows_bwd(inner + first * N, N, dy, N, rows, N, own, ld, nullptr, 0);
+      if (inner) gelu_rows_bwd(inner + first * N, N, dy, N, rows, N, own, ld, nullptr);
       if (inner) dy = own;
       const int64_t ldy = inner ? ld : N;
-      gradient.weight.product(dy, ldy, rows, dx + first * K, K, add);
+      gradient.weight.product(dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, add ? K : 0);
       gradient.add(part, x + first * K, K, dy, ldy, rows);
     });
   }

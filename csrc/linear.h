@@ -24,22 +24,12 @@ struct Weight {
         pack_transposed(weight + first * K, K, K, columns, packed.at + first * depth);
     }
   }
-  // c (rows, width) = a (rows, depth) times it, or added to c.
-  void product(const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc, bool add) const {
-    ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, add);
+  // c (rows, width) = a (rows, depth) times it, plus what product() in gemm.h may add.
+  void product(const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc, const float* plus = nullptr,
+               int64_t ldplus = 0) const {
+    ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, plus, ldplus);
   }
 };
-
-}  // namespace
-
-// y = x W^T + b of a block.
-static inline void linear_rows(const Weight& weight, const float* bias, const float* x, int64_t ldx, int64_t rows,
-                               float* y, int64_t ldy) {
-  for (int64_t r = 0; r < rows; ++r) memcpy(y + r * ldy, bias, size_t(weight.width) * sizeof(float));
-  weight.product(x, ldx, rows, y, ldy, true);
-}
-
-namespace {
 
 // The gradients of y = x W^T + b with x (T, K), y (T, N); every thread gives its blocks, in order.
 struct LinearGradient {
@@ -61,6 +51,8 @@ struct LinearGradient {
         dbias(dbias, N, parts.count),
         packed(parts.count * packed_size(parts.height, K)),
         shares(parts.count * packed_size(N, K)) {}
+  // Where a part's block of x, packed, is expected by add_packed.
+  float* block(int64_t part) const { return packed.at + part * packed_size(parts.height, K); }
   float* share(int64_t part) const { return shares.at + part * packed_size(N, K); }
   void start(int64_t part) {
     memset(share(part), 0, size_t(packed_size(N, K)) * sizeof(float));
@@ -68,11 +60,15 @@ struct LinearGradient {
   }
   // What x (rows, K) and the gradient dy (rows, N) of the same rows add to dW and db.
   void add(int64_t part, const float* x, int64_t ldx, const float* dy, int64_t ldy, int64_t rows) {
-    float *own = packed.at + part * packed_size(parts.height, K), *sums = dbias.of(part);
-    pack(x, ldx, rows, K, own);
-    for (int64_t panel = 0; panel < panels(K); ++panel)
-      product<true>(dy, ldy, own + panel * rows * kPanel, N, rows, kPanel, share(part) + panel * N * kPanel, kPanel,
-                    true);
+    pack(x, ldx, rows, K, block(part));
+    add_packed(part, dy, ldy, rows);
+  }
+  void add_packed(int64_t part, const float* dy, int64_t ldy, int64_t rows) {
+    float* sums = dbias.of(part);
+    for (int64_t panel = 0; panel < panels(K); ++panel) {
+      float* to = share(part) + panel * N * kPanel;
+      product<true>(dy, ldy, block(part) + panel * rows * kPanel, N, rows, kPanel, to, kPanel, to, kPanel);
+    }
     for (int64_t r = 0; r < rows; r += 16) add_rows(dy + r * ldy, ldy, smaller(16, rows - r), sums);
   }
   // Sums of a few rows first: one chain through all would round worse than any product.
