@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import bench_discriminator_head
 import bench_dropout_add_layer_norm
 import bench_embedding
 import bench_ffn_block
+import bench_inference
 import bench_linear
 import bench_masking
 import bench_pretrain_step
@@ -29,7 +31,7 @@ from rows import Row, Writer, plot, table
 
 from electra_fast import Batch, PretrainConfig
 from electra_fast.config import ElectraConfig
-from electra_fast.flops import step_flops
+from electra_fast.flops import encoder_flops, step_flops
 from electra_fast.ops._philox import dropout_reference
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
@@ -250,6 +252,32 @@ def test_the_blocks_are_judged(bench) -> None:
             assert not race.check(step), f"{name}: {race.shape}"
             assert race.check(lambda step=step, factor=factor: [*(found := step())[:-1], found[-1] * factor])
     assert parts >= {"discriminator", "forward", "forward+backward"}
+
+
+@pytest.mark.parametrize("shape", ["2x32", "3x32 ragged"])
+def test_inference_is_judged(shape: str) -> None:
+    """Ours and transformers are right, wrong once a bias is off or padding is looked at; flops count no padding."""
+    case = bench_inference.Case.make("tiny", shape, "cpu")
+    check = bench_inference.right(case)
+    assert not check(bench_inference.ours(case)) and not check(bench_inference.hf(case))
+    network, mask = case.config.discriminator, case.attention_mask
+    head = 2 * sum(case.lengths) * network.hidden_size * (network.hidden_size + 1)
+    assert case.flops == encoder_flops(network, case.lengths) + head
+    if mask is not None:
+        assert sum(case.lengths) == mask.sum() < mask.numel()
+        assert "a logit is off by" in check(bench_inference.hf(replace(case, attention_mask=None)))
+    bias = case.model.get_parameter("encoder.layers.0.up.bias")
+    bias += 0.01
+    assert "a logit is off by" in check(bench_inference.ours(case))
+
+
+def test_inference_races_what_is_asked() -> None:
+    def shapes(**asked: Any) -> list[str]:
+        return [race.shape for race in bench_inference.races(Options(models=("tiny",), **asked))]
+
+    assert shapes() == ["1x128", "32x128", "32x128 ragged"]
+    assert shapes(ragged=True) == ["1x128 ragged", "32x128 ragged"]
+    assert shapes(shapes=("2x16",), ragged=True) == ["2x16 ragged"]
 
 
 def test_dropout_of_its_own_is_judged_by_its_mean() -> None:
