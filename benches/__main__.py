@@ -70,7 +70,7 @@ def memory_elsewhere(given: argparse.Namespace, bench: str, race: Race, provider
         return None
     command = [sys.executable, str(HERE), bench, "--device", "cpu", "--memory-of", provider, "--providers", provider]
     size, *words = race.shape.split()
-    command += ["--models", race.model, "--shapes", size]
+    command += ["--models", race.model, "--shapes", f"{size} text" if "text" in words else size]
     command += ["--ragged"] if "ragged" in words else []
     command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True)

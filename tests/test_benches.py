@@ -168,12 +168,29 @@ def test_flops_of_a_token(model: str, width: int, slots: int, mflop: float) -> N
 
 
 def test_case_counts_tokens_and_slots() -> None:
-    full = bench_pretrain_step.Case.make("tiny", "4x64", "cpu", ragged=False)
+    full = bench_pretrain_step.Case.make("tiny", "4x64", "cpu")
     assert full.lengths == [64] * 4 and full.padding is None
     assert full.flops == step_flops(full.config, [64] * 4, 4 * 10)
-    ragged = bench_pretrain_step.Case.make("tiny", "4x64", "cpu", ragged=True)
+    ragged = bench_pretrain_step.Case.make("tiny", "4x64 ragged", "cpu")
     assert ragged.lengths[0] == 64 and min(ragged.lengths) >= 8 and sum(ragged.lengths) < 256
     assert not ragged.input_ids[ragged.attention_mask == 0].any() and ragged.padding is not None
+
+
+def test_case_is_as_long_as_text(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heading of 7 tokens, a paragraph of more than 128, a heading of 5, ...: [CLS] and [SEP] make two more each."""
+    monkeypatch.setattr(bench_pretrain_step, "DATA", data)
+    case = bench_pretrain_step.Case.make("tiny", "16x128 text", "cpu")
+    assert case.lengths == [9, 128, 7, 128, 91, 74, 63, 30, 37, 32, 8, 123, 128, 7, 98, 114]
+    assert not case.input_ids[case.attention_mask == 0].any()
+
+
+def test_shapes_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_pretrain_step, "DATA", tmp_path)
+    assert bench_pretrain_step.shapes("small", Options()) == ["16x128", "16x128 text"]
+    assert bench_pretrain_step.shapes("small", Options(ragged=True)) == ["16x128 ragged", "16x128 text"]
+    monkeypatch.setattr(bench_pretrain_step, "DATA", tmp_path / "none")
+    assert bench_pretrain_step.shapes("small", Options()) == ["16x128", "16x128 ragged"]
+    assert bench_pretrain_step.shapes("small", Options(ragged=True)) == ["16x128 ragged"]
 
 
 def test_the_gate_sees_what_does_not_learn() -> None:
@@ -185,7 +202,7 @@ def test_the_gate_sees_what_does_not_learn() -> None:
 
 
 def test_a_step_of_ours_is_judged_by_all_it_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = bench_pretrain_step.Case.make("tiny", "2x32", "cpu", True)
+    case = bench_pretrain_step.Case.make("tiny", "2x32 ragged", "cpu")
     given = (case.config, PretrainConfig(warmup_steps=0), Batch.from_padded(case.input_ids, case.attention_mask))
     assert not parity.first_step_differs(*given)
     honest = parity.philox_dropout
