@@ -69,8 +69,9 @@ def memory_elsewhere(given: argparse.Namespace, bench: str, race: Race, provider
     if not given.memory or given.device != "cpu":
         return None
     command = [sys.executable, str(HERE), bench, "--device", "cpu", "--memory-of", provider, "--providers", provider]
-    command += ["--models", race.model, "--shapes", race.shape.split()[0]]
-    command += ["--ragged"] if given.ragged else []
+    size, *words = race.shape.split()
+    command += ["--models", race.model, "--shapes", f"{size} text" if "text" in words else size]
+    command += ["--ragged"] if "ragged" in words else []
     command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None

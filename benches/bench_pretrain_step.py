@@ -14,6 +14,10 @@ generator's vocabulary product over the masked rows alone, whatever a contestant
     hf-graph               hf-tuned with the whole step in one CUDA graph
     hf-compiled-graph      torch.compile ("max-autotune-no-cudagraphs") in one CUDA graph of the whole step
 
+"text" after a shape: sequences as long as the first lines of WikiText-2, headings and paragraphs, cut at the width.
+About half the positions are then padding, which the rivals are given with its mask. Where the text is not there (in
+$ELECTRA_FAST_DATA, or shared/data beside the repository), "ragged": lengths from an eighth of the width to all of it.
+
 On CUDA the rivals run under bfloat16 autocast with float32 weights; on the CPU everything is float32. Compiled rivals
 take minutes to build: on the CPU they run if named (--providers 'hf-*').
 """
@@ -22,10 +26,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import lzma
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import clock
@@ -41,12 +49,14 @@ from electra_fast import Batch, Electra, PretrainConfig, Pretrainer
 from electra_fast.config import ElectraConfig, NetworkConfig
 from electra_fast.flops import step_flops
 from electra_fast.reference import ReferenceElectra, mask_tokens
+from electra_fast.tokenizer import Tokenizer
 
 LEARNING_RATE = 5e-4
 SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # (device, model) -> sequences x columns
-    "cpu": dict(tiny=("16x128",), small=("16x128",), base=("2x128",), large=("1x128",)),
-    "cuda": dict(tiny=("128x128",), small=("128x128",), base=("64x512", "256x512"), large=("32x512",)),
+    "cpu": dict(tiny=("16x128",), small=("16x128", "16x128 text"), base=("2x128",), large=("1x128",)),
+    "cuda": dict(tiny=("128x128",), small=("128x128", "128x128 text"), base=("64x512", "256x512"), large=("32x512",)),
 }
+DATA = Path(os.environ.get("ELECTRA_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 BACKENDS = dict(
     flash=SDPBackend.FLASH_ATTENTION,
     efficient=SDPBackend.EFFICIENT_ATTENTION,
@@ -66,13 +76,17 @@ class Case:
     device: str
 
     @classmethod
-    def make(cls, model: str, shape: str, device: str, ragged: bool) -> Case:
-        """Random ids; full sequences, or lengths drawn from S / 8 to S."""
+    def make(cls, model: str, shape: str, device: str) -> Case:
+        """Random ids; full sequences, "ragged" ones, or such as "text" has."""
         config = getattr(ElectraConfig, model)()
-        rows, width = (int(n) for n in shape.split("x"))
+        size, _, kind = shape.partition(" ")
+        rows, width = (int(n) for n in size.split("x"))
         g = torch.Generator().manual_seed(0)
-        lengths = torch.randint(width // 8, width + 1, (rows,), generator=g) if ragged else torch.full((rows,), width)
-        lengths[0] = width
+        lengths = torch.full((rows,), width)
+        if kind == "ragged":
+            lengths[1:] = torch.randint(width // 8, width + 1, (rows,), generator=g)[1:]
+        elif kind == "text":
+            lengths = text_lengths(rows, width)
         mask = (torch.arange(width) < lengths[:, None]).long()
         ids = torch.randint(1000, config.vocab_size, (rows, width), generator=g) * mask
         return cls(config, ids.to(device), mask.to(device), device)
@@ -111,6 +125,14 @@ class Case:
             return loss.detach()
 
         return step
+
+
+def text_lengths(rows: int, width: int) -> Tensor:
+    """Tokens of the first lines of WikiText-2, [CLS] and [SEP] among them, at most `width`."""
+    tokenizer = Tokenizer.load(DATA / "vocab" / "bert-uncased-30522.vocab.txt")
+    with lzma.open(DATA / "wikitext2" / "wiki.valid.tokens.xz", "rt", encoding="utf-8") as file:
+        lines = list(islice(filter(str.strip, file), rows))
+    return torch.tensor([min(2 + len(ids), width) for ids in tokenizer.encode(lines)])
 
 
 def ours(case: Case) -> Step:
@@ -263,16 +285,25 @@ def learns(config: ElectraConfig) -> Callable[[Step], str]:
     return check
 
 
+def shapes(model: str, options: Options) -> list[str]:
+    found = list(options.shapes or SHAPES[options.device][model])
+    if options.ragged:
+        found = [shape if " " in shape else f"{shape} ragged" for shape in found]
+    if not DATA.is_dir():
+        found = [shape.replace("text", "ragged") for shape in found]
+    return list(dict.fromkeys(found))
+
+
 def races(options: Options) -> Iterator[Race]:
     for model in options.models or (("small", "base") if options.device == "cuda" else ("small",)):
-        for shape in options.shapes or SHAPES[options.device][model]:
+        for shape in shapes(model, options):
             if options.device == "cuda":
                 torch.compiler.reset()  # what one race compiled must not make the next one's shapes dynamic
-            case = Case.make(model, shape, options.device, options.ragged)
+            case = Case.make(model, shape, options.device)
             yield Race(
                 bench="pretrain_step",
                 model=model,
-                shape=f"{shape} ragged" if options.ragged else shape,
+                shape=shape,
                 contestants=contestants(case, options),
                 check=learns(case.config),
                 dtype="bfloat16 autocast" if case.device == "cuda" else "float32",
@@ -293,7 +324,7 @@ def bench_pretrain_step_small(benchmark: Any) -> None:
 
 def guard(benchmark: Any, model: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    case = Case.make(model, SHAPES[device][model][0], device, ragged=False)
+    case = Case.make(model, SHAPES[device][model][0], device)
     step = ours(case)
     assert not learns(case.config)(step)
     benchmark(loss_of, step)

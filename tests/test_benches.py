@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import bench_discriminator_head
 import bench_dropout_add_layer_norm
 import bench_embedding
 import bench_ffn_block
+import bench_inference
 import bench_linear
 import bench_masking
 import bench_pretrain_step
@@ -29,7 +31,7 @@ from rows import Row, Writer, plot, table
 
 from electra_fast import Batch, PretrainConfig
 from electra_fast.config import ElectraConfig
-from electra_fast.flops import step_flops
+from electra_fast.flops import encoder_flops, step_flops
 from electra_fast.ops._philox import dropout_reference
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
@@ -166,12 +168,29 @@ def test_flops_of_a_token(model: str, width: int, slots: int, mflop: float) -> N
 
 
 def test_case_counts_tokens_and_slots() -> None:
-    full = bench_pretrain_step.Case.make("tiny", "4x64", "cpu", ragged=False)
+    full = bench_pretrain_step.Case.make("tiny", "4x64", "cpu")
     assert full.lengths == [64] * 4 and full.padding is None
     assert full.flops == step_flops(full.config, [64] * 4, 4 * 10)
-    ragged = bench_pretrain_step.Case.make("tiny", "4x64", "cpu", ragged=True)
+    ragged = bench_pretrain_step.Case.make("tiny", "4x64 ragged", "cpu")
     assert ragged.lengths[0] == 64 and min(ragged.lengths) >= 8 and sum(ragged.lengths) < 256
     assert not ragged.input_ids[ragged.attention_mask == 0].any() and ragged.padding is not None
+
+
+def test_case_is_as_long_as_text(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heading of 7 tokens, a paragraph of more than 128, a heading of 5, ...: [CLS] and [SEP] make two more each."""
+    monkeypatch.setattr(bench_pretrain_step, "DATA", data)
+    case = bench_pretrain_step.Case.make("tiny", "16x128 text", "cpu")
+    assert case.lengths == [9, 128, 7, 128, 91, 74, 63, 30, 37, 32, 8, 123, 128, 7, 98, 114]
+    assert not case.input_ids[case.attention_mask == 0].any()
+
+
+def test_shapes_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_pretrain_step, "DATA", tmp_path)
+    assert bench_pretrain_step.shapes("small", Options()) == ["16x128", "16x128 text"]
+    assert bench_pretrain_step.shapes("small", Options(ragged=True)) == ["16x128 ragged", "16x128 text"]
+    monkeypatch.setattr(bench_pretrain_step, "DATA", tmp_path / "none")
+    assert bench_pretrain_step.shapes("small", Options()) == ["16x128", "16x128 ragged"]
+    assert bench_pretrain_step.shapes("small", Options(ragged=True)) == ["16x128 ragged"]
 
 
 def test_the_gate_sees_what_does_not_learn() -> None:
@@ -183,7 +202,7 @@ def test_the_gate_sees_what_does_not_learn() -> None:
 
 
 def test_a_step_of_ours_is_judged_by_all_it_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = bench_pretrain_step.Case.make("tiny", "2x32", "cpu", True)
+    case = bench_pretrain_step.Case.make("tiny", "2x32 ragged", "cpu")
     given = (case.config, PretrainConfig(warmup_steps=0), Batch.from_padded(case.input_ids, case.attention_mask))
     assert not parity.first_step_differs(*given)
     honest = parity.philox_dropout
@@ -250,6 +269,32 @@ def test_the_blocks_are_judged(bench) -> None:
             assert not race.check(step), f"{name}: {race.shape}"
             assert race.check(lambda step=step, factor=factor: [*(found := step())[:-1], found[-1] * factor])
     assert parts >= {"discriminator", "forward", "forward+backward"}
+
+
+@pytest.mark.parametrize("shape", ["2x32", "3x32 ragged"])
+def test_inference_is_judged(shape: str) -> None:
+    """Ours and transformers are right, wrong once a bias is off or padding is looked at; flops count no padding."""
+    case = bench_inference.Case.make("tiny", shape, "cpu")
+    check = bench_inference.right(case)
+    assert not check(bench_inference.ours(case)) and not check(bench_inference.hf(case))
+    network, mask = case.config.discriminator, case.attention_mask
+    head = 2 * sum(case.lengths) * network.hidden_size * (network.hidden_size + 1)
+    assert case.flops == encoder_flops(network, case.lengths) + head
+    if mask is not None:
+        assert sum(case.lengths) == mask.sum() < mask.numel()
+        assert "a logit is off by" in check(bench_inference.hf(replace(case, attention_mask=None)))
+    bias = case.model.get_parameter("encoder.layers.0.up.bias")
+    bias += 0.01
+    assert "a logit is off by" in check(bench_inference.ours(case))
+
+
+def test_inference_races_what_is_asked() -> None:
+    def shapes(**asked: Any) -> list[str]:
+        return [race.shape for race in bench_inference.races(Options(models=("tiny",), **asked))]
+
+    assert shapes() == ["1x128", "32x128", "32x128 ragged"]
+    assert shapes(ragged=True) == ["1x128 ragged", "32x128 ragged"]
+    assert shapes(shapes=("2x16",), ragged=True) == ["2x16 ragged"]
 
 
 def test_dropout_of_its_own_is_judged_by_its_mean() -> None:
