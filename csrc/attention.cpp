@@ -228,8 +228,8 @@ static void backward(const Inputs& in, const Task& task, const float* lse, Heads
     pack(dout.at(first, h), dout.token, rows, D, upstream);
     pack(in.q.at(first, h), in.q.token, rows, D, queries);
     float *v_sums = dv.at(task.first_k, h), *k_sums = dk.at(task.first_k, h);
-    product<true>(scores, task.ld, upstream, Sk, rows, D, v_sums, dv.token, add ? v_sums : nullptr, add ? dv.token : 0);
-    product<true>(grads, task.ld, queries, Sk, rows, D, k_sums, dk.token, add ? k_sums : nullptr, add ? dk.token : 0);
+    product<true>(scores, task.ld, upstream, Sk, rows, D, v_sums, dv.token, add ? v_sums : nullptr, dv.token);
+    product<true>(grads, task.ld, queries, Sk, rows, D, k_sums, dk.token, add ? k_sums : nullptr, dk.token);
     product<false>(grads, task.ld, keys, rows, Sk, D, dq.at(first, h), dq.token);
   }
 }

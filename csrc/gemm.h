@@ -125,7 +125,10 @@ static inline void product(const float* a, int64_t lda, const float* packed, int
         float* to = c + m * ldc + n;
         const float* given = k > 0 ? to : plus ? plus + m * ldplus + n : nullptr;
         slivers<TRANSPOSED>(rows, from + (TRANSPOSED ? m : m * lda), lda, packed + k * kPanel, depth, to, ldc, given,
-                            k > 0 ? ldc : ldplus, N - n);
+                            k > 0  ? ldc
+                            : plus ? ldplus
+                                   : 0,
+                            N - n);
       }
     }
   }

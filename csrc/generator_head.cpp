@@ -268,7 +268,7 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
           if (tile.holds(label)) row[label - tile.first] -= g, db[label - tile.first] -= g;
         }
         pack(hidden + r0 * E, E, count, E, hidden_rows);
-        product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0 ? dw : nullptr, r0 > 0 ? E : 0);
+        product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0 ? dw : nullptr, E);
         product<false>(logits, kStride, weight_rows, count, tile.words, E, share + r0 * E, E, share + r0 * E, E);
       }
       memcpy(dbias + tile.first, db, size_t(tile.words) * sizeof(float));

@@ -36,7 +36,7 @@ void linear_bwd(const float* dout, const float* x, const float* weight, const fl
       if (inner) gelu_rows_bwd(inner + first * N, N, dy, N, rows, N, own, ld, nullptr);
       if (inner) dy = own;
       const int64_t ldy = inner ? ld : N;
-      gradient.weight.product(dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, add ? K : 0);
+      gradient.weight.product(dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, K);
       gradient.add(part, x + first * K, K, dy, ldy, rows);
     });
   }

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .linear import unit_stride
 from .partials import sum_partials
 from .philox import dropout_keep
 
@@ -258,8 +259,3 @@ def dropout_add_layer_norm_bwd(
     )
     sum_partials(parts, dweight, dbias)
     return [dx, dresidual, dweight, dbias]
-
-
-def unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """Columns side by side; copied if not."""
-    return [t if t.stride(1) == 1 else t.contiguous() for t in tensors]

@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import PROGRAMS, load_rows, normalise, normalise_bwd, tile, unit_stride
+from .dropout_add_layer_norm import PROGRAMS, load_rows, normalise, normalise_bwd, tile
 from .embedding_tables import sum_positions, sum_words
-from .linear import input_gradient, product, weight_gradient
+from .linear import input_gradient, product, unit_stride, weight_gradient
 from .partials import sum_partials
 from .philox import dropout_keep
 
