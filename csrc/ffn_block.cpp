@@ -8,6 +8,7 @@
 
 namespace ef::EF_NS {
 
+// inner (T, F), the argument of the GELU, may be null where no backward follows.
 void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias, const float* down_weight,
                    const float* down_bias, const float* norm_weight, const float* norm_bias, const int64_t* row_ids,
                    int64_t T, int64_t D, int64_t F, int64_t seed, double eps, int threshold, float* out, float* inner,
@@ -23,7 +24,7 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       up.product(x + at, D, rows, activated, ld, up_bias);
-      gelu_rows(activated, ld, rows, F, activated, ld, inner + first * F);
+      gelu_rows(activated, ld, rows, F, activated, ld, inner ? inner + first * F : nullptr);
       down.product(activated, ld, rows, added, D, down_bias);
       norm_rows_fwd(norm, rows, added, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
                     rstd + first);

@@ -43,7 +43,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.config, width, inner = config, config.hidden_size, config.intermediate_size
+        width, inner = config.hidden_size, config.intermediate_size
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width, config.layer_norm_eps)
@@ -51,43 +51,11 @@ class Layer(nn.Module):
         self.down = nn.Linear(inner, width)
         self.ffn_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def forward(self, x: Tensor, batch: Batch, seeds: Tensor, masked: Masked | None = None) -> Tensor:
-        """x (T, D), seeds (2,) -> (T, D); with `masked`, the rows at its positions alone: (M, D)."""
-        config, on = self.config, self.training
-        asking: dict[str, Any] = {}
-        if masked is not None:
-            asking = dict(rows=masked.positions, cu_rows=masked.slots, max_rows=masked.max_slots)
-        x = ops.attention_block(
-            x,
-            self.qkv.weight,
-            self.qkv.bias,
-            self.out.weight,
-            self.out.bias,
-            self.attention_norm.weight,
-            self.attention_norm.bias,
-            batch.cu_seqlens,
-            batch.max_seqlen,
-            batch.row_ids,
-            config.num_attention_heads,
-            **asking,
-            eps=config.layer_norm_eps,
-            attention_dropout_p=config.attention_probs_dropout_prob if on else 0.0,
-            dropout_p=config.hidden_dropout_prob if on else 0.0,
-            seed=seeds[0:1],
-        )
-        return ops.ffn_block(
-            x,
-            self.up.weight,
-            self.up.bias,
-            self.down.weight,
-            self.down.bias,
-            self.ffn_norm.weight,
-            self.ffn_norm.bias,
-            batch.row_ids if masked is None else batch.row_ids[masked.positions],
-            config.layer_norm_eps,
-            config.hidden_dropout_prob if on else 0.0,
-            seeds[1:2],
-        )
+    @property
+    def tensors(self) -> list[Tensor]:
+        """As ops.encoder takes them."""
+        modules = (self.qkv, self.out, self.attention_norm, self.up, self.down, self.ffn_norm)
+        return [t for module in modules for t in (module.weight, module.bias)]
 
 
 class Encoder(nn.Module):
@@ -109,12 +77,13 @@ class Encoder(nn.Module):
         Raises ValueError on sequences longer than the position table.
         """
         config, tables, projection = self.config, self.embeddings, self.embeddings_projection
+        layers: Any = self.layers
         if batch.width > config.max_position_embeddings:
             raise ValueError(
                 f"the batch is {batch.width} columns wide, max_position_embeddings is "
                 f"{config.max_position_embeddings}; cut the text into shorter sequences"
             )
-        seeds = derive_seeds(seed, step, stream, 1 + 2 * len(self.layers))
+        seeds = derive_seeds(seed, step, stream, 1 + 2 * len(layers))
         x = ops.embedding(
             input_ids,
             batch.token_type_ids,
@@ -131,10 +100,22 @@ class Encoder(nn.Module):
             config.hidden_dropout_prob if self.training else 0.0,
             seeds[0:1],
         )
-        for i, layer in enumerate(self.layers):
-            last = i + 1 == len(self.layers)
-            x = layer(x, batch, seeds[1 + 2 * i : 3 + 2 * i], masked if last else None)
-        return x
+        asking: dict[str, Any] = {}
+        if masked is not None:
+            asking = dict(rows=masked.positions, cu_rows=masked.slots, max_rows=masked.max_slots)
+        return ops.encoder(
+            x,
+            [layer.tensors for layer in layers],
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            batch.row_ids,
+            config.num_attention_heads,
+            **asking,
+            eps=config.layer_norm_eps,
+            attention_dropout_p=config.attention_probs_dropout_prob if self.training else 0.0,
+            dropout_p=config.hidden_dropout_prob if self.training else 0.0,
+            seeds=seeds[1:],
+        )
 
 
 class Network(nn.Module):

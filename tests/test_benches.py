@@ -14,6 +14,7 @@ import bench_attention_block
 import bench_discriminator_head
 import bench_dropout_add_layer_norm
 import bench_embedding
+import bench_encoder
 import bench_ffn_block
 import bench_inference
 import bench_linear
@@ -257,7 +258,9 @@ def test_the_gates_of_the_row_ops_pass_what_is_right_alone(bench, monkeypatch: p
             assert race.check(spoilt(race.contestants[name]())), name
 
 
-@pytest.mark.parametrize("bench", [bench_linear, bench_ffn_block, bench_attention_block, bench_discriminator_head])
+@pytest.mark.parametrize(
+    "bench", [bench_linear, bench_ffn_block, bench_attention_block, bench_encoder, bench_discriminator_head]
+)
 def test_the_blocks_are_judged(bench) -> None:
     """Every contestant of every race is right, and wrong once its last result, an output or a gradient, is off."""
     parts = set()
@@ -317,6 +320,7 @@ def test_dropout_of_its_own_is_judged_by_its_mean() -> None:
         (bench_linear, 1073.7, 3221.2, 26.2),
         (bench_ffn_block, 2147.5, 6442.5, 16.8),
         (bench_attention_block, 1342.2, 4160.7, 13.6),
+        (bench_encoder, 41875.9, 127238.4, 124.1),
         (bench_discriminator_head, 268.44, 805.31, 7.1),
     ],
 )

@@ -19,6 +19,7 @@ namespace ef::EF_NS {
 #include "../discriminator_head.cpp"
 #include "../dropout_add_layer_norm.cpp"
 #include "../embedding.cpp"
+#include "../encoder.cpp"
 #include "../ffn_block.cpp"
 #include "../generator_head.cpp"
 #include "../linear.cpp"

@@ -6,6 +6,7 @@ from electra_fast.ops.attention_block import attention_block
 from electra_fast.ops.discriminator_head import discriminator_head
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from electra_fast.ops.embedding import embedding
+from electra_fast.ops.encoder import encoder
 from electra_fast.ops.ffn_block import ffn_block
 from electra_fast.ops.generator_head import generator_head
 from electra_fast.ops.linear import linear
@@ -19,6 +20,7 @@ __all__ = [
     "discriminator_head",
     "dropout_add_layer_norm",
     "embedding",
+    "encoder",
     "ffn_block",
     "generator_head",
     "linear",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
     """All tensors on one device: the dispatcher would run on the first one's without a word."""
     found = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(found.values())) > 1:
-        said = ", ".join(f"{name} on {device}" for name, device in found.items())
+        said = ", ".join(f"{name} on {device}" for name, device in _unlike(found))
         raise RuntimeError(f"{op}: tensors on different devices: {said}; move them to one with .to(device)")
 
 
@@ -20,8 +21,14 @@ def check_floats(op: str, **tensors: Tensor | None) -> None:
     """All tensors of one floating-point dtype."""
     found = {name: t.dtype for name, t in tensors.items() if t is not None}
     if len(set(found.values())) > 1 or not all(dtype.is_floating_point for dtype in found.values()):
-        said = ", ".join(f"{name} is {dtype}" for name, dtype in found.items())
+        said = ", ".join(f"{name} is {dtype}" for name, dtype in _unlike(found))
         raise TypeError(f"{op}: {said}; one floating-point dtype is allowed: convert with .to(dtype)")
+
+
+def _unlike(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The first, and those that differ from it."""
+    (name, first), *others = found.items()
+    return [(name, first), *((other, value) for other, value in others if value != first)]
 
 
 def check_integers(op: str, dtype: torch.dtype, **tensors: Tensor | None) -> None:

@@ -6,7 +6,8 @@ A plain op is one dispatcher op. A differentiable op `name` is two, `name_fwd` a
     name_bwd(Tensor[] grads, arguments, Tensor[] saved) -> Tensor[]
 
 `grads` holds one gradient for each floating-point output, `saved` the outputs followed by what the forward saved, and
-the result one gradient for each differentiable argument that is not None. What is saved may differ by backend. The
+the result one gradient for each differentiable argument that is not None, one for each tensor where the argument is a
+list. What is saved may differ by backend. The
 reference serves every backend that has no implementation of its own, and float64; its backward is PyTorch's autograd
 through the plain function.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +93,16 @@ def _by_dtype(name: str, float32: Callable, float64: Callable) -> Callable:
     return implementation
 
 
+def refuse_transforms(name: str, args: Sequence[Any]) -> None:
+    """What autograd alone gives a gradient to says so, where a derivative would silently be zero."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(f"{name}: torch.func transforms are not implemented; use torch.autograd")
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in _tensors(args)):
+        raise NotImplementedError(f"{name}: forward-mode differentiation is not implemented; use backward")
+
+
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
     flat: list[Tensor] = []
     for value in values:
@@ -150,12 +161,16 @@ class DifferentiableOp:
             f"{name}_bwd",
             f"(Tensor[] grads, {arguments}, Tensor[] saved) -> Tensor[]",
             plain.bwd,
-            lambda grads, *rest: [rest[i].new_empty(rest[i].shape) for i in self.slots if rest[i] is not None],
+            lambda grads, *rest: [t.new_empty(t.shape) for t in self._differentiated(rest)],
             cpu and cpu.bwd,
             cuda=cuda and (lambda *args: (cuda if self._on_triton(args[1:-1]) else plain).bwd(*args)),
             limit=cuda.limit if cuda else "",
         )
         LIBRARY.impl(f"{name}_fwd", self._autograd, "Autograd")
+
+    def _differentiated(self, args: Sequence[Any]) -> list[Tensor]:
+        """The tensors that backward has gradients for."""
+        return _tensors([args[i] for i in self.slots])
 
     def _saved(self, args: Sequence[Any]) -> list[Tensor]:
         """What the implementation that these arguments reach saves, for the fake."""
@@ -171,19 +186,13 @@ class DifferentiableOp:
         return self.cuda is not None and not wide and self.cuda.takes(*args)
 
     def __call__(self, *args: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            if torch._C._functorch.peek_interpreter_stack() is not None:
-                raise NotImplementedError(f"{self.name}: torch.func transforms are not implemented; use torch.autograd")
-            if forward_ad._current_level >= 0 and any(
-                forward_ad.unpack_dual(t).tangent is not None for t in _tensors(args)
-            ):
-                raise NotImplementedError(f"{self.name}: forward-mode differentiation is not implemented; use backward")
+        refuse_transforms(self.name, args)
         outputs = self.fwd(*args)[: self.outputs]
         return outputs[0] if self.outputs == 1 else outputs
 
     def _autograd(self, *args: Any) -> Any:
         if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
-            *outputs, saved = _Function.apply(self, *args)
+            *outputs, saved = _Function.apply(self, args, *_tensors(args))
             return (*outputs, saved)
         with torch._C._AutoDispatchBelowAutograd():
             return self.fwd(*args)
@@ -197,9 +206,9 @@ class DifferentiableOp:
                 for key in _AUTOGRAD_KEYS:  # excluded under a TorchDispatchMode, as FlopCounterMode is one
                     torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
                 for i in self.slots:
-                    args[i] = None if args[i] is None else args[i].detach().requires_grad_()
+                    args[i] = _leaf(args[i])
                 outputs = [o for o in _tuple(function(*args)) if o.is_floating_point()]
-                leaves = [args[i] for i in self.slots if args[i] is not None]
+                leaves = self._differentiated(args)
                 found = torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
             # An op may not return its input, and autograd hands a gradient through an addition as it is.
             given = {g.untyped_storage().data_ptr() for g in grads}
@@ -212,15 +221,22 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_()
+    return [_leaf(t) for t in value] if value is not None else None
+
+
 class _Function(torch.autograd.Function):
+    """Of an op's arguments, and of the tensors among them in order, which autograd would not see in a list."""
+
     @staticmethod
-    def forward(ctx: Any, op: DifferentiableOp, *args: Any) -> Any:
+    def forward(ctx: Any, op: DifferentiableOp, args: Sequence[Any], *tensors: Tensor) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             *outputs, saved = op.fwd(*args)
-        tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
-        ctx.save_for_backward(*(args[i] for i in tensors), *outputs, *saved)
-        ctx.op, ctx.tensors = op, tensors
-        ctx.others = [None if i in tensors else a for i, a in enumerate(args)]
+        ctx.save_for_backward(*tensors, *outputs, *saved)
+        ctx.op, ctx.given = op, len(tensors)
+        ctx.args = [_place(a) for a in args]
         ctx.floating = [o.is_floating_point() for o in outputs]
         ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
         return (*outputs, saved)
@@ -232,13 +248,25 @@ class _Function(torch.autograd.Function):
             raise NotImplementedError(
                 f"{op.name}: double backward is not implemented; call backward once, without create_graph"
             )
-        kept, args = ctx.saved_tensors, list(ctx.others)
-        for i, tensor in zip(ctx.tensors, kept, strict=False):
-            args[i] = tensor
+        kept = ctx.saved_tensors
+        tensors = iter(kept)
+        args = [_filled(a, tensors) for a in ctx.args]
         wanted = [g.contiguous() for g, floating in zip(grads, ctx.floating, strict=False) if floating]
-        found = iter(op.bwd(wanted, *args, list(kept[len(ctx.tensors) :])))
-        result: list[Tensor | None] = [None] * len(args)
-        for i in op.slots:
-            if args[i] is not None:
-                result[i] = next(found)
-        return (None, *result)
+        found = iter(op.bwd(wanted, *args, list(kept[ctx.given :])))
+        result = [next(found) if i in op.slots else None for i, a in enumerate(args) for _ in _tensors([a])]
+        return (None, None, *result)
+
+
+_HERE = object()  # where a tensor stood: autograd keeps those
+
+
+def _place(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _HERE
+    return [_place(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if value is _HERE:
+        return next(tensors)
+    return [_filled(v, tensors) for v in value] if isinstance(value, list) else value
