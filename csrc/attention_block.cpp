@@ -21,14 +21,14 @@ void attention_block_fwd(const float* x, const float* asking, const float* qkv_w
 
   const Norm norm{D, float(eps), threshold, seed};
   const Parts parts(R, D, 2 * D * D, threads);
-  const Weight weight(out_weight, D, D, false, parts.count);
+  const Weight weight(out_weight, D, D, false, parts);
   Floats scratch(parts.count * parts.height * D);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
     float* added = scratch.at + part * parts.height * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
-      weight.product(read + at, D, rows, added, D, out_bias);
+      weight.product(part, read + at, D, rows, added, D, out_bias);
       norm_rows_fwd(norm, rows, added, asking + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
                     rstd + first);
     });
@@ -57,7 +57,7 @@ void attention_block_bwd(const float* dout, const float* x, const float* asking,
       parts.blocks(part, [&](int64_t first, int64_t rows) {
         const int64_t at = first * D;
         norm.rows(part, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dasking + at);
-        gradient.weight.product(dadded, D, rows, dread.at + at, D);
+        gradient.weight.product(part, dadded, D, rows, dread.at + at, D);
         gradient.add(part, read + at, D, dadded, D, rows);
       });
     }

@@ -11,13 +11,13 @@ void discriminator_head_fwd(const float* hidden, const float* dense_weight, cons
                             const float* out_weight, const float* out_bias, const uint8_t* labels, int64_t T, int64_t D,
                             float* loss, float* logits, float* inner, Threads threads) {
   const Parts parts(T, D, 2 * D * D, threads);
-  const Weight dense(dense_weight, D, D, false, parts.count);
+  const Weight dense(dense_weight, D, D, false, parts);
   Floats scratch(parts.count * D);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
     float* activated = scratch.at + part * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
-      dense.product(hidden + first * D, D, rows, inner + first * D, D, dense_bias);
+      dense.product(part, hidden + first * D, D, rows, inner + first * D, D, dense_bias);
       for (int64_t t = first; t < first + rows; ++t) {
         gelu_rows(inner + t * D, D, 1, D, activated, D);
         const float x = dot(activated, out_weight, D) + out_bias[0];
@@ -54,7 +54,7 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
         for (int64_t d = 0; d < D; ++d) dweight[d] += g * activated[d];
         sum += exact;
       }
-      dense.weight.product(dinner, ld, rows, dhidden + first * D, D);
+      dense.weight.product(part, dinner, ld, rows, dhidden + first * D, D);
       dense.add(part, hidden + first * D, D, dinner, ld, rows);
     });
     dbias[0] = float(sum);

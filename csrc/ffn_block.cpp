@@ -15,7 +15,7 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
                    float* xhat, float* rstd, Threads threads) {
   const Norm norm{D, float(eps), threshold, seed};
   const Parts parts(T, F, 4 * D * F, threads);
-  const Weight up(up_weight, F, D, false, parts.count), down(down_weight, D, F, false, parts.count);
+  const Weight up(up_weight, F, D, false, parts), down(down_weight, D, F, false, parts);
   const int64_t ld = row_stride(F), own = parts.height * (ld + D);
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
@@ -23,9 +23,9 @@ void ffn_block_fwd(const float* x, const float* up_weight, const float* up_bias,
     float *activated = scratch.at + part * own, *added = activated + parts.height * ld;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
-      up.product(x + at, D, rows, activated, ld, up_bias);
+      up.product(part, x + at, D, rows, activated, ld, up_bias);
       gelu_rows(activated, ld, rows, F, activated, ld, inner ? inner + first * F : nullptr);
-      down.product(activated, ld, rows, added, D, down_bias);
+      down.product(part, activated, ld, rows, added, D, down_bias);
       norm_rows_fwd(norm, rows, added, x + at, row_ids + first, norm_weight, norm_bias, out + at, xhat + at,
                     rstd + first);
     });
@@ -50,10 +50,10 @@ void ffn_block_bwd(const float* dout, const float* x, const float* up_weight, co
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
       norm.rows(part, rows, dout + at, xhat + at, rstd + first, norm_weight, row_ids + first, dadded, dx + at);
-      down.weight.product(dadded, D, rows, dinner, ld);
+      down.weight.product(part, dadded, D, rows, dinner, ld);
       gelu_rows_bwd(inner + first * F, F, dinner, ld, rows, F, dinner, ld, down.block(part));
       down.add_packed(part, dadded, D, rows);
-      up.weight.product(dinner, ld, rows, dx + at, D, dx + at, D);
+      up.weight.product(part, dinner, ld, rows, dx + at, D, dx + at, D);
       up.add(part, x + at, D, dinner, ld, rows);
     });
   }

@@ -55,6 +55,22 @@ static inline void pack_transposed(const float* b, int64_t ldb, int64_t K, int64
   }
 }
 
+// Of a panel `across` (N, kPanel), the transpose's first rows: c (rows, N).
+static inline void unpack_transposed(const float* across, int64_t N, int64_t rows, float* c, int64_t ldc) {
+  int64_t n = 0;
+  for (; n + kLanes <= N; n += kLanes, across += kLanes * kPanel) {
+    for (int half = 0; half < kPanel && half < rows; half += kLanes) {
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = load(across + i * kPanel + half);
+      transpose(square);
+      for (int i = 0; i < kLanes && half + i < rows; ++i) store(c + (half + i) * ldc + n, square[i]);
+    }
+  }
+  for (; n < N; ++n, across += kPanel)
+    for (int64_t r = 0; r < rows; ++r) c[r * ldc + n] = across[r];
+}
+
 // ROWS x kPanel of C, of which `columns` exist: of A B, and of what is at `plus` if that is not null. A's element (i,
 // k) is a[i * lda + k]; TRANSPOSED, a[k * lda + i].
 //

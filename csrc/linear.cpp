@@ -10,11 +10,11 @@ namespace ef::EF_NS {
 void linear_fwd(const float* x, const float* weight, const float* bias, int64_t T, int64_t K, int64_t N, float* inner,
                 float* out, Threads threads) {
   const Parts parts(T, N, 2 * N * K, threads);
-  const Weight packed(weight, N, K, false, parts.count);
+  const Weight packed(weight, N, K, false, parts);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
     parts.blocks(part, [&](int64_t first, int64_t rows) {
-      packed.product(x + first * K, K, rows, (inner ? inner : out) + first * N, N, bias);
+      packed.product(part, x + first * K, K, rows, (inner ? inner : out) + first * N, N, bias);
       if (inner) gelu_rows(inner + first * N, N, rows, N, out + first * N, N);
     });
   }
@@ -36,7 +36,7 @@ void linear_bwd(const float* dout, const float* x, const float* weight, const fl
       if (inner) gelu_rows_bwd(inner + first * N, N, dy, N, rows, N, own, ld, nullptr);
       if (inner) dy = own;
       const int64_t ldy = inner ? ld : N;
-      gradient.weight.product(dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, K);
+      gradient.weight.product(part, dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, K);
       gradient.add(part, x + first * K, K, dy, ldy, rows);
     });
   }

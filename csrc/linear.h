@@ -8,15 +8,25 @@ namespace ef::EF_NS {
 namespace {
 
 // A weight (N, K), packed once for all blocks and threads: for x W^T, or backward, for dy W.
+//
+// Few rows x do not repay that: there the weight stays as it is, kPanel rows of x are packed in its place, and what the
+// product gives, (N, kPanel), is transposed back. The bits are the same: a chain of multiply-adds asks not which factor
+// is which.
 struct Weight {
-  const bool backward;
+  const float* const weight;
+  const bool backward, few;
   const int64_t depth, width;
   Floats packed;
 
-  Weight(const float* weight, int64_t N, int64_t K, bool backward, int64_t parts)
-      : backward(backward), depth(backward ? N : K), width(backward ? K : N), packed(packed_size(depth, width)) {
-#pragma omp parallel for num_threads(int(parts)) schedule(static) if (parts > 1)
-    for (int64_t first = 0; first < width; first += kPanel) {
+  Weight(const float* weight, int64_t N, int64_t K, bool backward, const Parts& parts)
+      : weight(weight),
+        backward(backward),
+        few(parts.few && !backward),
+        depth(backward ? N : K),
+        width(backward ? K : N),
+        packed(few ? parts.count * few_size() : packed_size(depth, width)) {
+#pragma omp parallel for num_threads(int(parts.count)) schedule(static) if (parts.count > 1)
+    for (int64_t first = 0; first < (few ? 0 : width); first += kPanel) {
       const int64_t columns = smaller(kPanel, width - first);
       if (backward)
         pack(weight + first, K, N, columns, packed.at + first * depth);
@@ -24,10 +34,22 @@ struct Weight {
         pack_transposed(weight + first * K, K, K, columns, packed.at + first * depth);
     }
   }
-  // c (rows, width) = a (rows, depth) times it, plus what product() in gemm.h may add.
-  void product(const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc, const float* plus = nullptr,
-               int64_t ldplus = 0) const {
-    ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, plus, ldplus);
+  // Of a part that has few rows: kPanel of them, packed, and their product.
+  int64_t few_size() const { return (depth + width) * kPanel; }
+  // c (rows, width) = a (rows, depth) times it, plus what product() in gemm.h may add; few rows, one row for all.
+  void product(int64_t part, const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc,
+               const float* plus = nullptr, int64_t ldplus = 0) const {
+    if (!few) return ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, plus, ldplus);
+    float *panel = packed.at + part * few_size(), *across = panel + depth * kPanel;
+    for (int64_t r = 0; r < rows; r += kPanel, a += kPanel * lda, c += kPanel * ldc) {
+      const int64_t some = smaller(kPanel, rows - r);
+      pack_transposed(a, lda, depth, some, panel);
+      for (int64_t n = 0; n < (plus ? width : 0); ++n)
+        for (int half = 0; half < kPanel; half += kLanes) store(across + n * kPanel + half, splat(plus[n]));
+      ef::EF_NS::product<false>(weight, depth, panel, width, depth, kPanel, across, kPanel, plus ? across : nullptr,
+                                kPanel);
+      unpack_transposed(across, width, some, c, ldc);
+    }
   }
 };
 
@@ -46,7 +68,7 @@ struct LinearGradient {
       : N(N),
         K(K),
         parts(parts),
-        weight(weight, N, K, true, parts.count),
+        weight(weight, N, K, true, parts),
         dweight(dweight),
         dbias(dbias, N, parts.count),
         packed(parts.count * packed_size(parts.height, K)),

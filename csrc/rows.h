@@ -22,20 +22,25 @@ static inline int64_t row_stride(int64_t columns) { return ceiling(columns, 16) 
 namespace {  // internal, as static is for functions: no symbol of theirs leaves the instruction set's object
 
 struct Parts {
-  int64_t rows, count, height;  // height: rows of a block at most, whole slivers
+  int64_t rows;
+  bool few;                     // too few to repay that a weight is packed (linear.h)
+  int64_t unit, count, height;  // unit: rows that a product takes at once; height: of a block at most, whole units
 
   // width: of the widest matrix that a block makes.
   Parts(int64_t rows, int64_t width, int64_t flops_of_a_row, Threads threads)
-      : rows(rows), count(rows * flops_of_a_row < 200000 ? 1 : smaller(threads, ceiling(rows, kSliver))) {
+      : rows(rows),
+        few(rows <= 256),
+        unit(few ? kPanel : kSliver),
+        count(rows * flops_of_a_row < 200000 ? 1 : smaller(threads, ceiling(rows, unit))) {
     const int64_t fit = kBlockFloats / width;
-    height = (fit < 48 ? 48 : smaller(fit, 384)) / kSliver * kSliver;
+    height = (fit < 48 ? 48 : smaller(fit, 384)) / unit * unit;
   }
-  int64_t start(int64_t part) const { return smaller(rows, ceiling(ceiling(rows, kSliver) * part, count) * kSliver); }
+  int64_t start(int64_t part) const { return smaller(rows, ceiling(ceiling(rows, unit) * part, count) * unit); }
   // body(first, rows) for blocks of about one size.
   template <class Body>
   void blocks(int64_t part, Body body) const {
     const int64_t first = start(part), end = start(part + 1), number = ceiling(end - first, height);
-    const int64_t step = number ? ceiling(ceiling(end - first, number), kSliver) * kSliver : 1;
+    const int64_t step = number ? ceiling(ceiling(end - first, number), unit) * unit : 1;
     for (int64_t at = first; at < end; at += step) body(at, smaller(step, end - at));
   }
 };

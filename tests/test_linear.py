@@ -40,9 +40,10 @@ def test_every_instruction_set(isa, rows, gelu):
     check(linear, truth, example(rows, 33, 21, gelu))
 
 
+@pytest.mark.parametrize("rows", [100, 300])
 @pytest.mark.parametrize("inner, outer", [(1100, 5), (5, 1100), (256, 64)])
-def test_every_instruction_set_beyond_what_a_product_adds_up_at_once(isa, inner, outer):
-    check(linear, truth, example(100, inner, outer))
+def test_every_instruction_set_beyond_what_a_product_adds_up_at_once(isa, inner, outer, rows):
+    check(linear, truth, example(rows, inner, outer))
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -75,11 +76,12 @@ def test_no_rows():
     assert not given["weight"].grad.any() and not given["bias"].grad.any()
 
 
-def test_a_row_alone_equals_itself_among_others():
-    given = example(rows=40)
-    whole = linear(**given)
-    alone = torch.cat([linear(**{**given, "x": row[None]}) for row in given["x"]])
-    torch.testing.assert_close(alone, whole)
+@pytest.mark.parametrize("outer", [5, 16, 75])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 32, 33, 100, 256])
+def test_few_rows_have_the_bits_that_they_have_among_many(isa, rows, outer):
+    """Few take the weight as it is, many pack it."""
+    given = example(300, 600, outer)
+    assert torch.equal(linear(**{**given, "x": given["x"][:rows]}), linear(**given)[:rows])
 
 
 @pytest.mark.parametrize("gelu", [False, True])
