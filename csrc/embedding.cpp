@@ -14,14 +14,14 @@ namespace {
 constexpr int64_t kGathered = 16;  // rows that wait in the first cache to be normalised
 
 static void dropout_rows(const Norm& norm, int64_t rows, const int64_t* row_ids, const float* x, float* out) {
-  RowsDropout<1> dropout(norm);
+  RowDropout dropout(norm);
   for (int64_t r = 0; r < rows; ++r, x += norm.D, out += norm.D) {
     for (int64_t start = 0; start < norm.D; start += kBlockColumns) {
       const int64_t end = start + kBlockColumns < norm.D ? start + kBlockColumns : norm.D;
-      dropout.draw(norm.seed, row_ids + r, start);
+      dropout.draw(norm.seed, row_ids[r], start);
       int64_t c = start;
-      for (; c + kLanes <= end; c += kLanes) store(out + c, dropout.of(load(x + c), 0, c - start));
-      for (; c < end; ++c) out[c] = dropout.of(x[c], 0, c - start);
+      for (; c + kLanes <= end; c += kLanes) store(out + c, dropout.of(load(x + c), c - start));
+      for (; c < end; ++c) out[c] = dropout.of(x[c], c - start);
     }
   }
 }

@@ -1,8 +1,9 @@
 // LayerNorm(residual + dropout(x)) of contiguous rows and its gradients, by one thread, for ops to call while
 // the rows are in cache; see electra_fast/ops/dropout_add_layer_norm.py.
 //
-// Four rows go side by side: the sums of one row are a chain of dependent additions, four chains fill the pipeline.
-// What a row gives does not depend on its neighbours.
+// A row is taken on its own, from its first column to its last: memory is at its fastest where one row follows the
+// other (rows side by side took twice the time out of the cache). A sum is kept in kChains parts, as one would be a
+// chain of additions that wait for each other.
 #pragma once
 
 #include <math.h>
@@ -20,152 +21,124 @@ struct Norm {
   int64_t seed;
 };
 
-// Dropout on R rows, kBlockColumns columns at a time.
-template <int R>
-struct RowsDropout {
+constexpr int kChains = 4;
+static_assert(kBlockColumns % (kChains * kLanes) == 0, "a block of dropout is whole rounds of the chains");
+
+// body(c, chain) for the vectors of columns from `start` to `end`; returns where the rest, less than a vector, begins.
+template <class Body>
+static inline int64_t chained(int64_t start, int64_t end, Body body) {
+  int64_t c = start;
+  for (; c + kChains * kLanes <= end; c += kChains * kLanes) {
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) body(c + chain * kLanes, chain);
+  }
+  for (; c + kLanes <= end; c += kLanes) body(c, 0);
+  return c;
+}
+
+static inline float sum_of(const Vec (&chains)[kChains]) {
+  return sum_of((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+// Dropout on a row, kBlockColumns columns at a time.
+struct RowDropout {
   const float scale;
   const int limit;  // byte >= threshold as byte > limit: -1 keeps all
-  uint8_t bytes[R][kBlockColumns];
+  uint8_t bytes[kBlockColumns];
 
-  explicit RowsDropout(const Norm& norm)
+  explicit RowDropout(const Norm& norm)
       : scale(norm.threshold < 256 ? 256.0f / float(256 - norm.threshold) : 1.0f), limit(norm.threshold - 1) {}
 
-  void draw(int64_t seed, const int64_t* row_ids, int64_t column) {
-    for (int r = 0; limit >= 0 && r < R; ++r) philox_block(seed, row_ids[r], uint32_t(column / 16), 0, bytes[r]);
+  void draw(int64_t seed, int64_t row_id, int64_t column) {
+    if (limit >= 0) philox_block(seed, row_id, uint32_t(column / 16), 0, bytes);
   }
   // Chosen, not multiplied by 0: a NaN that is dropped is gone.
-  Vec of(Vec x, int r, int64_t i) const {
+  Vec of(Vec x, int64_t i) const {
     if (limit < 0) return x;
 #if EF_ISA >= 512
-    const VecInt drawn = (VecInt)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)(bytes[r] + i)));
+    const VecInt drawn = (VecInt)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)(bytes + i)));
 #elif EF_ISA >= 256
-    const VecInt drawn = (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(bytes[r] + i)));
+    const VecInt drawn = (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(bytes + i)));
 #else
-    const uint8_t* b = bytes[r] + i;
+    const uint8_t* b = bytes + i;
     const VecInt drawn = {b[0], b[1], b[2], b[3]};
 #endif
     return drawn > limit ? x * scale : Vec{};
   }
-  float of(float x, int r, int64_t i) const { return limit < 0 ? x : bytes[r][i] > limit ? x * scale : 0.0f; }
+  float of(float x, int64_t i) const { return limit < 0 ? x : bytes[i] > limit ? x * scale : 0.0f; }
 };
 
-template <int R>
-static inline void norm_fwd(const Norm& norm, const float* x, const float* residual, const int64_t* row_ids,
+static inline void norm_fwd(const Norm& norm, const float* x, const float* residual, int64_t row_id,
                             const float* weight, const float* bias, float* out, float* xhat, float* rstd) {
   const int64_t D = norm.D;
-  RowsDropout<R> dropout(norm);
-  Vec sum[R] = {};
-  float last[R] = {};
+  RowDropout dropout(norm);
+  Vec sum[kChains] = {};
+  float last = 0;
   for (int64_t start = 0; start < D; start += kBlockColumns) {
-    const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
-    dropout.draw(norm.seed, row_ids, start);
-    int64_t c = start;
-    for (; c + kLanes <= end; c += kLanes) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = r * D + c;
-        const Vec z = load(residual + at) + dropout.of(load(x + at), r, c - start);
-        store(xhat + at, z), sum[r] += z;
-      }
-    }
-    for (; c < end; ++c) {
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = r * D + c;
-        xhat[at] = residual[at] + dropout.of(x[at], r, c - start);
-        last[r] += xhat[at];
-      }
-    }
+    const int64_t end = smaller(D, start + kBlockColumns);
+    dropout.draw(norm.seed, row_id, start);
+    int64_t c = chained(start, end, [&](int64_t c, int chain) {
+      const Vec z = load(residual + c) + dropout.of(load(x + c), c - start);
+      store(xhat + c, z), sum[chain] += z;
+    });
+    for (; c < end; ++c) xhat[c] = residual[c] + dropout.of(x[c], c - start), last += xhat[c];
   }
-  float mean[R], rest_mean[R];
-  Vec rest[R] = {}, square[R] = {};
-  float last_rest[R] = {}, last_square[R] = {};
-  for (int r = 0; r < R; ++r) mean[r] = (sum_of(sum[r]) + last[r]) / float(D);
-  int64_t c = 0;
-  for (; c + kLanes <= D; c += kLanes) {
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const Vec centred = load(xhat + r * D + c) - mean[r];
-      rest[r] += centred, square[r] += centred * centred;
-    }
-  }
+  const float mean = (sum_of(sum) + last) / float(D);
+  Vec rest[kChains] = {}, square[kChains] = {};
+  float last_rest = 0, last_square = 0;
+  int64_t c = chained(0, D, [&](int64_t c, int chain) {
+    const Vec centred = load(xhat + c) - mean;
+    rest[chain] += centred, square[chain] += centred * centred;
+  });
   for (; c < D; ++c) {
-    for (int r = 0; r < R; ++r) {
-      const float centred = xhat[r * D + c] - mean[r];
-      last_rest[r] += centred, last_square[r] += centred * centred;
-    }
+    const float centred = xhat[c] - mean;
+    last_rest += centred, last_square += centred * centred;
   }
-  for (int r = 0; r < R; ++r) {
-    rest_mean[r] = (sum_of(rest[r]) + last_rest[r]) / float(D);  // what the rounding of the mean left
-    const float variance = (sum_of(square[r]) + last_square[r]) / float(D) - rest_mean[r] * rest_mean[r];
-    rstd[r] = 1 / sqrtf((variance < 0 ? 0 : variance) + norm.eps);
-  }
+  const float rest_mean = (sum_of(rest) + last_rest) / float(D);  // what the rounding of the mean left
+  const float variance = (sum_of(square) + last_square) / float(D) - rest_mean * rest_mean;
+  *rstd = 1 / sqrtf((variance < 0 ? 0 : variance) + norm.eps);
+  const float scale = *rstd;
   for (c = 0; c + kLanes <= D; c += kLanes) {
-    const Vec w = load(weight + c), b = load(bias + c);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const Vec normed = (load(xhat + r * D + c) - mean[r] - rest_mean[r]) * rstd[r];
-      store(xhat + r * D + c, normed), store(out + r * D + c, normed * w + b);
-    }
+    const Vec normed = (load(xhat + c) - mean - rest_mean) * scale;
+    store(xhat + c, normed), store(out + c, normed * load(weight + c) + load(bias + c));
   }
   for (; c < D; ++c) {
-    for (int r = 0; r < R; ++r) {
-      const float normed = (xhat[r * D + c] - mean[r] - rest_mean[r]) * rstd[r];
-      xhat[r * D + c] = normed, out[r * D + c] = normed * weight[c] + bias[c];
-    }
+    const float normed = (xhat[c] - mean - rest_mean) * scale;
+    xhat[c] = normed, out[c] = normed * weight[c] + bias[c];
   }
 }
 
-template <int R>
-static inline void norm_bwd(const Norm& norm, const float* dout, const float* xhat, const float* rstd,
-                            const float* weight, const int64_t* row_ids, float* dx, float* dresidual, float* dweight,
-                            float* dbias) {
+static inline void norm_bwd(const Norm& norm, const float* dout, const float* xhat, float rstd, const float* weight,
+                            int64_t row_id, float* dx, float* dresidual, float* dweight, float* dbias) {
   const int64_t D = norm.D;
   // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)). g waits in dx, rounded as its mean has it: where
   // all cancels, as in rows of one column, the rest of an unrounded product times rstd would be anything.
-  Vec sum[R] = {}, dot[R] = {};
-  float mean[R] = {}, slope[R] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= D; c += kLanes) {
-    const Vec w = load(weight + c);
-    Vec dw = load(dweight + c), db = load(dbias + c);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const Vec d = load(dout + r * D + c), normed = load(xhat + r * D + c), g = d * w;
-      dw += d * normed, db += d;
-      sum[r] += g, dot[r] += g * normed;
-      store(dx + r * D + c, g);
-    }
-    store(dweight + c, dw), store(dbias + c, db);
-  }
+  Vec sum[kChains] = {}, dot[kChains] = {};
+  float mean = 0, slope = 0;
+  int64_t c = chained(0, D, [&](int64_t c, int chain) {
+    const Vec d = load(dout + c), normed = load(xhat + c), g = d * load(weight + c);
+    store(dweight + c, load(dweight + c) + d * normed), store(dbias + c, load(dbias + c) + d);
+    sum[chain] += g, dot[chain] += g * normed;
+    store(dx + c, g);
+  });
   for (; c < D; ++c) {
-    for (int r = 0; r < R; ++r) {
-      const float d = dout[r * D + c], normed = xhat[r * D + c], g = d * weight[c];
-      dweight[c] += d * normed, dbias[c] += d;
-      mean[r] += g, slope[r] += g * normed;
-      dx[r * D + c] = g;
-    }
+    const float d = dout[c], normed = xhat[c], g = d * weight[c];
+    dweight[c] += d * normed, dbias[c] += d;
+    mean += g, slope += g * normed;
+    dx[c] = g;
   }
-  for (int r = 0; r < R; ++r) {
-    mean[r] = (mean[r] + sum_of(sum[r])) / float(D), slope[r] = (slope[r] + sum_of(dot[r])) / float(D);
-  }
-  RowsDropout<R> dropout(norm);
+  mean = (mean + sum_of(sum)) / float(D), slope = (slope + sum_of(dot)) / float(D);
+  RowDropout dropout(norm);
   for (int64_t start = 0; start < D; start += kBlockColumns) {
-    const int64_t end = start + kBlockColumns < D ? start + kBlockColumns : D;
-    dropout.draw(norm.seed, row_ids, start);
+    const int64_t end = smaller(D, start + kBlockColumns);
+    dropout.draw(norm.seed, row_id, start);
     for (c = start; c + kLanes <= end; c += kLanes) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = r * D + c;
-        const Vec dz = (load(dx + at) - mean[r] - load(xhat + at) * slope[r]) * rstd[r];
-        store(dresidual + at, dz), store(dx + at, dropout.of(dz, r, c - start));
-      }
+      const Vec dz = (load(dx + c) - mean - load(xhat + c) * slope) * rstd;
+      store(dresidual + c, dz), store(dx + c, dropout.of(dz, c - start));
     }
     for (; c < end; ++c) {
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = r * D + c;
-        const float dz = (dx[at] - mean[r] - xhat[at] * slope[r]) * rstd[r];
-        dresidual[at] = dz, dx[at] = dropout.of(dz, r, c - start);
-      }
+      const float dz = (dx[c] - mean - xhat[c] * slope) * rstd;
+      dresidual[c] = dz, dx[c] = dropout.of(dz, c - start);
     }
   }
 }
@@ -176,11 +149,8 @@ static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x,
                                  const int64_t* row_ids, const float* weight, const float* bias, float* out,
                                  float* xhat, float* rstd) {
   const int64_t D = norm.D;
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    norm_fwd<4>(norm, x + r * D, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D, rstd + r);
-  for (; r < rows; ++r)
-    norm_fwd<1>(norm, x + r * D, residual + r * D, row_ids + r, weight, bias, out + r * D, xhat + r * D, rstd + r);
+  for (int64_t r = 0; r < rows; ++r)
+    norm_fwd(norm, x + r * D, residual + r * D, row_ids[r], weight, bias, out + r * D, xhat + r * D, rstd + r);
 }
 
 // dresidual is the gradient of the residual, so of z, dx that of x; dweight, dbias (D,) are added to. dx may be dout.
@@ -188,13 +158,9 @@ static inline void norm_rows_bwd(const Norm& norm, int64_t rows, const float* do
                                  const float* rstd, const float* weight, const int64_t* row_ids, float* dx,
                                  float* dresidual, float* dweight, float* dbias) {
   const int64_t D = norm.D;
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    norm_bwd<4>(norm, dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D, dresidual + r * D, dweight,
-                dbias);
-  for (; r < rows; ++r)
-    norm_bwd<1>(norm, dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D, dresidual + r * D, dweight,
-                dbias);
+  for (int64_t r = 0; r < rows; ++r)
+    norm_bwd(norm, dout + r * D, xhat + r * D, rstd[r], weight, row_ids[r], dx + r * D, dresidual + r * D, dweight,
+             dbias);
 }
 
 namespace {
