@@ -144,7 +144,7 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
 }
 
 // out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x). out, xhat (rows, D), rstd (rows,);
-// xhat may be x.
+// xhat may be x or out.
 static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x, const float* residual,
                                  const int64_t* row_ids, const float* weight, const float* bias, float* out,
                                  float* xhat, float* rstd) {

@@ -4,7 +4,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from electra_fast.ops._library import DifferentiableOp, _Function
+from electra_fast.ops._library import DifferentiableOp, _Function, _tensors
 
 
 def through_triton(op: DifferentiableOp) -> Callable[..., Any]:
@@ -13,7 +13,7 @@ def through_triton(op: DifferentiableOp) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         assert op._on_triton(args)
-        *outputs, saved = _Function.apply(shim, *args)
+        *outputs, saved = _Function.apply(shim, args, *_tensors(args))
         for tensor, fake in zip(saved, op.cuda.saves(*args), strict=True):
             assert (tensor.shape, tensor.dtype, tensor.stride()) == (fake.shape, fake.dtype, fake.stride())
         return outputs[0] if op.outputs == 1 else tuple(outputs)

@@ -2,12 +2,12 @@
 
 A plain op is one dispatcher op. A differentiable op `name` is two, `name_fwd` and `name_bwd`:
 
-    name_fwd(arguments)                            -> (outputs..., Tensor[] saved)
+    name_fwd(arguments, *, bool keep=True)         -> (outputs..., Tensor[] saved)
     name_bwd(Tensor[] grads, arguments, Tensor[] saved) -> Tensor[]
 
 `grads` holds one gradient for each floating-point output, `saved` the outputs followed by what the forward saved, and
 the result one gradient for each differentiable argument that is not None, one for each tensor where the argument is a
-list. What is saved may differ by backend. The
+list. What is saved may differ by backend; without `keep`, as where no gradient is asked for, it is nothing. The
 reference serves every backend that has no implementation of its own, and float64; its backward is PyTorch's autograd
 through the plain function.
 """
@@ -79,12 +79,12 @@ def define(
 def _by_dtype(name: str, float32: Callable, float64: Callable) -> Callable:
     """The one place that chooses an implementation by dtype on the CPU."""
 
-    def implementation(*args: Any) -> Any:
+    def implementation(*args: Any, **options: Any) -> Any:
         dtypes = {t.dtype for t in _tensors(args) if t.is_floating_point()}
         if dtypes <= {torch.float32}:
-            return float32(*args)
+            return float32(*args, **options)
         if dtypes <= {torch.float32, torch.float64}:
-            return float64(*args)
+            return float64(*args, **options)
         raise TypeError(
             f"{name}: found {sorted(map(str, dtypes))} on the CPU, where float32 and float64 are supported; "
             f"convert with .float()"
@@ -121,6 +121,13 @@ class Backend(NamedTuple):
     saves: Callable[..., list[Tensor]] = lambda *arguments: []  # tensors shaped as `saved`, for the fake
     takes: Callable[..., bool] = lambda *arguments: True  # whether it serves such shapes; the reference serves others
     limit: str = ""  # `takes` in words
+    infer: Callable[..., Any] | None = None  # (*arguments) -> (*outputs), where it is cheaper to keep nothing
+
+    def forward(self, *arguments: Any, keep: bool = True) -> Any:
+        if keep:
+            return self.fwd(*arguments)
+        outputs = self.fwd(*arguments)[:-1] if self.infer is None else _tuple(self.infer(*arguments))
+        return (*outputs, [])
 
 
 class DifferentiableOp:
@@ -150,11 +157,11 @@ class DifferentiableOp:
         plain = self.through_autograd(reference)
         self.fwd = define(
             f"{name}_fwd",
-            f"({arguments}) -> ({returns}, Tensor[] saved)",
-            plain.fwd,
-            lambda *args: (*fake(*args), self._saved(args)),
-            cpu and cpu.fwd,
-            cuda=cuda and (lambda *args: (cuda if self._on_triton(args) else plain).fwd(*args)),
+            f"({arguments}, *, bool keep=True) -> ({returns}, Tensor[] saved)",
+            plain.forward,
+            lambda *args, keep=True: (*fake(*args), self._saved(args) if keep else []),
+            cpu and cpu.forward,
+            cuda=cuda and (lambda *args, **keep: (cuda if self._on_triton(args) else plain).forward(*args, **keep)),
             limit=cuda.limit if cuda else "",
         )
         self.bwd = define(
@@ -187,15 +194,15 @@ class DifferentiableOp:
 
     def __call__(self, *args: Any) -> Any:
         refuse_transforms(self.name, args)
-        outputs = self.fwd(*args)[: self.outputs]
+        outputs = self.fwd(*args, keep=_asks_for_gradients(args))[: self.outputs]
         return outputs[0] if self.outputs == 1 else outputs
 
-    def _autograd(self, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+    def _autograd(self, *args: Any, **keep: bool) -> Any:
+        if _asks_for_gradients(args):
             *outputs, saved = _Function.apply(self, args, *_tensors(args))
             return (*outputs, saved)
         with torch._C._AutoDispatchBelowAutograd():
-            return self.fwd(*args)
+            return self.fwd(*args, **keep)
 
     def through_autograd(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Backend:
         """A backend of a function of the arguments: it saves nothing, and its backward is autograd's, run anew."""
@@ -219,6 +226,10 @@ class DifferentiableOp:
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _asks_for_gradients(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args))
 
 
 def _leaf(value: Any) -> Any:

@@ -7,6 +7,8 @@ saves what its backward reads in place of x and residual, the normalised rows xh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,28 +68,31 @@ def dropout_add_layer_norm_reference(
     return F.layer_norm(residual + dropout_reference(x, dropout_p, seed, row_ids), weight.shape, weight, bias, eps)
 
 
-def _forward_cpu(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> tuple[Tensor, list[Tensor]]:
-    given = [t.contiguous() for t in (x, residual, weight, bias, row_ids)]
-    found = [x.new_empty(x.shape), *_saved(x)]
+def _run(out: Tensor, xhat: Tensor, rstd: Tensor, *args: Any) -> None:
+    """The core's forward; xhat may be out."""
+    *tensors, seed, eps, dropout_p = args
+    given = [t.contiguous() for t in tensors]
     core.dropout_add_layer_norm_fwd(
         *(t.data_ptr() for t in given),
-        *x.shape,
+        *out.shape,
         seed.item(),
         eps,
         dropout_threshold(dropout_p),
-        *(t.data_ptr() for t in found),
+        *(t.data_ptr() for t in (out, xhat, rstd)),
         torch.get_num_threads(),
     )
-    return found[0], found[1:]
+
+
+def _forward_cpu(x: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
+    out, saved = x.new_empty(x.shape), _saved(x)
+    _run(out, *saved, x, *args)
+    return out, saved
+
+
+def _infer_cpu(x: Tensor, *args: Any) -> Tensor:
+    out = x.new_empty(x.shape)
+    _run(out, out, x.new_empty(x.shape[0]), x, *args)
+    return out
 
 
 def _backward_cpu(
@@ -128,7 +133,7 @@ _dropout_add_layer_norm = DifferentiableOp(
     differentiable=("x", "residual", "weight", "bias"),
     reference=dropout_add_layer_norm_reference,
     fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
-    cpu=Backend(_forward_cpu, _backward_cpu, _saved),
+    cpu=Backend(_forward_cpu, _backward_cpu, _saved, infer=_infer_cpu),
     cuda=Backend(
         launcher("dropout_add_layer_norm", "dropout_add_layer_norm_fwd"),
         launcher("dropout_add_layer_norm", "dropout_add_layer_norm_bwd"),

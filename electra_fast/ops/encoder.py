@@ -145,6 +145,11 @@ def encoder_reference(x: Tensor, *arguments: Any) -> Tensor:
     return x
 
 
+def _fake(x: Tensor, *args: Any) -> tuple[Tensor]:
+    rows = args[5]
+    return (x.new_empty((x if rows is None else rows).shape[0], x.shape[1]),)
+
+
 def _kept(x: Tensor, layers: Sequence[Tensor], num_heads: int, asking: int) -> list[Tensor]:
     """What a layer makes when `asking` rows ask: the rows between its blocks; queries, keys and values, what was read,
     its log-sum-exps, rows normalised and what each was divided by, inverted; the same of the FFN after the GELU's
@@ -158,9 +163,7 @@ def _kept(x: Tensor, layers: Sequence[Tensor], num_heads: int, asking: int) -> l
 
 def _saves(x: Tensor, layers: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
     """What each layer makes, but for what comes out of the last: that is the output."""
-    num_heads, rows, keep = arguments[3], arguments[4], arguments[-1]
-    if not keep:
-        return []
+    num_heads, rows = arguments[3], arguments[4]
     count = len(layers) // len(ATTENTION + FFN)
     whole = [t for _ in range(count - 1) for t in _kept(x, layers, num_heads, x.shape[0])]
     return [*whole, *_kept(x, layers, num_heads, (x if rows is None else rows).shape[0])[:-1]]
@@ -189,17 +192,11 @@ def _shared(
     return tensors, [*sizes, x.shape[0], num_heads, x.shape[1], layers[6].shape[0]]
 
 
-def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    x, layers, *arguments, eps, attention_dropout_p, dropout_p, keep = args
+def _run(kept: Sequence[Tensor | None], *args: Any) -> None:
+    """The core's forward, into what is kept."""
+    x, layers, *arguments, eps, attention_dropout_p, dropout_p = args
     tensors, sizes = _shared(x, layers, *arguments)
     rows, held = x.contiguous(), [t.contiguous() for t in layers]
-    out, saved = x.new_empty(sizes[2], sizes[5]), _saves(*args)
-    kept: list[Tensor | None] = [*saved, out]
-    if not keep:  # one layer's memory for all, but that what comes out of one goes into the next
-        *made, even = _kept(x, layers, sizes[4], sizes[3])
-        odd = torch.empty_like(even)
-        whole = [[*made[:INNER], None, *made[INNER + 1 :], (even, odd)[i % 2]] for i in range(sizes[0])]
-        kept = [t for layer in whole for t in layer][:-1] + [out]
     arrays = _addresses(held), _addresses(kept)
     core.encoder_fwd(
         rows.data_ptr(),
@@ -211,11 +208,27 @@ def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
         dropout_threshold(dropout_p),
         torch.get_num_threads(),
     )
+
+
+def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    out, saved = _fake(*args)[0], _saves(*args)
+    _run([*saved, out], *args)
     return out, saved
 
 
+def _infer_cpu(*args: Any) -> Tensor:
+    """In the memory of one layer, but that what comes out of one goes into the next."""
+    x, layers, num_heads = args[0], args[1], args[5]
+    *made, even = _kept(x, layers, num_heads, x.shape[0])
+    odd, out = torch.empty_like(even), _fake(*args)[0]
+    depth = len(layers) // len(ATTENTION + FFN)
+    whole = [t for i in range(depth) for t in (*made[:INNER], None, *made[INNER + 1 :], (even, odd)[i % 2])]
+    _run([*whole[:-1], out], *args)
+    return out
+
+
 def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
-    x, layers, *arguments, _eps, attention_dropout_p, dropout_p, _keep, (out, *saved) = args
+    x, layers, *arguments, _eps, attention_dropout_p, dropout_p, (out, *saved) = args
     tensors, sizes = _shared(x, layers, *arguments)
     rows, held = x.contiguous(), [t.contiguous() for t in layers]
     dx, found = x.new_empty(x.shape), [torch.empty_like(t) for t in held]
@@ -234,35 +247,27 @@ def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
     return [dx, *found]
 
 
-SCHEMA = (
-    "Tensor x, Tensor[] layers, Tensor cu_seqlens, SymInt max_seqlen, Tensor row_ids, int num_heads, Tensor? rows, "
-    "Tensor? cu_rows, SymInt max_rows, Tensor seeds, float eps, float attention_dropout_p, float dropout_p"
-)
-# `keep`: whether a backward follows, for which what is made is kept.
-_encoder = DifferentiableOp(
-    "encoder",
-    f"{SCHEMA}, bool keep",
-    outputs=("out",),
-    differentiable=("x", "layers"),
-    reference=lambda *args: encoder_reference(*args[:-1]),
-    fake=lambda x, *args: (x.new_empty((x if args[5] is None else args[5]).shape[0], x.shape[1]),),
-    cpu=Backend(_forward_cpu, _backward_cpu, _saves),
-)
-
-
-def _whole(*args: Any) -> Tensor:
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (args[0], *args[1]))
-    return _encoder(*args, keep)
-
-
 def _composed(x: Tensor, *arguments: Any) -> Tensor:
     for attention, ffn in blocks(*arguments):
         x = _ffn_block(_attention_block(x, *attention), *ffn)
     return x
 
 
+SCHEMA = (
+    "Tensor x, Tensor[] layers, Tensor cu_seqlens, SymInt max_seqlen, Tensor row_ids, int num_heads, Tensor? rows, "
+    "Tensor? cu_rows, SymInt max_rows, Tensor seeds, float eps, float attention_dropout_p, float dropout_p"
+)
+_encoder = DifferentiableOp(
+    "encoder",
+    SCHEMA,
+    outputs=("out",),
+    differentiable=("x", "layers"),
+    reference=encoder_reference,
+    fake=_fake,
+    cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
+)
 LIBRARY.define(f"encoder({SCHEMA}) -> Tensor")
 LIBRARY.impl("encoder", _composed, "CompositeImplicitAutograd")
 for key in ("CPU", "AutogradCPU"):
-    LIBRARY.impl("encoder", _whole, key)
+    LIBRARY.impl("encoder", _encoder, key)
 backends["encoder"] = dict(cpu=backends["encoder_fwd"]["cpu"], cuda="its blocks")

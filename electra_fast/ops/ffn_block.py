@@ -80,22 +80,32 @@ def ffn_block_reference(
     return dropout_add_layer_norm_reference(down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
 
 
-def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
+def _run(out: Tensor, inner: Tensor | None, xhat: Tensor, rstd: Tensor, *args: Any) -> None:
+    """The core's forward; inner may be None, and xhat out."""
     *tensors, seed, eps, dropout_p = args
     given = [t.contiguous() for t in tensors]
-    x, up_weight = given[:2]
-    out, saved = torch.empty_like(x), _saves(x, up_weight)
     core.ffn_block_fwd(
         *(t.data_ptr() for t in given),
-        *x.shape,
-        up_weight.shape[0],
+        *out.shape,
+        args[1].shape[0],
         seed.item(),
         eps,
         dropout_threshold(dropout_p),
-        *(t.data_ptr() for t in (out, *saved)),
+        *(0 if t is None else t.data_ptr() for t in (out, inner, xhat, rstd)),
         torch.get_num_threads(),
     )
+
+
+def _forward_cpu(x: Tensor, up_weight: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
+    out, saved = x.new_empty(x.shape), _saves(x, up_weight)
+    _run(out, *saved, x, up_weight, *args)
     return out, saved
+
+
+def _infer_cpu(x: Tensor, *args: Any) -> Tensor:
+    out = x.new_empty(x.shape)
+    _run(out, None, out, x.new_empty(x.shape[0]), x, *args)
+    return out
 
 
 def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
@@ -139,7 +149,7 @@ _ffn_block = DifferentiableOp(
     differentiable=("x", "up_weight", "up_bias", "down_weight", "down_bias", "norm_weight", "norm_bias"),
     reference=ffn_block_reference,
     fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
-    cpu=Backend(_forward_cpu, _backward_cpu, _saves),
+    cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
     cuda=Backend(
         launcher("ffn_block", "ffn_block_fwd"),
         launcher("ffn_block", "ffn_block_bwd"),
