@@ -244,7 +244,7 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
     float* hidden_rows = weight_rows + rows_floats;  // the block's rows for dweight
     float* logits = hidden_rows + rows_floats;       // and then their gradient
     float* share = part == 0 ? dhidden : shares + (part - 1) * M * E;
-    memset(share, 0, size_t(M * E) * sizeof(float));
+    if (M > 0) memset(share, 0, size_t(M * E) * sizeof(float));
     for (int64_t number = tiles * part / parts; number < tiles * (part + 1) / parts; ++number) {
       const Tile tile(number, bias, V);
       Ahead ahead(weight, E, tile, V);
