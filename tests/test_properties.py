@@ -183,3 +183,28 @@ def test_adamw_updates_what_it_is_given_and_nothing_beside(data):
             judge(f"output {name}", found, plain, gold)
             room = found._base
             assert room.isnan().sum() == room.numel() - found.numel(), f"{name}: something beside it was written"
+
+
+MANY = 40_000
+OF_MANY_ROWS = {
+    linear: lambda: test_linear.example(MANY, 8, 9),
+    dropout_add_layer_norm: lambda: test_dropout_add_layer_norm.example(MANY, 20),
+    attention_block: lambda: test_attention_block.example([MANY // 200] * 200, 18, 2),
+    ffn_block: lambda: test_ffn_block.example(MANY, 18, 20),
+    embedding: lambda: test_embedding.example(MANY, 18, 5),
+    generator_head: lambda: test_generator_head.example(MANY, 8, 30),
+    discriminator_head: lambda: test_discriminator_head.example(MANY, 18),
+}
+
+
+@pytest.mark.parametrize("of_a_sum", [False, True])
+@pytest.mark.parametrize("op", OF_MANY_ROWS, ids=lambda op: op.__name__)
+def test_a_sum_over_many_rows_keeps_its_digits(op, of_a_sum):
+    """Where one chain of additions through all rows would lose more of them than PyTorch's tree."""
+    arguments, truth = OF_MANY_ROWS[op](), DIFFERENTIABLE[op].truth
+    exact = moved(arguments, torch.float64, "cpu")
+    shapes = [output.shape for output in floats_of(truth(**exact))]
+    grads = [torch.ones(()).expand(shape) if of_a_sum else torch.randn(shape) for shape in shapes]
+    gold, rounded = run(truth, exact, [g.double() for g in grads]), run(truth, arguments, grads)
+    for name, found in run(getattr(ops, op.__name__), arguments, grads).items():
+        judge(name, found, rounded[name], gold[name])
