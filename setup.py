@@ -1,5 +1,6 @@
 """The C++ core: one extension, whose ops are compiled once for each instruction set. All else is in pyproject.toml."""
 
+import os
 import platform
 import sys
 from glob import glob
@@ -38,7 +39,8 @@ class BuildExt(build_ext):
             compile_one(obj, src, kind, cc_args, [*extra, *own], pp_opts)
 
         openmp = ["-fopenmp"] if has_flag(self.compiler, "-fopenmp") else ["-Wno-unknown-pragmas"]
-        ext.extra_compile_args, ext.extra_link_args = [*FLAGS, "-MMD", *openmp], openmp[:1]
+        asked = os.environ.get("CXXFLAGS", "").split()  # the last word: setuptools puts them first
+        ext.extra_compile_args, ext.extra_link_args = [*FLAGS, "-MMD", *openmp, *asked], openmp[:1]
         self.compiler._compile = compile_with_isa_flags
         super().build_extension(ext)
 

@@ -36,11 +36,11 @@ void dropout_add_layer_norm_bwd(const float* dout, const float* xhat, const floa
     norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, weight, row_ids + first, dx + at, dresidual + at,
                   share, share + D);
   }
-  for (int64_t c = 0; c < D; ++c) dweight[c] = dbias[c] = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // in order: threads change no bit
-    const float* share = shares + chunk * 2 * D;
-    for (int64_t c = 0; c < D; ++c) dweight[c] += share[c], dbias[c] += share[D + c];
-  }
+  double* sums = new double[2 * D]();               // what is alike in all chunks rounds the same way every time
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)  // in order: threads change no bit
+    for (int64_t c = 0; c < 2 * D; ++c) sums[c] += shares[chunk * 2 * D + c];
+  for (int64_t c = 0; c < D; ++c) dweight[c] = float(sums[c]), dbias[c] = float(sums[D + c]);
+  delete[] sums;
   delete[] shares;
 }
 

@@ -244,7 +244,7 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
     float* hidden_rows = weight_rows + rows_floats;  // the block's rows for dweight
     float* logits = hidden_rows + rows_floats;       // and then their gradient
     float* share = part == 0 ? dhidden : shares + (part - 1) * M * E;
-    memset(share, 0, size_t(M * E) * sizeof(float));
+    if (M > 0) memset(share, 0, size_t(M * E) * sizeof(float));
     for (int64_t number = tiles * part / parts; number < tiles * (part + 1) / parts; ++number) {
       const Tile tile(number, bias, V);
       Ahead ahead(weight, E, tile, V);
@@ -255,6 +255,7 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
       if (M == 0) memset(dw, 0, size_t(tile.words * E) * sizeof(float));
       for (int64_t r0 = 0; r0 < M; r0 += block) {
         const int64_t count = smaller(block, M - r0);
+        alignas(64) float few[kTile] = {};  // the block's db: one chain through all rows would round worse
         tile_logits(tile, hidden + r0 * E, columns, count, E, logits);
         for (int64_t r = 0; r < count; ++r) {
           float* row = logits + r * kStride;
@@ -263,10 +264,11 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
           ahead.fetch();
           for (int64_t i = 0; i < kTile; i += kLanes) {
             const Vec p = vexp(load(row + i) + load(tile.bias + i) - lse[r0 + r]) * g;
-            store(row + i, p), store(db + i, load(db + i) + p);
+            store(row + i, p), store(few + i, load(few + i) + p);
           }
-          if (tile.holds(label)) row[label - tile.first] -= g, db[label - tile.first] -= g;
+          if (tile.holds(label)) row[label - tile.first] -= g, few[label - tile.first] -= g;
         }
+        for (int64_t i = 0; i < kTile; i += kLanes) store(db + i, load(db + i) + load(few + i));
         pack(hidden + r0 * E, E, count, E, hidden_rows);
         product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0 ? dw : nullptr, E);
         product<false>(logits, kStride, weight_rows, count, tile.words, E, share + r0 * E, E, share + r0 * E, E);

@@ -28,7 +28,8 @@ static inline Vec vexp(Vec x) {
 //
 // x = m 2^e with m in [sqrt 1/2, sqrt 2), z = m - 1: log(x) = e ln 2 + z - z^2 / 2 + z^3 q(z).
 static inline Vec vlog(Vec x) {
-  const VecInt bits = (VecInt)x - 0x3f3504f3;  // of sqrt 1/2: the exponent's steps come there
+  typedef uint32_t VecWord __attribute__((vector_size(EF_ISA / 8)));  // wraps where x is no such number
+  const VecInt bits = (VecInt)((VecWord)x - 0x3f3504f3);              // of sqrt 1/2: the exponent's steps come there
   const VecInt exponent = bits >> 23;
   const Vec z = (Vec)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
   Vec q = z * -0.07858825f + 0.12881762f;

@@ -1,8 +1,11 @@
-"""What every test shares: Triton's interpreter where there is no GPU, a fixed seed, the data, the mark `cuda`."""
+"""What tests share: Triton's interpreter where there is no GPU, a fixed seed, the data, the mark `cuda`, the world that
+faults befall."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,9 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     if "triton" in sys.modules:  # it reads the variable once, as it is imported
         raise RuntimeError("triton was imported before tests/conftest.py could set TRITON_INTERPRET=1; set it outside")
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+pytest.register_assert_rewrite("faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,3 +40,20 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}; name its folder in ELECTRA_FAST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from faults import made
+
+    return made(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def world(original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A copy, in which runs go without the picture and the measured peak: these would be most of the time."""
+    from electra_fast import pretrain
+
+    monkeypatch.setattr(pretrain, "plot_curves", lambda rows, path: None)
+    monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e12)
+    return type(original)(Path(shutil.copytree(original.root, tmp_path / "world")))

@@ -34,9 +34,9 @@ def check(
 ) -> None:
     """Values and every gradient by the rule above, for every layout of the inputs and kind of upstream gradient; inputs
     stay as they were, and a second run, where fresh memory holds NaN, gives the same bits."""
-    given = _to(arguments, dtype, device)
-    plain, exact = _to(given, dtype, "cpu"), _to(given, torch.float64, "cpu")
-    shapes = [output.shape for output in _floats(truth(**exact))]
+    given = moved(arguments, dtype, device)
+    plain, exact = moved(given, dtype, "cpu"), moved(given, torch.float64, "cpu")
+    shapes = [output.shape for output in floats_of(truth(**exact))]
     for kind, upstream in UPSTREAMS.items():
         grads = [upstream(shape, dtype=dtype, device=device) for shape in shapes]
         gold = run(truth, exact, [g.cpu().double() for g in grads])
@@ -45,7 +45,7 @@ def check(
             inputs = {n: laid_out(v, layout) if isinstance(v, Tensor) else v for n, v in given.items()}
             ours = run(op, inputs, grads)
             for name in gold:
-                _judge(f"{name} ({layout} inputs, {kind} upstream)", ours[name], rounded[name], gold[name])
+                judge(f"{name} ({layout} inputs, {kind} upstream)", ours[name], rounded[name], gold[name])
             for name, value in given.items():
                 same = torch.equal(value, inputs[name]) if isinstance(value, Tensor) else True
                 assert same, f"{name} was modified ({layout} inputs)"
@@ -59,7 +59,7 @@ def run(op: Callable, arguments: dict[str, Any], upstream: list[Tensor]) -> dict
     """Floating-point outputs by number, gradients by the argument's name."""
     floats = {n: v for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point()}
     leaves = {name: value.detach().requires_grad_() for name, value in floats.items()}
-    outputs = _floats(op(**{**arguments, **leaves}))
+    outputs = floats_of(op(**{**arguments, **leaves}))
     grads = torch.autograd.grad(outputs, list(leaves.values()), upstream)
     named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
     return named | {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
@@ -68,7 +68,7 @@ def run(op: Callable, arguments: dict[str, Any], upstream: list[Tensor]) -> dict
 def check_threads(op: Callable, arguments: dict[str, Any], rows: str) -> None:
     """Outputs, and the gradient of the argument `rows`, have the same bits with any number of threads. What is summed
     over the rows has them with the same number, and otherwise differs by rounding."""
-    upstream = [torch.randn_like(output) for output in _floats(op(**arguments))]
+    upstream = [torch.randn_like(output) for output in floats_of(op(**arguments))]
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -85,7 +85,7 @@ def check_threads(op: Callable, arguments: dict[str, Any], rows: str) -> None:
         torch.set_num_threads(before)
 
 
-def _judge(name: str, ours: Tensor, rounded: Tensor, gold: Tensor) -> None:
+def judge(name: str, ours: Tensor, rounded: Tensor, gold: Tensor) -> None:
     assert ours.shape == gold.shape and ours.dtype == rounded.dtype, f"{name}: {ours.dtype} {tuple(ours.shape)}"
     if gold.numel() == 0:
         return
@@ -95,11 +95,11 @@ def _judge(name: str, ours: Tensor, rounded: Tensor, gold: Tensor) -> None:
     assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g}"
 
 
-def _floats(outputs: Any) -> list[Tensor]:
+def floats_of(outputs: Any) -> list[Tensor]:
     return [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o.is_floating_point()]
 
 
-def _to(arguments: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
+def moved(arguments: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
@@ -111,18 +111,20 @@ def _to(arguments: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str,
 def laid_out(t: Tensor, layout: str) -> Tensor:
     """The same numbers in other places, among NaN (or -7): transposed, a slice, or with no 16-byte aligned base."""
 
-    def surroundings(*shape: int) -> Tensor:
-        return t.new_full(shape, torch.nan if t.is_floating_point() else 0 if t.dtype == torch.bool else -7)
-
     if t.dim() == 0 or layout == "contiguous":
         return t.clone()
     if layout == "transposed":
-        view = _reversed(surroundings(*t.shape[::-1], 2)[..., 0])
+        view = _reversed(surroundings(t, *t.shape[::-1], 2)[..., 0])
     elif layout == "sliced":
-        view = surroundings(*t.shape[:-1], t.shape[-1] + 3)[..., 1:-2]
+        view = surroundings(t, *t.shape[:-1], t.shape[-1] + 3)[..., 1:-2]
     else:
-        view = surroundings(t.numel() + 1)[1:].view(t.shape)
+        view = surroundings(t, t.numel() + 1)[1:].view(t.shape)
     return view.copy_(t)
+
+
+def surroundings(t: Tensor, *shape: int) -> Tensor:
+    """Memory of t's dtype that holds NaN, or -7: whoever reads it shows."""
+    return t.new_full(shape, torch.nan if t.is_floating_point() else 0 if t.dtype == torch.bool else -7)
 
 
 def _reversed(t: Tensor) -> Tensor:

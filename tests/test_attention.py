@@ -60,7 +60,7 @@ def test_values_and_gradients(lengths, p, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("heads, width", [(1, 1), (3, 24), (1, 64), (2, 80)])
+@pytest.mark.parametrize("heads, width", [(1, 1), (3, 24), (1, 64), (2, 80), (1, 257)])
 def test_heads_and_their_width(heads, width, device):
     check(attention, truth, example(heads=heads, width=width), device=device)
 

@@ -76,6 +76,18 @@ def test_openmp_is_no_newer_than_torch_has():
 
 
 @built
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="not Linux")
+def test_import_starts_no_thread():
+    """Of a pool that is there before a fork, the child would have none."""
+    count = "len(os.listdir('/proc/self/task'))"
+    imports = "import torch, numpy, tokenizers, safetensors, tqdm, matplotlib\n"
+    done = python(
+        f"import os\n{imports}before = {count}\nimport electra_fast\nprint({count} - before)", OMP_NUM_THREADS="4"
+    )
+    assert done.stdout.strip() == "0", (done.stdout, done.stderr)
+
+
+@built
 def test_forked_child_works_after_a_parallel_region():
     mask = "core.dropout_mask(1, rows.data_ptr(), 1024, 256, 26, 0, {}.data_ptr(), 2)\n"
     code = (
@@ -108,6 +120,18 @@ def test_wrong_isa_is_an_error():
     assert done.returncode != 0
     assert said.startswith("ImportError") and "ELECTRA_FAST_ISA" in said
     assert "'sse9'" in said and ", ".join(core.isas()) in said and "unset it" in said
+
+
+@built
+def test_wrong_isa_is_one_sentence_of_the_command_line():
+    command = Path(sys.executable).parent / "electra-fast"
+    if not command.exists():
+        pytest.skip("electra-fast is not installed beside this Python")
+    environment = os.environ | {"ELECTRA_FAST_ISA": "sse9"}
+    done = subprocess.run([command, "info"], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("electra-fast: ELECTRA_FAST_ISA") and "'sse9'" in said and "unset it" in said
 
 
 @checkout
