@@ -26,6 +26,7 @@ from electra_fast.kernels import (
     adamw,
     attention,
     attention_block,
+    device,
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
@@ -68,9 +69,10 @@ def masking_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def attention_calls() -> Iterator[tuple[str, Callable]]:
-    lengths = {"64": (64, 64), "few": (64, 128), "128": (128, 128), "long": (512, 512)}
+    lengths = {"64": (64, 64), "few": (64, 128), "128": (128, 128), "512": (512, 512), "long": (1024, 1024)}
     types = {2: torch.bfloat16, 4: torch.float32}
-    for (size, width, kind), p in [(key, 0.1) for key in attention.FWD] + [((2, 64, kind), 0.0) for kind in lengths]:
+    keys_of = dict.fromkeys(key[:3] for key in attention.FWD)
+    for (size, width, kind), p in [(key, 0.1) for key in keys_of] + [((2, 64, kind), 0.0) for kind in lengths]:
         queries, keys = lengths[kind]
         q, k, v = meta(8 * 512, 3, 4, width, dtype=types[size]).unbind(1)
         cu, seed, rows = meta(9, dtype=I32), meta(1, dtype=I64), meta(8 * 512, dtype=I64)
@@ -206,15 +208,20 @@ CALLS = [
 
 
 @contextmanager
-def recording(launches: list[tuple[JITFunction, tuple, dict]]) -> Iterator[None]:
+def recording(launches: list[tuple[JITFunction, tuple, dict]], target: int) -> Iterator[None]:
+    """What is launched meanwhile on a device of that generation."""
+
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
 
-    run, JITFunction.run = JITFunction.run, record
+    (run, JITFunction.run), (found, device.generation) = (
+        (JITFunction.run, record),
+        (device.generation, lambda _: target),
+    )
     try:
         yield
     finally:
-        JITFunction.run = run
+        JITFunction.run, device.generation = run, found
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict[str, Any]]:
@@ -269,16 +276,16 @@ def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
     seen = set()  # ops share pieces
     for calls in CALLS:
         for config, call in calls():
-            launches: list[tuple[JITFunction, tuple, dict]] = []
-            with recording(launches):
-                call()
-            for kernel, args, kwargs in launches:
-                ast, options = source(kernel, args, kwargs)
-                key = ast.hash() + str(options)
-                if key not in seen and re.search(wanted, f"{kernel.__name__} {config}"):
-                    seen.add(key)
-                    for capability in targets:
-                        yield compiled(kernel, args, kwargs, config, capability)
+            for target in targets:
+                launches: list[tuple[JITFunction, tuple, dict]] = []
+                with recording(launches, target):
+                    call()
+                for kernel, args, kwargs in launches:
+                    ast, options = source(kernel, args, kwargs)
+                    key = (target, ast.hash() + str(options))
+                    if key not in seen and re.search(wanted, f"{kernel.__name__} {config}"):
+                        seen.add(key)
+                        yield compiled(kernel, args, kwargs, config, target)
 
 
 def kernels() -> set[str]:

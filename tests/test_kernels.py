@@ -55,6 +55,26 @@ def test_attention_by_the_rule(lengths: tuple, dtype: torch.dtype) -> None:
     check(OPS["attention"].attention, test_attention.truth, test_attention.example(lengths, width=64), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "lengths, lengths_k",
+    [((300, 0, 1, 129), None), ((512, 63), None), ((20, 200), (300, 1)), ((1, 3), (0, 256))],
+    ids=str,
+)
+def test_attention_of_up_to_512_keys_on_chip(
+    lengths: tuple, lengths_k: tuple | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    for table, row in ((attention_kernels.FWD, (128, 64)), (attention_kernels.BWD, (64, 128))):
+        chosen = dict(zip(("BLOCK_M", "BLOCK_N"), row, strict=True), num_warps=8, num_stages=1)
+        monkeypatch.setitem(table, (4, 32, "512"), chosen)
+    tile = attention_kernels.tile
+    monkeypatch.setattr(attention_kernels, "tile", lambda *given: launched.append(tile(*given)) or launched[-1])
+    given = test_attention.example(lengths, heads=1, width=32, lengths_k=lengths_k)
+    check(OPS["attention"].attention, test_attention.truth, given, dtype)
+    assert all("LENGTH" in chosen for chosen in launched) and len(launched) == 4
+
+
 @pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout"])
 def test_attention_whatever_the_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = test_attention.example((70, 20), p=0.0 if layout == "no dropout" else 0.1)
