@@ -116,11 +116,13 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def adamw_calls() -> Iterator[tuple[str, Callable]]:
-    for dtype in (torch.float32, torch.bfloat16):
-        lists = [[meta(512, 512, dtype=dtype) for _ in range(400)] for _ in range(4)]
+    for dtype, rounded in ((torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16)):
+        params, moments, squares = ([meta(512, 512, dtype=dtype) for _ in range(400)] for _ in range(3))
+        copies = [meta(512, 512, dtype=rounded) for _ in range(400)] if rounded else []
         numbers, one = [1.0] * 400, meta(1, dtype=torch.float32)
-        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one)
-        yield f"{TYPES[dtype]} tensors=400", partial(adamw.adamw_fwd, *arguments)
+        lists = (params, copies or params, moments, squares)
+        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one, copies)
+        yield f"{TYPES[dtype]} tensors=400 copies={rounded is not None}", partial(adamw.adamw_fwd, *arguments)
 
 
 def embedding_calls() -> Iterator[tuple[str, Callable]]:

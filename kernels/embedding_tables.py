@@ -5,8 +5,8 @@ token: if it is the first of its word, or at a multiple of RUN, it sums its word
 these are all, it writes the word's row, else a part, and embedding_bwd_join_kernel adds the parts of a word in order.
 
 embedding_bwd_position_kernel: positions and types, a few hundred rows, as a product: ones where a token has the
-position or type, times dz, over a share of the tokens; partials.py adds the shares. A NaN in dz reaches all rows of
-its block. No atomics, two runs give the same bits.
+position or type, times dz, over a share of the tokens; partials.py adds the shares. What is not finite in dz, which 0
+times it would bring to every row, is left out of the product and makes NaN of its own rows. No atomics, two runs give the same bits.
 
 Cost: T E additions, and 2 T E (P + types) flops of product, less the blocks of rows that no token at hand has; bytes in
 bf16: 2 T E + 2 V E (zeros) + 30 T for the words, 2 T E and 8 E (P + types) a share for the rest. ELECTRA-Small,
@@ -135,6 +135,11 @@ def embedding_bwd_position_kernel(
         if tl.max(tl.max(has.to(tl.int32), 1), 0) > 0:
             there = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
             dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=there, other=0.0)
+            odd = ~(tl.abs(dz.to(tl.float32)) < float("inf"))
+            if tl.max(tl.max(odd.to(tl.int32), 1), 0) > 0:
+                theirs = tl.dot(has.to(dz.dtype), odd.to(dz.dtype), input_precision=PRECISION)
+                acc = tl.where(theirs > 0, float("nan"), acc)
+                dz = tl.where(odd, 0.0, dz).to(dz.dtype)
             acc = tl.dot(has.to(dz.dtype), dz, acc, input_precision=PRECISION)
     there = (offs_p[:, None] < positions + kinds) & (columns[None, :] < WIDTH)
     ptrs = parts_ptr + (share * (positions + kinds) + offs_p[:, None]) * WIDTH + columns[None, :]
