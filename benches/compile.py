@@ -89,7 +89,7 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
     rows, words = 2432, 30522
     labels, seed = meta(rows, dtype=I64), meta(1, dtype=I64)
     types = {2: torch.bfloat16, 4: torch.float32}
-    kinds = [(key, 1.0, False) for key in generator_head.FWD]
+    kinds = [(key, 1.0, False) for key in [*dict.fromkeys(key[:2] for key in generator_head.FWD), (2, 768)]]
     for (size, width), temperature, disallow in [*kinds, ((2, 128), 0.5, False), ((2, 128), 0.0, True)]:
         floats = (meta(*shape, dtype=types[size]) for shape in ((rows, width), (words, width), (words,)))
         arguments = (*floats, labels, labels, seed, temperature, disallow)
@@ -172,7 +172,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
 def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
     """The kernels of the block itself; the pieces' are linear's and dropout_add_layer_norm's."""
     seed, ids = meta(1, dtype=I64), meta(16384, dtype=I64)
-    kinds = [(width, 0.1) for _, width in ffn_block.FWD] + [(256, 0.0)]
+    kinds = [(width, 0.1) for width in dict.fromkeys(key[1] for key in ffn_block.FWD)] + [(256, 0.0)]
     for width, p in kinds:
         inner, dtype = 4 * width, torch.bfloat16
         shapes = (16384, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
@@ -188,7 +188,7 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
 def attention_block_calls() -> Iterator[tuple[str, Callable]]:
     """The kernel of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
     cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
-    for width, p in [(width, 0.1) for _, width in attention_block.FWD] + [(256, 0.0)]:
+    for width, p in [(width, 0.1) for width in dict.fromkeys(key[1] for key in attention_block.FWD)] + [(256, 0.0)]:
         shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
         floats = (meta(*shape) for shape in shapes)
         arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)

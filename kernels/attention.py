@@ -27,9 +27,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_resident import attention_bwd_resident_kernel, attention_fwd_resident_kernel
-from .attention_tiles import LOG2E, pair, put_rows, rows_of, span
+from .attention_tiles import LOG2E, pair, span
 from .device import entry
 from .philox import dropout_keep
+from .rows import put_rows, rows_of
 
 # (bytes of an element, padded head width, kind[, generation]) -> tile; see device.py. Kinds: the most keys a sequence
 # has, "few" for up to 128 keys and 64 queries, "long" for all else.
@@ -38,13 +39,13 @@ FWD = {
     (2, 32, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
     (2, 32, "128"): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 32, "512"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=1),
-    (2, 32, "512", 80): None,  # there the tensor cores read registers
+    (2, 32, "512", 80): {},  # there the tensor cores read registers
     (2, 32, "long"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 64, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 64, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
     (2, 64, "128"): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 64, "512"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=1),
-    (2, 64, "512", 80): None,  # there the tensor cores read registers
+    (2, 64, "512", 80): {},  # there the tensor cores read registers
     (2, 64, "long"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 128, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 128, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
@@ -53,17 +54,19 @@ FWD = {
     (4, 32, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 64, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 128, "long"): dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),
+    (2, 128, "128", 80): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 128, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
 }
 BWD = {
     (2, 32, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 32, "128"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 32, "512"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
-    (2, 32, "512", 80): None,  # there the tensor cores read registers
+    (2, 32, "512", 80): {},  # there the tensor cores read registers
     (2, 32, "long"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
     (2, 64, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 64, "128"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 64, "512"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
-    (2, 64, "512", 80): None,  # there the tensor cores read registers
+    (2, 64, "512", 80): {},  # there the tensor cores read registers
     (2, 64, "long"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
     (2, 128, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
     (2, 128, "128"): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=1),
@@ -71,6 +74,11 @@ BWD = {
     (4, 32, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 64, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 128, "long"): dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),
+    (2, 32, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
+    (2, 64, "64", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 64, "128", 80): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 64, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 128, "128", 80): dict(BLOCK_M=16, BLOCK_N=128, num_warps=8, num_stages=1),
 }
 
 
@@ -78,14 +86,13 @@ def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int) -> dict:
     """The table's entry, and what follows from it; with LENGTH, the kernels of attention_resident.py take it."""
     size, width = q.element_size(), max(32, triton.next_power_of_2(q.shape[2]))
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
-    follows = dict(WIDTH=q.shape[2], BLOCK_D=width, PRECISION=precision, enable_fp_fusion=True)
     longest = max_seqlen_k if table is FWD else max(max_seqlen, max_seqlen_k)
-    kept = entry(table, (size, width, "512"), q) if max_seqlen_k > 128 and longest <= 512 else None
-    if kept is not None:
-        return kept | follows | dict(LENGTH=256 if longest <= 256 else 512)
-    kinds = ["64"] * (max_seqlen_k <= 64) + ["few"] * (max_seqlen <= 64) + ["128"]
-    found = [entry(table, (size, width, kind), q) for kind in (kinds if max_seqlen_k <= 128 else []) + ["long"]]
-    chosen = next(tile for tile in found if tile is not None)
+    kinds = ["64"] * (max_seqlen_k <= 64) + ["few"] * (max_seqlen <= 64) + ["128"] if max_seqlen_k <= 128 else []
+    kinds += ["512"] * (max_seqlen_k > 128 and longest <= 512) + ["long"]
+    kind, chosen = next((k, t) for k in kinds if (t := entry(table, (size, width, k), q)))
+    follows = dict(WIDTH=q.shape[2], BLOCK_D=width, PRECISION=precision, enable_fp_fusion=True)
+    if kind == "512":
+        return chosen | follows | dict(LENGTH=256 if longest <= 256 else 512)
     return chosen | follows | dict(WHOLE=max_seqlen_k <= chosen["BLOCK_N"])
 
 
@@ -372,20 +379,8 @@ def put_gradients(
     given = (q, k, v, out.contiguous(), dout, lse)
     if "LENGTH" in chosen:
         kept = sequences * heads, chosen["LENGTH"]
-        statistics, ids = lse.new_empty(2, *kept), row_ids.new_empty(kept)
-        attention_bwd_resident_kernel[(2 * kept[0],)](
-            *given,
-            statistics,
-            ids,
-            *found,
-            *offsets,
-            *strides,
-            tokens,
-            heads,
-            *numbers,
-            DROPOUT=threshold > 0,
-            **chosen,
-        )
+        given = (*given, lse.new_empty(2, *kept), row_ids.new_empty(kept), *found, *offsets, *strides, tokens, heads)
+        attention_bwd_resident_kernel[(2 * kept[0],)](*given, *numbers, DROPOUT=threshold > 0, **chosen)
         return
     blocks = max(triton.cdiv(max_seqlen, chosen["BLOCK_M"]), triton.cdiv(max_seqlen_k, chosen["BLOCK_N"]))
     blocks = 1 if chosen["WHOLE"] else blocks

@@ -35,29 +35,28 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attention_fwd, put_gradients
+from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd
-from .ffn_block import finish_rows, has_room
+from .ffn_block import finish_rows
 from .linear import input_gradient, product, unit_stride, weight_gradient
 from .philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
-# (bytes of an element, D) -> tile of the forward in one launch: heads of 64, sequences of BLOCK_S tokens at most;
-# BLOCK_R rows at a time are normalised.
+# (bytes of an element, D[, generation]) -> tile of the forward in one launch, see device.py: heads of 64, sequences of
+# BLOCK_S tokens at most; BLOCK_R rows at a time are normalised.
 FWD = {
     (2, 64): dict(BLOCK_S=128, BLOCK_R=64, num_warps=8, num_stages=1),
     (2, 128): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
     (2, 256): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
+    (2, 256, 86): {},
 }
-SHARED = {64: 57600, 128: 98560, 256: 147712}  # bytes that such a program takes where it takes the least, on sm_80
 
 
 def in_one_launch(x: Tensor, max_seqlen: int, num_heads: int) -> bool:
-    """Whether the table has such rows and sequences, and the device room for them."""
-    size, width = x.element_size(), x.shape[1]
-    if (size, width) not in FWD or width != 64 * num_heads or max_seqlen > FWD[size, width]["BLOCK_S"]:
-        return False
-    return has_room(x, SHARED[width])
+    """Whether the table has such rows on this device, and so long sequences."""
+    chosen = entry(FWD, (x.element_size(), x.shape[1]), x)
+    return chosen != {} and x.shape[1] == 64 * num_heads and max_seqlen <= chosen["BLOCK_S"]
 
 
 @triton.jit
@@ -225,7 +224,7 @@ def _one_launch(
             BLOCK_H=64,
             PRECISION="ieee" if x.element_size() == 4 else "tf32",
             enable_fp_fusion=True,
-            **FWD[x.element_size(), width],
+            **entry(FWD, (x.element_size(), width), x),
         )
     return out, [qkv, read.unflatten(1, (num_heads, -1)), lse, projected, mean, rstd]
 

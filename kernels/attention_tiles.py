@@ -1,4 +1,4 @@
-"""What the kernels of attention share: rows of one sequence and head in and out, and P and dS of a pair of blocks."""
+"""What the kernels of attention share: where a sequence lies, and P and dS of a pair of blocks."""
 
 from __future__ import annotations
 
@@ -15,26 +15,6 @@ def span(cu_ptr, n):
     """First row of sequence n, 64-bit, and how many it has."""
     start = tl.load(cu_ptr + n).to(tl.int64)
     return start, (tl.load(cu_ptr + n + 1) - start).to(tl.int32)
-
-
-@triton.jit
-def rows_of(ptr, stride, offs, count, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows `offs` of ptr (count, WIDTH), 0 beyond."""
-    columns = tl.arange(0, BLOCK_D)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
-    if WIDTH == BLOCK_D:
-        return tl.load(ptrs, mask=offs[:, None] < count, other=0.0)
-    return tl.load(ptrs, mask=(offs[:, None] < count) & (columns[None, :] < WIDTH), other=0.0)
-
-
-@triton.jit
-def put_rows(ptr, stride, offs, count, value, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    columns = tl.arange(0, BLOCK_D)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
-    there = offs[:, None] < count
-    if WIDTH != BLOCK_D:
-        there = there & (columns[None, :] < WIDTH)
-    tl.store(ptrs, value.to(ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit

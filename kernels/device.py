@@ -1,7 +1,7 @@
 """Which entry of a table of tiles a device takes: the one place that looks at a device's generation and shared memory.
 
 A table has an entry for each class of shapes, which serves every device; where a generation takes another tile, or
-none (None: the launcher goes another way), an entry of the class followed by the generation stands beside it:
+none (an empty one: the launcher goes another way), an entry of the class and the generation stands beside it:
 
     80    A100: 163 KB of shared memory a program, tensor cores that keep operands and sums in registers
     86    the cards with 99 KB (compute capability 8.6, 8.9, 12); where it has no entry of its own, 80's is taken
@@ -19,10 +19,10 @@ from torch import Tensor
 LIKE = {80: (80,), 86: (86, 80), 90: (90,), 100: (100,)}
 
 
-def entry(table: dict, key: tuple, x: Tensor) -> dict | None:
-    """What the table has for the class `key` on x's device; None where it has nothing."""
+def entry(table: dict, key: tuple, x: Tensor) -> dict:
+    """What the table has for the class `key` on x's device, empty where it has nothing."""
     keys = [(*key, like) for like in LIKE[generation(x.device)]]
-    return next((table[k] for k in keys if k in table), table.get(key))
+    return next((table[k] for k in keys if k in table), table.get(key, {}))
 
 
 @cache

@@ -29,7 +29,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
     monkeypatch.setattr(tables, "RUN", 4)
     monkeypatch.setattr(tables, "SHARES", 3)
-    monkeypatch.setitem(tables.POSITION, 4, tables.POSITION[4] | dict(BLOCK_P=16, BLOCK_T=16))
+    monkeypatch.setitem(tables.POSITION, (4,), tables.POSITION[4,] | dict(BLOCK_P=16, BLOCK_T=16))
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
 
 

@@ -4,8 +4,8 @@
     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
     p -= lr lr_scale (m / (sqrt(v) + eps) + weight_decay p)
 
-Where |g| or the guard (the loss) is not finite, nothing changes. Training in bfloat16 keeps p, m and v in float32, reads
-gradients in bfloat16 and rounds the new p into a bfloat16 copy. Cost: 10 flops and 28 bytes a parameter.
+Where |g| or the guard (the loss) is not finite, nothing changes. Training in bfloat16 keeps p, m and v in float32,
+reads gradients in bfloat16 and rounds the new p into a bfloat16 copy. Cost: 10 flops and 28 bytes a parameter.
 Source: google-research/electra, model/optimization.py; Loshchilov & Hutter, ICLR 2019.
 """
 
