@@ -286,6 +286,7 @@ def test_inference_is_judged(shape: str) -> None:
     if mask is not None:
         assert sum(case.lengths) == mask.sum() < mask.numel()
         assert "a logit is off by" in check(bench_inference.hf(replace(case, attention_mask=None)))
+    assert all(p.std() > 0.04 for p in case.model.parameters() if len(p) > 1), "a bias or norm left out is not seen"
     bias = case.model.get_parameter("encoder.layers.0.up.bias")
     bias += 0.01
     assert "a logit is off by" in check(bench_inference.ours(case))

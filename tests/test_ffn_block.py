@@ -89,12 +89,17 @@ def test_other_probabilities_are_rejected(p):
 
 
 def test_nan_stays_in_its_row(isa):
-    given = example()
-    clean = ffn_block(**given)
-    given["x"][2] = math.nan
-    rest = [0, 1, 3, 4, 5, 6]
-    found = ffn_block(**given)
-    assert found[2].isnan().all() and torch.equal(found[rest], clean[rest])
+    given, upstream, rest = example(), torch.randn(7, 12), [0, 1, 3, 4, 5, 6]
+
+    def found():
+        x = given["x"].clone().requires_grad_()
+        out = ffn_block(**given | dict(x=x))
+        return out.detach(), *torch.autograd.grad(out, x, upstream)
+
+    clean = found()
+    given["x"][2] = upstream[2] = math.nan
+    for before, after in zip(clean, found(), strict=True):
+        assert after[2].isnan().all() and torch.equal(after[rest], before[rest])
 
 
 def test_no_rows():
