@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -30,6 +31,7 @@ from electra_fast.kernels import (
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
+    encoder,
     ffn_block,
     generator_head,
     linear,
@@ -194,6 +196,17 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
         yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
 
 
+def encoder_calls() -> Iterator[tuple[str, Callable]]:
+    cu, seeds, ids = meta(129, dtype=I32), meta(24, dtype=I64), meta(16384, dtype=I64)
+    for (_, width), p, keep in [
+        (key, *kind) for key in encoder.FWD for kind in ((0.1, True), (0.0, True), (0.0, False))
+    ]:
+        inner = 4 * width
+        size = sum(math.prod(shape) for shape in encoder.packed_layout(width, inner))
+        arguments = (meta(16384, width), meta(12, size), inner, cu, ids, seeds, 1e-12, p, p, keep)
+        yield f"bf16 {width} dropout={p} keep={keep}", partial(encoder.encoder_fwd, *arguments)
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -205,6 +218,7 @@ CALLS = [
     linear_calls,
     ffn_block_calls,
     attention_block_calls,
+    encoder_calls,
 ]
 
 
