@@ -267,7 +267,7 @@ def cuobjdump(flag: str, cubin: bytes) -> str:
 def programs_per_sm(capability: int, warps: int, registers: int, shared: int, tensor_memory: int) -> int:
     """How many programs a multiprocessor holds: a warp takes registers by 256, from one of four equal files."""
     a_file = REGISTERS // 4 // (-(-registers * 32 // 256) * 256)
-    limits = [PROGRAMS, WARPS // warps, 4 * a_file // (-(-warps // 4) * 4), SHARED[capability] // (shared + 1024)]
+    limits = [PROGRAMS, WARPS // warps, 4 * a_file // warps, SHARED[capability] // (shared + 1024)]
     return min([*limits, TENSOR_MEMORY // tensor_memory] if tensor_memory else limits)
 
 
@@ -325,6 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 is set; unset it, the interpreter compiles nothing")
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)  # nothing that a run before left behind
+        spilled = 0
         for row in rows(given.targets, given.only):
             print(
                 "{kernel:34} {target:6} {registers:3} registers {spill_bytes:5} spilled {shared_bytes:6} shared  "
@@ -332,9 +333,13 @@ def main(arguments: list[str] | None = None) -> int:
                 flush=True,
             )
             if given.json is not None:
+                given.json.parent.mkdir(parents=True, exist_ok=True)
                 with given.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-    return 0
+            spilled += row["target"] == "sm_90" and row["spill_bytes"] > 0
+    if spilled:
+        print(f"{spilled} rows spill on sm_90, where none may")
+    return min(spilled, 1)
 
 
 if __name__ == "__main__":

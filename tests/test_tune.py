@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import arguments
+import compile
 import pytest
 import tables
 import torch
@@ -59,6 +60,27 @@ def test_what_is_wrong_is_left_out(op: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert not tuner.reason(entry, entry.tile, [case])
     monkeypatch.setattr(case, "gold", [torch.zeros_like(t) - 1 for t in case.gold])
     assert "is off by" in tuner.reason(entry, entry.tile, [case])
+
+
+@pytest.mark.parametrize(
+    ("capability", "warps", "registers", "shared", "tensor_memory", "programs"),
+    [
+        (90, 8, 255, 32768, 0, 1),  # registers
+        (90, 8, 128, 49152, 0, 2),
+        (90, 4, 168, 73728, 0, 3),
+        (90, 4, 48, 1024, 0, 10),
+        (90, 2, 64, 512, 0, 16),
+        (90, 4, 16, 0, 0, 16),  # warps
+        (90, 1, 16, 0, 0, 32),  # programs
+        (90, 4, 32, 76800, 0, 3),  # shared memory, 1 KB more each
+        (80, 4, 32, 76800, 0, 2),
+        (80, 8, 255, 172032, 0, 0),
+        (100, 4, 64, 1024, 256, 2),  # tensor memory
+        (100, 8, 4, 49312, 608, 0),
+    ],
+)
+def test_programs_of_a_multiprocessor(capability, warps, registers, shared, tensor_memory, programs) -> None:
+    assert compile.programs_per_sm(capability, warps, registers, shared, tensor_memory) == programs
 
 
 def test_what_does_not_fit_is_left_out() -> None:
