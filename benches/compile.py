@@ -284,6 +284,7 @@ def compiled(kernel: JITFunction, args: tuple, kwargs: dict, config: str, capabi
         kernel=kernel.__name__,
         config=f"{config} " + " ".join(f"{n}={v}" for n, v in tiles.items()),
         target=f"sm_{capability}",
+        triton=triton.__version__,
         registers=usage["REG"],
         spill_bytes=usage["STACK"] + usage["LOCAL"],
         shared_bytes=shared,

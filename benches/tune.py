@@ -139,7 +139,8 @@ def assign(found: list[Entry], there: list[Case]) -> None:
     """Which launches of a case an entry decides: for once, each entry has a number of warps of its own."""
     before = [entry.tile for entry in found]
     for i, entry in enumerate(found):
-        entry.where[entry.warps] = 1000 + i
+        if entry.names:
+            entry.where[entry.warps] = 1000 + i
     traces = [case.trace() for case in there]
     for entry, tile in zip(found, before, strict=True):
         entry.where.update(tile)
