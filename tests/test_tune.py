@@ -131,6 +131,22 @@ def test_a_climb_ends_where_no_neighbour_is_faster(monkeypatch: pytest.MonkeyPat
     assert entry.tile["BLOCK_M"] == 32
 
 
+def test_what_is_timed_are_the_launches_that_the_entry_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tile's own, GRAPH times a step, and the first tile's once more; nothing of the op's other launches."""
+    found = tables.entries()
+    there = list(tune.cases(["linear"], ["tiny"], ["1x16"], "cpu", torch.float16))[:1]
+    tune.assign(found, there)
+    entry = next(e for e in found if str(e) == "linear.BWD_INPUT[(2, 64)]")
+    kind, ran = type(compile.masking.masking_fwd_kernel), []
+    monkeypatch.setattr(kind, "run", lambda self, *_, **options: ran.append((self.__name__, options["BLOCK_M"])))
+    monkeypatch.setattr(tune.clock, "captured", lambda step: step)
+    monkeypatch.setattr(tune.clock, "warm_up", lambda *_: 1)
+    monkeypatch.setattr(tune.clock, "sample", lambda step, *_: ran.clear() or step() or len(ran))
+    tiles = [entry.tile, entry.tile | dict(BLOCK_M=32)]
+    assert tune.timed(entry, tiles, there[0], 2) == [[1, 1]] * 3 and ran == [("linear_bwd_input_kernel", 128)] * 20
+    assert entry.tile == tiles[0]
+
+
 def test_every_kind_of_product_finds_the_launches_it_decides() -> None:
     found = tables.entries()
     there = list(tune.cases(list(arguments.OPS), ["small"], [], "cpu", torch.bfloat16))
