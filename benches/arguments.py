@@ -167,7 +167,7 @@ def adamw(given: Given) -> Iterator[tuple]:
     (one,) = given.floats((1,), dtype=torch.float32)
     lists = params, grads, averages, [t * t for t in averages]
     numbers = [1.0] * len(shapes), [0.01] * len(shapes)
-    yield *lists, one.abs() * 1e-3, *numbers, 0.9, 0.999, 1e-6, 1.0, one
+    yield *lists, one.abs() * 1e-3, *numbers, 0.9, 0.999, 1e-6, 1.0, one, []
 
 
 OPS: dict[str, Callable[[Given], Iterator[tuple[Any, ...]]]] = {

@@ -28,6 +28,7 @@ from electra_fast.kernels import (
     adamw,
     attention,
     attention_block,
+    device,
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
@@ -45,8 +46,9 @@ from triton.runtime.jit import JITFunction
 I32, I64 = torch.int32, torch.int64
 TARGETS = [80, 90, 100]
 TENSOR_CORE = {"HGMMA": "wgmma", "UTCHMMA": "tcgen05", "UTCQMMA": "tcgen05", "HMMA": "mma"}  # by SASS opcode
-REGISTERS, WARPS, PROGRAMS, TENSOR_MEMORY = 65536, 64, 32, 512  # of a multiprocessor; columns of tensor memory
-SHARED = {80: 167936, 90: 233472, 100: 233472}  # bytes of a multiprocessor, of which each program takes 1,024 more
+REGISTERS, TENSOR_MEMORY = 65536, 512  # of a multiprocessor; columns of tensor memory
+SHARED = {80: 167936, 86: 102400, 90: 233472, 100: 233472}  # its bytes, of which each program takes 1,024 more
+MOST = {80: (64, 32), 86: (48, 16), 90: (64, 32), 100: (64, 32)}  # warps and programs at once
 TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -73,9 +75,10 @@ def masking_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def attention_calls() -> Iterator[tuple[str, Callable]]:
-    lengths = {"64": (64, 64), "few": (64, 128), "128": (128, 128), "long": (512, 512)}
+    lengths = {"64": (64, 64), "few": (64, 128), "128": (128, 128), "512": (512, 512), "long": (1024, 1024)}
     types = {2: torch.bfloat16, 4: torch.float32}
-    for (size, width, kind), p in [(key, 0.1) for key in attention.FWD] + [((2, 64, kind), 0.0) for kind in lengths]:
+    keys_of = dict.fromkeys(key[:3] for key in attention.FWD)
+    for (size, width, kind), p in [(key, 0.1) for key in keys_of] + [((2, 64, kind), 0.0) for kind in lengths]:
         queries, keys = lengths[kind]
         q, k, v = meta(8 * 512, 3, 4, width, dtype=types[size]).unbind(1)
         cu, seed, rows = meta(9, dtype=I32), meta(1, dtype=I64), meta(8 * 512, dtype=I64)
@@ -92,7 +95,7 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
     rows, words = 2432, 30522
     labels, seed = meta(rows, dtype=I64), meta(1, dtype=I64)
     types = {2: torch.bfloat16, 4: torch.float32}
-    kinds = [(key, 1.0, False) for key in generator_head.FWD]
+    kinds = [(key, 1.0, False) for key in [*dict.fromkeys(key[:2] for key in generator_head.FWD), (2, 768)]]
     for (size, width), temperature, disallow in [*kinds, ((2, 128), 0.5, False), ((2, 128), 0.0, True)]:
         floats = (meta(*shape, dtype=types[size]) for shape in ((rows, width), (words, width), (words,)))
         arguments = (*floats, labels, labels, seed, temperature, disallow)
@@ -119,11 +122,13 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def adamw_calls() -> Iterator[tuple[str, Callable]]:
-    for dtype in (torch.float32, torch.bfloat16):
-        lists = [[meta(512, 512, dtype=dtype) for _ in range(400)] for _ in range(4)]
+    for dtype, rounded in ((torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16)):
+        params, moments, squares = ([meta(512, 512, dtype=dtype) for _ in range(400)] for _ in range(3))
+        copies = [meta(512, 512, dtype=rounded) for _ in range(400)] if rounded else []
         numbers, one = [1.0] * 400, meta(1, dtype=torch.float32)
-        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one)
-        yield f"{TYPES[dtype]} tensors=400", partial(adamw.adamw_fwd, *arguments)
+        lists = (params, copies or params, moments, squares)
+        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one, copies)
+        yield f"{TYPES[dtype]} tensors=400 copies={rounded is not None}", partial(adamw.adamw_fwd, *arguments)
 
 
 def embedding_calls() -> Iterator[tuple[str, Callable]]:
@@ -173,7 +178,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
 def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
     """The kernels of the block itself; the pieces' are linear's and dropout_add_layer_norm's."""
     seed, ids = meta(1, dtype=I64), meta(16384, dtype=I64)
-    kinds = [(width, 0.1) for _, width in ffn_block.FWD] + [(256, 0.0)]
+    kinds = [(width, 0.1) for width in dict.fromkeys(key[1] for key in ffn_block.FWD)] + [(256, 0.0)]
     for width, p in kinds:
         inner, dtype = 4 * width, torch.bfloat16
         shapes = (16384, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
@@ -189,7 +194,7 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
 def attention_block_calls() -> Iterator[tuple[str, Callable]]:
     """The kernel of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
     cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
-    for width, p in [(width, 0.1) for _, width in attention_block.FWD] + [(256, 0.0)]:
+    for width, p in [(width, 0.1) for width in dict.fromkeys(key[1] for key in attention_block.FWD)] + [(256, 0.0)]:
         shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
         floats = (meta(*shape) for shape in shapes)
         arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)
@@ -223,16 +228,19 @@ CALLS = [
 
 
 @contextmanager
-def recording(launches: list[tuple[JITFunction, tuple, dict]]) -> Iterator[None]:
+def recording(launches: list[tuple[JITFunction, tuple, dict]], target: int) -> Iterator[None]:
+    """What is launched meanwhile on a device of that generation."""
+
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
 
     kind: Any = type(masking.masking_fwd_kernel)  # interpreted or not
-    run, kind.run = kind.run, record
+    run, found = kind.run, device.generation
+    kind.run, device.generation = record, lambda _: target
     try:
         yield
     finally:
-        kind.run = run
+        kind.run, device.generation = run, found
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict[str, Any]]:
@@ -267,7 +275,8 @@ def cuobjdump(flag: str, cubin: bytes) -> str:
 def programs_per_sm(capability: int, warps: int, registers: int, shared: int, tensor_memory: int) -> int:
     """How many programs a multiprocessor holds: a warp takes registers by 256, from one of four equal files."""
     a_file = REGISTERS // 4 // (-(-registers * 32 // 256) * 256)
-    limits = [PROGRAMS, WARPS // warps, 4 * a_file // warps, SHARED[capability] // (shared + 1024)]
+    most, programs = MOST[capability]
+    limits = [programs, most // warps, 4 * a_file // warps, SHARED[capability] // (shared + 1024)]
     return min([*limits, TENSOR_MEMORY // tensor_memory] if tensor_memory else limits)
 
 
@@ -298,16 +307,16 @@ def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
     seen = set()  # ops share pieces
     for calls in CALLS:
         for config, call in calls():
-            launches: list[tuple[JITFunction, tuple, dict]] = []
-            with recording(launches):
-                call()
-            for kernel, args, kwargs in launches:
-                ast, options = source(kernel, args, kwargs)
-                key = ast.hash() + str(options)
-                if key not in seen and re.search(wanted, f"{kernel.__name__} {config}"):
-                    seen.add(key)
-                    for capability in targets:
-                        yield compiled(kernel, args, kwargs, config, capability)
+            for target in targets:
+                launches: list[tuple[JITFunction, tuple, dict]] = []
+                with recording(launches, target):
+                    call()
+                for kernel, args, kwargs in launches:
+                    ast, options = source(kernel, args, kwargs)
+                    key = (target, ast.hash() + str(options))
+                    if key not in seen and re.search(wanted, f"{kernel.__name__} {config}"):
+                        seen.add(key)
+                        yield compiled(kernel, args, kwargs, config, target)
 
 
 def kernels() -> set[str]:

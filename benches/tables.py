@@ -34,7 +34,7 @@ class Entry:
     table: str
     key: Any  # None: the table is this one tile
     where: dict[str, Any]  # whose values under these names are the tile
-    names: list[str]  # none: the table says None here, and no launch comes of it
+    names: list[str]  # none: the table has an empty tile, and launches nothing of its own
 
     def __str__(self) -> str:
         return f"{self.file}.{self.table}" + ("" if self.key is None else f"[{self.key}]")
@@ -85,7 +85,7 @@ def entries() -> list[Entry]:
             if isinstance(table, dict) and "num_warps" in table:
                 found.append(Entry(path.stem, name, None, table, list(table)))
             elif isinstance(table, dict) and any(isinstance(t, dict) and "num_warps" in t for t in table.values()):
-                found += [Entry(path.stem, name, key, tile or {}, list(tile or {})) for key, tile in table.items()]
+                found += [Entry(path.stem, name, key, tile, list(tile)) for key, tile in table.items()]
     return found
 
 
@@ -111,7 +111,7 @@ def python(found: list[Entry]) -> str:
 
 
 def _value(entry: Entry) -> str:
-    return f"dict({text(entry.tile)})" if entry.names else "None"
+    return f"dict({text(entry.tile)})" if entry.names else "{}"
 
 
 def _key(key: Any) -> str:

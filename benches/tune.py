@@ -85,10 +85,10 @@ class Case:
         upstream = [_upstream(output) for output in outputs if output.is_floating_point()]
         return [*outputs, *backend.bwd(upstream, *given, [*outputs, *saved])]
 
-    def trace(self) -> list[tuple]:
-        """The op's launches, none of them run."""
+    def trace(self, capability: int) -> list[tuple]:
+        """The op's launches on such a device, none of them run."""
         launches: list[tuple] = []
-        with compile.recording(launches):
+        with compile.recording(launches, capability):
             self.call("meta")
         return launches
 
@@ -134,13 +134,13 @@ def cases(ops: list[str], models: list[str], shapes: list[str], device: str, hal
                         yield from (case for case in found if case.on_triton)
 
 
-def assign(found: list[Entry], there: list[Case]) -> None:
+def assign(found: list[Entry], there: list[Case], capability: int) -> None:
     """Which launches of a case an entry decides: for once, each entry has a number of warps of its own."""
     before = [entry.tile for entry in found]
     for i, entry in enumerate(found):
         if entry.names:
             entry.where[entry.warps] = 1000 + i
-    traces = [case.trace() for case in there]
+    traces = [case.trace(capability) for case in there]
     for entry, tile in zip(found, before, strict=True):
         entry.where.update(tile)
     for case, launches in zip(there, traces, strict=True):
@@ -216,7 +216,7 @@ class Tuner:
         keys = []
         for case in served:
             with entry.being(tile):
-                launches = case.trace()
+                launches = case.trace(self.capability)
             for i in case.launches[str(entry)]:
                 kernel, args, options = launches[i]
                 keys.append(compile.source(kernel, args, options)[0].hash() + str(options))
@@ -300,7 +300,7 @@ def parse(given: list[str]) -> argparse.Namespace:
 def main(given: list[str]) -> int:
     asked = parse(given)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    capability = int(asked.target[3:]) if asked.dry_run else 10 * torch.cuda.get_device_capability()[0]
+    capability = int(asked.target[3:]) if asked.dry_run else compile.device.generation(torch.device("cuda", 0))
     half = torch.float16 if interpreted else torch.bfloat16  # the interpreter's products of bfloat16 are wrong
     shapes = asked.shapes or ([INTERPRETED] if interpreted else [])
     tuner = Tuner(asked.rounds, capability, not asked.dry_run, interpreted, asked.json)
@@ -308,7 +308,7 @@ def main(given: list[str]) -> int:
     there = list(
         cases(asked.ops or list(arguments.OPS), asked.models, shapes, "cuda" if tuner.clocked else "cpu", half)
     )
-    assign(found, there)
+    assign(found, there, capability)
     files = {"masking" if op == "corrupt" else op for op in asked.ops}
     changed = set()
     for entry in found:

@@ -1,22 +1,30 @@
 """adamw on the GPU: one launch for the norm, one for the update, however many tensors; the host never waits.
 
-A table (9, n) goes to the device: each tensor's four addresses, its size and first piece, its rate and decay, and
-whether the addresses are multiples of 16. All tensors are cut into pieces of BLOCK elements, numbered through, and a
-program finds its tensor by counting the first pieces at or below its own.
+A table (10, n) goes to the device: each tensor's five addresses (parameter, gradient, moments, copy), its size and
+first piece, its rate and decay, and whether the addresses are multiples of 16. All tensors are cut into pieces of BLOCK
+elements, numbered through, and a program finds its tensor by counting the first pieces at or below its own. Each list
+has a dtype of its own; where there are copies, such as bfloat16 beside a float32 parameter, the new parameter is
+rounded into its copy as it is stored, by the same launch.
 
 adamw_norm_kernel: a program sums the squares of every P-th piece in float64, so neither digits nor range are lost.
 adamw_update_kernel: a program adds these P sums in order, and updates its piece unless the norm or the guard is not
-finite: no answer goes back to the host. No atomics, two runs give the same bits. lr and the guard are read on the
-device; rates and decays are lists of the schema, so a CUDA graph keeps those, and the addresses, of its capture.
+finite: no answer goes back to the host. No atomics, two runs give the same bits.
 
-Cost: 2 flops in float64 and 12 in float32 a parameter; bytes in float32: 4 for the norm, 28 for the update. ELECTRA-
-Small, 14.3 million parameters: 57 and 400 MB, at 4.3 TB/s 13 and 93 us: bandwidth is the roof, and no products, so 790
-TFLOP/s do not come in. Launches: 2 and the table's copy (72 n bytes, 29 KB for 400 tensors). The reference, in
+CUDA graphs: lr and the guard are read on the device at every replay (there is no bias correction, so no step count);
+rates and decays are lists of the schema, and a graph keeps those of its capture, as it does the addresses. The table is
+copied to the device only where it is not what was there at the last step; a capture that copies one reads pinned
+memory set aside by a step before it, which is then kept, as is the table, so that a replay finds both as they were.
+
+Cost: 2 flops in float64 and 12 in float32 a parameter; bytes in float32: 4 for the norm, 28 for the update; with
+gradients and copies in bfloat16 2 and 28. ELECTRA-Small, 14.3 million parameters: 57 and 400 MB, at 4.3 TB/s 13 and
+93 us: bandwidth is the roof, and no products, so 790 TFLOP/s do not come in. Launches: 2, and the table's copy (80 n
+bytes, 32 KB for 400 tensors) where addresses changed. The reference, in
 PyTorch's foreach operations: 12 passes, 112 bytes a parameter, and the host waits for the norm and for lr.
 
-Tiles: 2,048 elements to 8 warps are 8 a thread, two vectors of 16 bytes from each tensor in float32, and 64 registers:
-4 programs and 128 KB under way on a multiprocessor. Beside its 57 KB a program reads 8 KB from the cache. A piece that
-is whole and aligned takes such vectors; the last of a tensor, and those at odd addresses, go element by element.
+Tiles: 2,048 elements to 8 warps are 8 a thread, two vectors of 16 bytes from each tensor in float32, and 64 registers,
+76 with copies: 4 or 3 programs and 128 or 96 KB under way on a multiprocessor. Beside its 57 KB a program reads 8 KB
+from the cache. A piece that is whole and aligned takes such vectors; the last of a tensor, and those at odd addresses,
+go element by element.
 """
 
 from __future__ import annotations
@@ -31,6 +39,7 @@ WARPS = 8
 PROGRAMS = 512  # of the norm at most: so many partial sums
 
 _spare: dict[int, Tensor] = {}  # pinned memory by size, for a capture, which cannot ask for any
+_tables: dict[tuple, tuple[Tensor, Tensor]] = {}  # the last table of a device and number of tensors, here and there
 _captured: list[Tensor] = []  # what a graph reads again at every replay
 
 
@@ -39,11 +48,11 @@ def _piece(table_ptr, count, number, TENSORS: tl.constexpr, BLOCK: tl.constexpr)
     """Of piece `number`: its tensor's column of the table, its first element there, how many there are from it, and
     whether the piece is whole and at multiples of 16 bytes."""
     index = tl.arange(0, TENSORS)
-    starts = tl.load(table_ptr + 5 * count + index, mask=index < count, other=2**62)
+    starts = tl.load(table_ptr + 6 * count + index, mask=index < count, other=2**62)
     column_ptr = table_ptr + tl.sum((starts <= number).to(tl.int32), 0) - 1
-    first = (number - tl.load(column_ptr + 5 * count)) * BLOCK
-    left = tl.load(column_ptr + 4 * count) - first
-    return column_ptr, first, left, (left >= BLOCK) & (tl.load(column_ptr + 8 * count) != 0)
+    first = (number - tl.load(column_ptr + 6 * count)) * BLOCK
+    left = tl.load(column_ptr + 5 * count) - first
+    return column_ptr, first, left, (left >= BLOCK) & (tl.load(column_ptr + 9 * count) != 0)
 
 
 @triton.jit
@@ -78,7 +87,10 @@ def adamw_norm_kernel(like_ptr, table_ptr, parts_ptr, count, pieces, TENSORS: tl
 
 @triton.jit
 def _update(
-    like_ptr,
+    param_like,
+    grad_like,
+    moment_like,
+    copy_like,
     column_ptr,
     count,
     first,
@@ -90,30 +102,37 @@ def _update(
     beta2,
     rest2,
     eps,
+    COPY: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     offs = tl.arange(0, BLOCK)
     there = offs < (BLOCK if WHOLE else left)
-    param_ptr = _at(like_ptr, column_ptr, first, WHOLE) + offs
-    grad_ptr = _at(like_ptr, column_ptr + count, first, WHOLE) + offs
-    exp_avg_ptr = _at(like_ptr, column_ptr + 2 * count, first, WHOLE) + offs
-    exp_avg_sq_ptr = _at(like_ptr, column_ptr + 3 * count, first, WHOLE) + offs
-    lr *= tl.load(column_ptr + 6 * count).to(tl.float64, bitcast=True).to(tl.float32)
-    decay = tl.load(column_ptr + 7 * count).to(tl.float64, bitcast=True).to(tl.float32)
+    param_ptr = _at(param_like, column_ptr, first, WHOLE) + offs
+    grad_ptr = _at(grad_like, column_ptr + count, first, WHOLE) + offs
+    exp_avg_ptr = _at(moment_like, column_ptr + 2 * count, first, WHOLE) + offs
+    exp_avg_sq_ptr = _at(moment_like, column_ptr + 3 * count, first, WHOLE) + offs
+    lr *= tl.load(column_ptr + 7 * count).to(tl.float64, bitcast=True).to(tl.float32)
+    decay = tl.load(column_ptr + 8 * count).to(tl.float64, bitcast=True).to(tl.float32)
     p = tl.load(param_ptr, mask=there, other=0.0).to(tl.float32)
     g = tl.load(grad_ptr, mask=there, other=0.0).to(tl.float32) * clip
     m = beta1 * tl.load(exp_avg_ptr, mask=there, other=0.0).to(tl.float32) + rest1 * g
     v = beta2 * tl.load(exp_avg_sq_ptr, mask=there, other=0.0).to(tl.float32) + rest2 * (g * g)
     p -= lr * (m / (tl.sqrt(v) + eps) + decay * p)
-    tl.store(param_ptr, p.to(like_ptr.dtype.element_ty), mask=there)
-    tl.store(exp_avg_ptr, m.to(like_ptr.dtype.element_ty), mask=there)
-    tl.store(exp_avg_sq_ptr, v.to(like_ptr.dtype.element_ty), mask=there)
+    tl.store(param_ptr, p.to(param_like.dtype.element_ty), mask=there)
+    tl.store(exp_avg_ptr, m.to(moment_like.dtype.element_ty), mask=there)
+    tl.store(exp_avg_sq_ptr, v.to(moment_like.dtype.element_ty), mask=there)
+    if COPY:
+        copy_ptr = _at(copy_like, column_ptr + 4 * count, first, WHOLE) + offs
+        tl.store(copy_ptr, p.to(copy_like.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def adamw_update_kernel(
-    like_ptr,
+    param_like,
+    grad_like,
+    moment_like,
+    copy_like,
     table_ptr,
     parts_ptr,
     lr_ptr,
@@ -127,6 +146,7 @@ def adamw_update_kernel(
     rest2,
     eps,
     max_grad_norm,
+    COPY: tl.constexpr,
     TENSORS: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -142,10 +162,11 @@ def adamw_update_kernel(
         clip = tl.minimum(max_grad_norm / norm, 1.0)
         lr = tl.load(lr_ptr).to(tl.float32)
         column, first, left, whole = _piece(table_ptr, count, number, TENSORS, BLOCK)
+        like = (param_like, grad_like, moment_like, copy_like)
         if whole:
-            _update(like_ptr, column, count, first, left, clip, lr, beta1, rest1, beta2, rest2, eps, True, BLOCK)
+            _update(*like, column, count, first, left, clip, lr, beta1, rest1, beta2, rest2, eps, COPY, True, BLOCK)
         else:
-            _update(like_ptr, column, count, first, left, clip, lr, beta1, rest1, beta2, rest2, eps, False, BLOCK)
+            _update(*like, column, count, first, left, clip, lr, beta1, rest1, beta2, rest2, eps, COPY, False, BLOCK)
 
 
 def adamw_fwd(
@@ -161,15 +182,17 @@ def adamw_fwd(
     eps: float,
     max_grad_norm: float,
     guard: Tensor,
+    copies: list[Tensor],
 ) -> Tensor:
-    """-> |g| (1,); params, exp_avgs and exp_avg_sqs are updated in place."""
-    lists = (params, grads, exp_avgs, exp_avg_sqs)
+    """-> |g| (1,); params, exp_avgs, exp_avg_sqs and copies are updated in place."""
+    lists = (params, grads, exp_avgs, exp_avg_sqs, copies)
     dense = [[t.contiguous() for t in tensors] for tensors in lists]
     sizes = torch.tensor([t.numel() for t in params])
     ends = ((sizes + BLOCK - 1) // BLOCK).cumsum(0)
     starts, count, pieces = torch.cat([ends.new_zeros(1), ends[:-1]]), len(params), int(ends[-1])
     if pieces == 0:
         return lr.new_zeros(1)
+    dense[4] = dense[4] or dense[0]  # never written then
     addresses = torch.tensor([[t.data_ptr() for t in tensors] for tensors in dense])
     numbers = torch.tensor([lr_scales, weight_decays], dtype=torch.float64).view(torch.int64)
     wide = (addresses % 16 == 0).all(0)
@@ -177,9 +200,12 @@ def adamw_fwd(
     programs = min(PROGRAMS, pieces)
     parts, norm = lr.new_empty(programs, dtype=torch.float64), lr.new_empty(1)
     chosen = dict(TENSORS=triton.next_power_of_2(count), BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=True)
-    adamw_norm_kernel[(programs,)](params[0], table, parts, count, pieces, **chosen)
+    adamw_norm_kernel[(programs,)](grads[0], table, parts, count, pieces, **chosen)
     adamw_update_kernel[(pieces,)](
         params[0],
+        grads[0],
+        exp_avgs[0],
+        dense[4][0],
         table,
         parts,
         lr,
@@ -193,26 +219,35 @@ def adamw_fwd(
         1 - beta2,
         eps,
         max_grad_norm,
+        COPY=bool(copies),
         PARTS=PROGRAMS,
         **chosen,
     )
-    for given, copies in zip(lists, dense, strict=True):
-        for tensor, copy in zip(given, copies, strict=True):
-            if copy is not tensor and given is not grads:
-                tensor.copy_(copy)
+    for given, laid in zip(lists, dense, strict=True):
+        for tensor, ours in zip(given, laid, strict=False):
+            if ours is not tensor and given is not grads:
+                tensor.copy_(ours)
     return norm
 
 
 def _on_device(table: Tensor, like: Tensor) -> Tensor:
-    """The table beside `like`, without a wait; a captured graph keeps the host's copy, which it reads again."""
+    """The table beside `like`, without a wait."""
     if like.device.type != "cuda":
         return table.to(like.device)
-    if torch.cuda.is_current_stream_capturing():
-        if table.numel() not in _spare:
+    key, capturing = (like.device, table.numel()), torch.cuda.is_current_stream_capturing()
+    if key not in _tables or not torch.equal(_tables[key][0], table):
+        if not capturing:
+            _spare.setdefault(table.numel(), torch.empty_like(table, pin_memory=True))
+            pinned = torch.empty_like(table, pin_memory=True)
+        elif table.numel() in _spare:
+            pinned = _spare.pop(table.numel())
+            _captured.append(pinned)
+        else:
             raise RuntimeError("adamw: take a step over the same number of tensors before a CUDA graph captures one")
-        pinned = _spare.pop(table.numel())
-        _captured.append(pinned)
-    else:
-        _spare.setdefault(table.numel(), torch.empty_like(table, pin_memory=True))
-        pinned = torch.empty_like(table, pin_memory=True)
-    return pinned.copy_(table).to(like.device, non_blocking=True)
+        there = pinned.copy_(table).to(like.device, non_blocking=True)
+        if capturing:
+            return there  # memory of the graph's: nobody else's table
+        _tables[key] = table, there
+    if capturing:
+        _captured.append(_tables[key][1])
+    return _tables[key][1]

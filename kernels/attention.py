@@ -7,7 +7,8 @@ once. It saves the log-sum-exps (H, T), in powers of two.
 attention_bwd_kernel: where all keys fit in one block (WHOLE) one program a sequence and head keeps K and V, goes over
 the queries, takes S = Q K^T and dP = dO V^T once and gives dQ, dK and dV: five products. Longer sequences: a program
 gives dK and dV of its block of keys, then dQ of its block of queries, computing the scores for each: seven products.
-Nothing is added from two programs, so no atomics, and two runs give the same bits. rowsum(dO O) is taken on the way.
+Gradients go wherever strides say, as into one (T, 3, H, D). Nothing is added from two programs, so no atomics, and two
+runs give the same bits. rowsum(dO O) is taken on the way. 129 to 512 keys: attention_resident.py, where the table says.
 
 Cost at N sequences of S tokens, H heads of D: 4 N H S^2 D flops forward, 10 backward in place of 4 (14 where S > 128);
 bytes in bf16: 8 T H D + 4 T H forward, 16 T H D + 4 T H backward. ELECTRA-Small, 128 x 128 tokens, 4 heads of 64:
@@ -18,25 +19,33 @@ bytes in bf16: 8 T H D + 4 T H forward, 16 T H D + 4 T H backward. ELECTRA-Small
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .attention_resident import attention_bwd_resident_kernel, attention_fwd_resident_kernel
+from .attention_tiles import LOG2E, pair, span
+from .device import entry
 from .philox import dropout_keep
+from .rows import put_rows, rows_of
 
-LOG2E = tl.constexpr(1.4426950408889634)
-
-# (bytes of an element, padded head width, kind) -> tile. Kinds: the most keys a sequence has, "few" for up to 128 keys
-# and 64 queries, "long" for all else.
+# (bytes of an element, padded head width, kind[, generation]) -> tile; see device.py. Kinds: the most keys a sequence
+# has, "few" for up to 128 keys and 64 queries, "long" for all else.
 FWD = {
     (2, 32, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 32, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
     (2, 32, "128"): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 32, "512"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 32, "512", 80): {},  # there the tensor cores read registers
     (2, 32, "long"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 64, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 64, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
     (2, 64, "128"): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 64, "512"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 64, "512", 80): {},  # there the tensor cores read registers
     (2, 64, "long"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 128, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 128, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
@@ -45,13 +54,19 @@ FWD = {
     (4, 32, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 64, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 128, "long"): dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),
+    (2, 128, "128", 80): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 128, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
 }
 BWD = {
     (2, 32, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 32, "128"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 32, "512"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 32, "512", 80): {},  # there the tensor cores read registers
     (2, 32, "long"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
     (2, 64, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 64, "128"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 64, "512"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 64, "512", 80): {},  # there the tensor cores read registers
     (2, 64, "long"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
     (2, 128, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
     (2, 128, "128"): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=1),
@@ -59,19 +74,26 @@ BWD = {
     (4, 32, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 64, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 128, "long"): dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),
+    (2, 32, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
+    (2, 64, "64", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 64, "128", 80): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=1),
+    (2, 64, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 128, "128", 80): dict(BLOCK_M=16, BLOCK_N=128, num_warps=8, num_stages=1),
 }
 
 
 def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int) -> dict:
-    """The table's entry, and what follows from it."""
+    """The table's entry, and what follows from it; with LENGTH, the kernels of attention_resident.py take it."""
     size, width = q.element_size(), max(32, triton.next_power_of_2(q.shape[2]))
-    kind = "64" if max_seqlen_k <= 64 else "128" if max_seqlen_k <= 128 else "long"
-    if kind == "128" and max_seqlen <= 64 and (size, width, "few") in table:
-        kind = "few"
-    chosen = table[size, width, kind if size == 2 else "long"]
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
-    whole = max_seqlen_k <= chosen["BLOCK_N"]
-    return chosen | dict(WIDTH=q.shape[2], BLOCK_D=width, WHOLE=whole, PRECISION=precision, enable_fp_fusion=True)
+    longest = max_seqlen_k if table is FWD else max(max_seqlen, max_seqlen_k)
+    kinds = ["64"] * (max_seqlen_k <= 64) + ["few"] * (max_seqlen <= 64) + ["128"] if max_seqlen_k <= 128 else []
+    kinds += ["512"] * (max_seqlen_k > 128 and longest <= 512) + ["long"]
+    kind, chosen = next((k, t) for k in kinds if (t := entry(table, (size, width, k), q)))
+    follows = dict(WIDTH=q.shape[2], BLOCK_D=width, PRECISION=precision, enable_fp_fusion=True)
+    if kind == "512":
+        return chosen | follows | dict(LENGTH=256 if longest <= 256 else 512)
+    return chosen | follows | dict(WHOLE=max_seqlen_k <= chosen["BLOCK_N"])
 
 
 @triton.jit
@@ -79,26 +101,6 @@ def _program(blocks, heads):
     """Sequence, head and block of this program, 64-bit: blocks of a head side by side, then heads."""
     pid = tl.program_id(0).to(tl.int64)
     return pid // blocks // heads, pid // blocks % heads, (pid % blocks).to(tl.int32)
-
-
-@triton.jit
-def _rows(ptr, stride, offs, count, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows `offs` of ptr (count, WIDTH), 0 beyond."""
-    columns = tl.arange(0, BLOCK_D)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
-    if WIDTH == BLOCK_D:
-        return tl.load(ptrs, mask=offs[:, None] < count, other=0.0)
-    return tl.load(ptrs, mask=(offs[:, None] < count) & (columns[None, :] < WIDTH), other=0.0)
-
-
-@triton.jit
-def _put(ptr, stride, offs, count, value, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    columns = tl.arange(0, BLOCK_D)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
-    there = offs[:, None] < count
-    if WIDTH != BLOCK_D:
-        there = there & (columns[None, :] < WIDTH)
-    tl.store(ptrs, value.to(ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -133,14 +135,12 @@ def attention_fwd_kernel(
     PRECISION: tl.constexpr,
 ):
     n, head, block = _program(blocks, heads)
-    start = tl.load(cu_seqlens_ptr + n).to(tl.int64)
-    start_k = tl.load(cu_seqlens_k_ptr + n).to(tl.int64)
-    queries = (tl.load(cu_seqlens_ptr + n + 1) - start).to(tl.int32)
-    keys = (tl.load(cu_seqlens_k_ptr + n + 1) - start_k).to(tl.int32)
+    start, queries = span(cu_seqlens_ptr, n)
+    start_k, keys = span(cu_seqlens_k_ptr, n)
     if block * BLOCK_M >= queries:
         return
     offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = _rows(q_ptr + start * q_row + head * q_head, q_row, offs_m, queries, WIDTH, BLOCK_D)
+    q = rows_of(q_ptr + start * q_row + head * q_head, q_row, offs_m, queries, WIDTH, BLOCK_D)
     if DROPOUT:
         seed = tl.load(seed_ptr)
         ids = tl.load(row_ids_ptr + start + offs_m, mask=offs_m < queries, other=0)
@@ -149,8 +149,8 @@ def attention_fwd_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in range(0, BLOCK_N if WHOLE else keys, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
-        k = _rows(k_ptr + start_k * k_row + head * k_head, k_row, offs_n, keys, WIDTH, BLOCK_D)
-        v = _rows(v_ptr + start_k * v_row + head * v_head, v_row, offs_n, keys, WIDTH, BLOCK_D)
+        k = rows_of(k_ptr + start_k * k_row + head * k_head, k_row, offs_n, keys, WIDTH, BLOCK_D)
+        v = rows_of(v_ptr + start_k * v_row + head * v_head, v_row, offs_n, keys, WIDTH, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
         s = tl.where(offs_n[None, :] < keys, s, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(s, 1))
@@ -168,7 +168,7 @@ def attention_fwd_kernel(
     some = l_i != 0.0  # else a query without keys: 0
     l_i = tl.where(some, l_i, 1.0)
     out = acc * (keep_scale / l_i)[:, None]
-    _put(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH, offs_m, queries, out, WIDTH, BLOCK_D)
+    put_rows(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH, offs_m, queries, out, WIDTH, BLOCK_D)
     lse = tl.where(some, m_i + tl.log2(l_i), 0.0)
     tl.store(lse_ptr + head * tokens + start + offs_m, lse, mask=offs_m < queries)
 
@@ -192,44 +192,16 @@ def attention_fwd(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(heads, tokens, dtype=torch.float32)
     chosen = tile(FWD, q, max_seqlen, max_seqlen_k)
-    blocks = triton.cdiv(max_seqlen, chosen["BLOCK_M"])
-    if programs := (cu_seqlens.shape[0] - 1) * heads * blocks:
-        threshold = round(256 * dropout_p)
-        attention_fwd_kernel[(programs,)](
-            q,
-            k,
-            v,
-            out,
-            lse,
-            cu_seqlens.contiguous(),
-            cu_seqlens_k.contiguous(),
-            row_ids.contiguous(),
-            seed,
-            *(stride for t in (q, k, v) for stride in t.stride()[:2]),
-            tokens,
-            heads,
-            blocks,
-            softmax_scale,
-            threshold,
-            256 / max(1, 256 - threshold),
-            DROPOUT=threshold > 0,
-            **chosen,
-        )
+    threshold, programs = round(256 * dropout_p), (cu_seqlens.shape[0] - 1) * heads
+    numbers = (softmax_scale, threshold, 256 / max(1, 256 - threshold))
+    offsets = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), row_ids.contiguous(), seed)
+    strides = [stride for t in (q, k, v) for stride in t.stride()[:2]]
+    given = (q, k, v, out, lse, *offsets, *strides, tokens, heads)
+    if "LENGTH" in chosen:
+        attention_fwd_resident_kernel[(programs,)](*given, *numbers, DROPOUT=threshold > 0, **chosen)
+    elif programs := programs * (blocks := triton.cdiv(max_seqlen, chosen["BLOCK_M"])):
+        attention_fwd_kernel[(programs,)](*given, blocks, *numbers, DROPOUT=threshold > 0, **chosen)
     return out, [lse]
-
-
-@triton.jit
-def _pair(q, k, v, dout, lse, delta, keep, allowed, scale, keep_scale, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):
-    """P after dropout and dS of a block, transposed: (keys, queries)."""
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
-    p = tl.exp2(tl.where(allowed, s, float("-inf")) - lse[None, :])
-    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
-    if DROPOUT:
-        ds = p * (tl.where(keep, dp * keep_scale, 0.0) - delta[None, :])
-        p = tl.where(keep, p * keep_scale, 0.0)
-    else:
-        ds = p * (dp - delta[None, :])
-    return p.to(q.dtype), ds.to(q.dtype)
 
 
 @triton.jit
@@ -255,6 +227,12 @@ def attention_bwd_kernel(
     v_head,
     dout_row,
     dout_head,
+    dq_row,
+    dq_head,
+    dk_row,
+    dk_head,
+    dv_row,
+    dv_head,
     tokens,
     heads,
     blocks,
@@ -270,79 +248,110 @@ def attention_bwd_kernel(
     PRECISION: tl.constexpr,
 ):
     n, head, block = _program(blocks, heads)
-    start = tl.load(cu_seqlens_ptr + n).to(tl.int64)
-    start_k = tl.load(cu_seqlens_k_ptr + n).to(tl.int64)
-    queries = (tl.load(cu_seqlens_ptr + n + 1) - start).to(tl.int32)
-    keys = (tl.load(cu_seqlens_k_ptr + n + 1) - start_k).to(tl.int32)
+    start, queries = span(cu_seqlens_ptr, n)
+    start_k, keys = span(cu_seqlens_k_ptr, n)
     seed = tl.load(seed_ptr)
     q_ptr += start * q_row + head * q_head
     k_ptr += start_k * k_row + head * k_head
     v_ptr += start_k * v_row + head * v_head
     dout_ptr += start * dout_row + head * dout_head
-    row: tl.constexpr = WIDTH
-    out_ptr += (start * heads + head) * row
-    dq_ptr += (start * heads + head) * row
-    dk_ptr += (start_k * heads + head) * row
-    dv_ptr += (start_k * heads + head) * row
+    packed = heads * WIDTH
+    out_ptr += (start * heads + head) * WIDTH
+    dq_ptr += start * dq_row + head * dq_head
+    dk_ptr += start_k * dk_row + head * dk_head
+    dv_ptr += start_k * dv_row + head * dv_head
     lse_ptr += head * tokens + start
     row_ids_ptr += start
-    packed = heads * WIDTH
     slope = tl.where(keys > 1, scale, 0.0)  # the softmax of one score is 1 whatever the score
 
     if block * BLOCK_N < keys or WHOLE:  # dK and dV of a block of keys
         offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        k = _rows(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-        v = _rows(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
+        k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
+        v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
         dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         for first in tl.range(0, queries, BLOCK_M, disable_licm=True):
             offs_m = first + tl.arange(0, BLOCK_M)
             there = offs_m < queries
-            q = _rows(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = _rows(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = _rows(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
+            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
+            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
+            out = rows_of(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
             delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
             lse = tl.load(lse_ptr + offs_m, mask=there, other=0.0)
-            allowed = (offs_n[:, None] < keys) & there[None, :]
-            keep = allowed
-            if DROPOUT:
-                ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
-                keep = dropout_keep(seed, ids, block * BLOCK_N, 1 + head, threshold, BLOCK_M, BLOCK_N).trans()
-            p, ds = _pair(q, k, v, dout, lse, delta, keep, allowed, scale, keep_scale, DROPOUT, PRECISION)
+            ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
+            p, ds = pair(
+                q,
+                k,
+                v,
+                dout,
+                lse,
+                delta,
+                ids,
+                (offs_n[:, None] < keys) & there[None, :],
+                seed,
+                1 + head,
+                block * BLOCK_N,
+                scale,
+                threshold,
+                keep_scale,
+                DROPOUT,
+                PRECISION,
+            )
             dv = tl.dot(p, dout, dv, input_precision=PRECISION)
             dk = tl.dot(ds, q, dk, input_precision=PRECISION)
             if WHOLE:
                 dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
-                _put(dq_ptr, packed, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
-        _put(dk_ptr, packed, offs_n, keys, dk * slope, WIDTH, BLOCK_D)
-        _put(dv_ptr, packed, offs_n, keys, dv, WIDTH, BLOCK_D)
+                put_rows(dq_ptr, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
+        put_rows(dk_ptr, dk_row, offs_n, keys, dk * slope, WIDTH, BLOCK_D)
+        put_rows(dv_ptr, dv_row, offs_n, keys, dv, WIDTH, BLOCK_D)
 
     if not WHOLE:  # noqa: SIM102  decided as it compiles
         if block * BLOCK_M < queries:  # dQ of a block of queries
             offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
             there = offs_m < queries
-            q = _rows(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = _rows(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = _rows(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
+            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
+            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
+            out = rows_of(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
             delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
             lse = tl.load(lse_ptr + offs_m, mask=there, other=0.0)
             ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
             dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
             for first in tl.range(0, keys, BLOCK_N, disable_licm=True):
                 offs_n = first + tl.arange(0, BLOCK_N)
-                k = _rows(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-                v = _rows(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
-                allowed = (offs_n[:, None] < keys) & there[None, :]
-                keep = allowed
-                if DROPOUT:
-                    keep = dropout_keep(seed, ids, first, 1 + head, threshold, BLOCK_M, BLOCK_N).trans()
-                _, ds = _pair(q, k, v, dout, lse, delta, keep, allowed, scale, keep_scale, DROPOUT, PRECISION)
+                k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
+                v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
+                _, ds = pair(
+                    q,
+                    k,
+                    v,
+                    dout,
+                    lse,
+                    delta,
+                    ids,
+                    (offs_n[:, None] < keys) & there[None, :],
+                    seed,
+                    1 + head,
+                    first,
+                    scale,
+                    threshold,
+                    keep_scale,
+                    DROPOUT,
+                    PRECISION,
+                )
                 dq = tl.dot(tl.trans(ds), k, dq, input_precision=PRECISION)
-            _put(dq_ptr, packed, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
+            put_rows(dq_ptr, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
 
 
-def attention_bwd(
-    grads: list[Tensor],
+def attention_bwd(grads: list[Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
+    """grads [dout], saved [out, lse] -> [dq, dk, dv]."""
+    found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
+    put_gradients(found, grads[0], q, k, v, *rest)
+    return found
+
+
+def put_gradients(
+    found: list[Tensor],
+    dout: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -355,42 +364,29 @@ def attention_bwd(
     softmax_scale: float,
     dropout_p: float,
     saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dout], saved [out, lse] -> [dq, dk, dv]."""
-    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+) -> None:
+    """dq, dk and dv are put where `found` says, such as side by side in one gradient of a packed projection."""
     out, lse = saved
-    q, k, v, dout = _unit_stride(q, k, v, grads[0])
+    q, k, v, dout = _unit_stride(q, k, v, dout)
     tokens, heads, _ = q.shape
     chosen = tile(BWD, q, max_seqlen, max_seqlen_k)
+    sequences, threshold = cu_seqlens.shape[0] - 1, round(256 * dropout_p)
+    if sequences * heads == 0 or max(max_seqlen, max_seqlen_k) == 0:
+        return
+    offsets = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), row_ids.contiguous(), seed)
+    strides = [stride for t in (q, k, v, dout, *found) for stride in t.stride()[:2]]
+    numbers = (softmax_scale, threshold, 256 / max(1, 256 - threshold))
+    given = (q, k, v, out.contiguous(), dout, lse)
+    if "LENGTH" in chosen:
+        kept = sequences * heads, chosen["LENGTH"]
+        given = (*given, lse.new_empty(2, *kept), row_ids.new_empty(kept), *found, *offsets, *strides, tokens, heads)
+        attention_bwd_resident_kernel[(2 * kept[0],)](*given, *numbers, DROPOUT=threshold > 0, **chosen)
+        return
     blocks = max(triton.cdiv(max_seqlen, chosen["BLOCK_M"]), triton.cdiv(max_seqlen_k, chosen["BLOCK_N"]))
     blocks = 1 if chosen["WHOLE"] else blocks
-    if programs := (cu_seqlens.shape[0] - 1) * heads * blocks:
-        threshold = round(256 * dropout_p)
-        attention_bwd_kernel[(programs,)](
-            q,
-            k,
-            v,
-            out.contiguous(),
-            dout,
-            lse,
-            dq,
-            dk,
-            dv,
-            cu_seqlens.contiguous(),
-            cu_seqlens_k.contiguous(),
-            row_ids.contiguous(),
-            seed,
-            *(stride for t in (q, k, v, dout) for stride in t.stride()[:2]),
-            tokens,
-            heads,
-            blocks,
-            softmax_scale,
-            threshold,
-            256 / max(1, 256 - threshold),
-            DROPOUT=threshold > 0,
-            **chosen,
-        )
-    return [dq, dk, dv]
+    attention_bwd_kernel[(sequences * heads * blocks,)](
+        *given, *found, *offsets, *strides, tokens, heads, blocks, *numbers, DROPOUT=threshold > 0, **chosen
+    )
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:

@@ -8,8 +8,8 @@ have no part in any of it, so a barrier in the program is enough.
 
 Else, and where only some rows ask, linear.py, attention.py on views of the packed projection, linear.py again and
 dropout_add_layer_norm.py: queries, keys and values are columns of one (T, 3 D) product. Rows that ask get their queries
-from a product of their own, (R, D), and keys and values are one of (T, 2 D). The backward is in pieces always. It lays
-the gradients of q, k and v side by side, one copy, so that the gradients of x and of the weight are one product each;
+from a product of their own, (R, D), and keys and values are one of (T, 2 D). The backward is in pieces always. The
+gradients of q, k and v are put side by side, so that the gradients of x and of the weight are one product each;
 those of rows asked for twice are added by index_put_, which sorts, so in order. No atomics; two runs give the same
 bits.
 
@@ -17,8 +17,8 @@ ELECTRA-Small, T = 16384 (128 x 128), D = 256, 4 heads, bf16, at 790 TFLOP/s and
                    flops    us   elements moved       us     launches (eager)
     one launch     10.7 GF  14   7 T D        59 MB   14     1        (6 to 13)
     in pieces      10.7 GF  14   13 T D      109 MB   25     4
-    backward       22.6 GF  29   32 T D      268 MB   62     10       (17 or more)
-of which the copy is 6 T D, 12 us. The one launch reads the weights, 0.5 MB, for each sequence, 67 MB from the L2, and
+    backward       22.6 GF  29   26 T D      218 MB   51     9        (17 or more)
+The one launch reads the weights, 0.5 MB, for each sequence, 67 MB from the L2, and
 34 MB of its own results. It is one program a multiprocessor, 8 warps, and its steps wait for each other, so that 14 us
 are far: what it spares is 50 MB and three boundaries. The generator, D = 64 and one head, is 5 us of boundaries in
 pieces against 3 us of traffic. A sequence much shorter than BLOCK_S wastes its program. To be raced; FWD decides.
@@ -34,30 +34,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attention_bwd, attention_fwd
+from .attention import attention_fwd, put_gradients
+from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd
-from .ffn_block import finish_rows, has_room
+from .ffn_block import finish_rows
 from .linear import input_gradient, product, unit_stride, weight_gradient
 from .philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
-# (bytes of an element, D) -> tile of the forward in one launch: heads of 64, sequences of BLOCK_S tokens at most;
-# BLOCK_R rows at a time are normalised.
+# (bytes of an element, D[, generation]) -> tile of the forward in one launch, see device.py: heads of 64, sequences of
+# BLOCK_S tokens at most; BLOCK_R rows at a time are normalised.
 FWD = {
     (2, 64): dict(BLOCK_S=128, BLOCK_R=64, num_warps=8, num_stages=1),
     (2, 128): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
     (2, 256): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
+    (2, 256, 86): {},
 }
-SHARED = {64: 57600, 128: 98560, 256: 147712}  # bytes that such a program takes where it takes the least, on sm_80
 
 
 def in_one_launch(x: Tensor, max_seqlen: int, num_heads: int) -> bool:
-    """Whether the table has such rows and sequences, and the device room for them."""
-    size, width = x.element_size(), x.shape[1]
-    if (size, width) not in FWD or width != 64 * num_heads or max_seqlen > FWD[size, width]["BLOCK_S"]:
-        return False
-    return has_room(x, SHARED[width])
+    """Whether the table has such rows on this device, and so long sequences."""
+    chosen = entry(FWD, (x.element_size(), x.shape[1]), x)
+    return chosen != {} and x.shape[1] == 64 * num_heads and max_seqlen <= chosen["BLOCK_S"]
 
 
 @triton.jit
@@ -225,7 +224,7 @@ def _one_launch(
             BLOCK_H=64,
             PRECISION="ieee" if x.element_size() == 4 else "tf32",
             enable_fp_fusion=True,
-            **FWD[x.element_size(), width],
+            **entry(FWD, (x.element_size(), width), x),
         )
     return out, [qkv, read.unflatten(1, (num_heads, -1)), lse, projected, mean, rstd]
 
@@ -301,15 +300,15 @@ def attention_block_bwd(
     dout_weights = weight_gradient(dprojected, read.flatten(1))
     dread = input_gradient(dprojected, out_weight).unflatten(1, read.shape[1:])
     scale = 1 / math.sqrt(width // num_heads)
-    dq, dk, dv = attention_bwd(
-        [dread], *_heads(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p, [read, lse]
-    )
+    gradients = [torch.empty_like(t) for t in projections]
+    heads, found = _heads(projections, num_heads), _heads(gradients, num_heads)
+    put_gradients(found, dread, *heads, *offsets, ids, seed, scale, attention_dropout_p, [read, lse])
     if rows is None:
-        dqkv = torch.cat([dq.flatten(1), dk.flatten(1), dv.flatten(1)], 1)
+        (dqkv,) = gradients
         dx = input_gradient(dqkv, qkv_weight, other=dasking)
         dqkv_weights = weight_gradient(dqkv, x)
     else:
-        dq, dkv = dq.flatten(1), torch.cat([dk.flatten(1), dv.flatten(1)], 1)
+        dq, dkv = gradients
         dasking = input_gradient(dq, qkv_weight[:width], other=dasking)
         dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)
         parts = weight_gradient(dq, asking), weight_gradient(dkv, x)

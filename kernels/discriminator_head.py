@@ -24,14 +24,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import entry
 from .linear import gelu_and_slope, input_gradient, unit_stride, weight_gradient
 from .partials import sum_partials
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# (bytes of an element, whether BLOCK_K divides D, so that no column needs a mask) -> tile: BLOCK_M rows, BLOCK_N
-# columns of the dense layer, BLOCK_K of its input at a time.
+# (bytes of an element, whether BLOCK_K divides D, so that no column needs a mask[, generation]) -> tile, see device.py:
+# BLOCK_M rows, BLOCK_N columns of the dense layer, BLOCK_K of its input at a time.
 FWD = {
     (2, True): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=64, num_warps=4, num_stages=3),
     (2, False): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),
@@ -51,7 +52,7 @@ def tile(table: dict, hidden: Tensor) -> dict:
     size, width = hidden.element_size(), hidden.shape[1]
     even = width % (64 if size == 2 else 16) == 0
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
-    return table[size, even] | dict(WIDTH=width, EVEN=even, PRECISION=precision, enable_fp_fusion=True)
+    return entry(table, (size, even), hidden) | dict(WIDTH=width, EVEN=even, PRECISION=precision, enable_fp_fusion=True)
 
 
 @triton.jit

@@ -33,28 +33,10 @@ from .philox import dropout_keep
 
 
 @triton.jit
-def _gathered(
-    ids_ptr,
-    types_ptr,
-    places_ptr,
-    word_ptr,
-    position_ptr,
-    token_type_ptr,
-    word_row,
-    position_row,
-    token_type_row,
-    offs_m,
-    rows,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """The sum of each token's three rows, (M, D) float32, and which elements there are."""
-    there = (offs_m[:, None] < rows) & (tl.arange(0, BLOCK_D)[None, :] < WIDTH)
-    ids = tl.load(ids_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
-    types = tl.load(types_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
-    places = tl.load(places_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
-    z = load_rows(word_ptr, word_row, ids, there) + load_rows(position_ptr, position_row, places, there)
-    return z + load_rows(token_type_ptr, token_type_row, types, there), there
+def _rows_of(table_ptr, stride, index_ptr, offs_m, rows, there):
+    """The rows of a table that tokens offs_m ask for, (M, D) float32."""
+    index = tl.load(index_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
+    return load_rows(table_ptr, stride, index, there)
 
 
 @triton.jit
@@ -86,21 +68,10 @@ def embedding_fwd_kernel(
 ):
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
-    z, there = _gathered(
-        ids_ptr,
-        types_ptr,
-        places_ptr,
-        word_ptr,
-        position_ptr,
-        token_type_ptr,
-        word_row,
-        position_row,
-        token_type_row,
-        offs_m,
-        rows,
-        WIDTH,
-        BLOCK_D,
-    )
+    there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
+    z = _rows_of(word_ptr, word_row, ids_ptr, offs_m, rows, there)
+    z += _rows_of(position_ptr, position_row, places_ptr, offs_m, rows, there)
+    z += _rows_of(token_type_ptr, token_type_row, types_ptr, offs_m, rows, there)
     weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
     mean, rstd, xhat = normalise(z, there, eps, WIDTH)
@@ -195,21 +166,10 @@ def embedding_bwd_kernel(
     dbias = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in range(program * BLOCK_M, rows, programs * BLOCK_M):
         offs_m = first + tl.arange(0, BLOCK_M)
-        z, there = _gathered(
-            ids_ptr,
-            types_ptr,
-            places_ptr,
-            word_ptr,
-            position_ptr,
-            token_type_ptr,
-            word_row,
-            position_row,
-            token_type_row,
-            offs_m,
-            rows,
-            WIDTH,
-            BLOCK_D,
-        )
+        there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
+        z = _rows_of(word_ptr, word_row, ids_ptr, offs_m, rows, there)
+        z += _rows_of(position_ptr, position_row, places_ptr, offs_m, rows, there)
+        z += _rows_of(token_type_ptr, token_type_row, types_ptr, offs_m, rows, there)
         dout = load_rows(dout_ptr, WIDTH, offs_m[:, None], there)
         if DROPOUT:
             row_ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)

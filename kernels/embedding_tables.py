@@ -5,8 +5,9 @@ token: if it is the first of its word, or at a multiple of RUN, it sums its word
 these are all, it writes the word's row, else a part, and embedding_bwd_join_kernel adds the parts of a word in order.
 
 embedding_bwd_position_kernel: positions and types, a few hundred rows, as a product: ones where a token has the
-position or type, times dz, over a share of the tokens; partials.py adds the shares. A NaN in dz reaches all rows of
-its block. No atomics, two runs give the same bits.
+position or type, times dz, over a share of the tokens; partials.py adds the shares. What is not finite in dz would
+come to every row, as 0 times it is NaN: it is left out, and where there is such, a second loop puts NaN in its rows.
+No atomics, two runs give the same bits.
 
 Cost: T E additions, and 2 T E (P + types) flops of product, less the blocks of rows that no token at hand has; bytes in
 bf16: 2 T E + 2 V E (zeros) + 30 T for the words, 2 T E and 8 E (P + types) a share for the rest. ELECTRA-Small,
@@ -15,7 +16,7 @@ T = 16,384, E = 128, V = 30,522, P = 512, of which 128 are in use: 12 and 13 MB,
 bits (vocabularies up to 32,768) takes half the passes of 32; eager PyTorch sorts for each of the three tables.
 
 Tiles: the word's programs are many, small and mostly without work: 2 warps, 2,048 elements at once, planned 16 a
-multiprocessor. The product's accumulator is 64 registers a thread of 168 at most: 3 programs of 4 warps.
+multiprocessor. The product's accumulator is 64 registers a thread of 255: 2 programs of 4 warps.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import entry
 from .dropout_add_layer_norm import load_rows
 from .partials import sum_partials
 
 RUN = 64  # tokens of a word that one program sums at most
 SHARES = 16  # of the tokens at most, in the product for positions and types
 
-# bytes of an element -> tile of that product: BLOCK_P rows of the tables, BLOCK_T tokens at a time, BLOCK_E columns.
+# (bytes of an element[, generation]) -> tile of that product, see device.py: BLOCK_P rows of the tables, BLOCK_T tokens
+# at a time, BLOCK_E columns.
 POSITION = {
-    2: dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=128, num_warps=4, num_stages=2),
-    4: dict(BLOCK_P=32, BLOCK_T=32, BLOCK_E=64, num_warps=4, num_stages=1),
+    (2,): dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=128, num_warps=4, num_stages=2),
+    (4,): dict(BLOCK_P=32, BLOCK_T=32, BLOCK_E=64, num_warps=4, num_stages=1),
+    (2, 80): dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=64, num_warps=4, num_stages=2),
 }
 
 
@@ -107,6 +111,14 @@ def embedding_bwd_join_kernel(
 
 
 @triton.jit
+def _has(places_ptr, types_ptr, offs_t, offs_p, positions, kinds, rows):
+    """(P, T): whether a token has the position, or the type, of a row of the two tables put together."""
+    places = tl.load(places_ptr + offs_t, mask=offs_t < rows, other=-1).to(tl.int32)
+    types = tl.load(types_ptr + offs_t, mask=offs_t < rows, other=kinds).to(tl.int32) + positions
+    return (offs_p[:, None] == places[None, :]) | (offs_p[:, None] == types[None, :])
+
+
+@triton.jit
 def embedding_bwd_position_kernel(
     dz_ptr,
     places_ptr,
@@ -124,18 +136,30 @@ def embedding_bwd_position_kernel(
 ):
     share = tl.program_id(1).to(tl.int64)
     offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    columns = tl.program_id(2) * BLOCK_E + tl.arange(0, BLOCK_E)
+    columns = tl.program_id(2).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     acc = tl.zeros((BLOCK_P, BLOCK_E), tl.float32)
     start = share * tokens_a_share
-    for first in range(start, tl.minimum(start + tokens_a_share, rows), BLOCK_T):
+    end = tl.minimum(start + tokens_a_share, rows)
+    worst = 0.0
+    for first in range(start, end, BLOCK_T):
         offs_t = first + tl.arange(0, BLOCK_T)
-        places = tl.load(places_ptr + offs_t, mask=offs_t < rows, other=-1).to(tl.int32)
-        types = tl.load(types_ptr + offs_t, mask=offs_t < rows, other=kinds).to(tl.int32) + positions
-        has = (offs_p[:, None] == places[None, :]) | (offs_p[:, None] == types[None, :])
+        has = _has(places_ptr, types_ptr, offs_t, offs_p, positions, kinds, rows)
         if tl.max(tl.max(has.to(tl.int32), 1), 0) > 0:
             there = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
             dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=there, other=0.0)
+            finite = tl.abs(dz.to(tl.float32)) < float("inf")
+            worst = tl.maximum(worst, tl.max(tl.max(tl.where(finite, 0.0, 1.0), 1), 0))
+            dz = tl.where(finite, dz, 0.0).to(dz.dtype)
             acc = tl.dot(has.to(dz.dtype), dz, acc, input_precision=PRECISION)
+    if worst > 0:
+        for first in range(start, end, BLOCK_T):
+            offs_t = first + tl.arange(0, BLOCK_T)
+            has = _has(places_ptr, types_ptr, offs_t, offs_p, positions, kinds, rows)
+            there = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
+            dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=there, other=0.0)
+            odd = ~(tl.abs(dz.to(tl.float32)) < float("inf"))
+            theirs = tl.dot(has.to(dz.dtype), odd.to(dz.dtype), input_precision=PRECISION)
+            acc = tl.where(theirs > 0, float("nan"), acc)
     there = (offs_p[:, None] < positions + kinds) & (columns[None, :] < WIDTH)
     ptrs = parts_ptr + (share * (positions + kinds) + offs_p[:, None]) * WIDTH + columns[None, :]
     tl.store(ptrs, acc, mask=there)
@@ -158,7 +182,7 @@ def sum_words(dz: Tensor, ids: Tensor, dword: Tensor) -> None:
 def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, dtoken_type: Tensor) -> None:
     """The same of each position and each type."""
     rows, width = dz.shape
-    chosen = POSITION[dz.element_size()]
+    chosen = entry(POSITION, (dz.element_size(),), dz)
     chunks = triton.cdiv(rows, chosen["BLOCK_T"])
     a_share = triton.cdiv(chunks, SHARES)
     shares, positions, kinds = triton.cdiv(chunks, a_share), dposition.shape[0], dtoken_type.shape[0]

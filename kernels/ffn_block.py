@@ -32,44 +32,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd, load_rows, normalise
 from .linear import gelu_and_slope, input_gradient, product, unit_stride, weight_gradient
 from .philox import dropout_keep
 
-# (bytes of an element, D) -> tile, where BLOCK_F divides F; BLOCK_R rows at a time are normalised.
+# (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
+# normalised.
 FWD = {
     (2, 64): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=64, num_warps=4, num_stages=2),
     (2, 128): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=32, num_warps=8, num_stages=2),
     (2, 256): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=32, num_warps=8, num_stages=2),
+    (2, 64, 80): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=64, num_warps=8, num_stages=2),
+    (2, 128, 86): {},
+    (2, 256, 80): {},  # its backward would take 168 KB
 }
 BWD = {
     (2, 64): dict(BLOCK_M=128, BLOCK_F=64, num_warps=8, num_stages=2),
     (2, 128): dict(BLOCK_M=128, BLOCK_F=64, num_warps=8, num_stages=2),
     (2, 256): dict(BLOCK_M=128, BLOCK_F=32, num_warps=8, num_stages=2),
+    (2, 128, 80): dict(BLOCK_M=128, BLOCK_F=32, num_warps=8, num_stages=2),
 }
 
 
-SHARED = {64: 81920, 128: 147456, 256: 204800}  # bytes that a program of such rows takes; an A100 has 166,912
-
-
 def in_one_launch(x: Tensor, up_weight: Tensor) -> bool:
-    """Whether the tables have such rows, and the device room for them."""
-    width, inner = x.shape[1], up_weight.shape[0]
-    return (x.element_size(), width) in FWD and inner % 64 == 0 and has_room(x, SHARED[width])
-
-
-def has_room(x: Tensor, shared: int) -> bool:
-    """Whether a program on x's device may have so many bytes of shared memory."""
-    if not torch.cuda.is_available():  # interpreted, or compiled ahead of time
-        return True
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin >= shared
+    """Whether the tables have such rows on this device."""
+    return entry(FWD, (x.element_size(), x.shape[1]), x) != {} and up_weight.shape[0] % 64 == 0
 
 
 def tile(table: dict, x: Tensor) -> dict:
     """The table's entry, and what follows from it."""
     size, width = x.element_size(), x.shape[1]
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
-    return table[size, width] | dict(WIDTH=width, PRECISION=precision, enable_fp_fusion=True)
+    return entry(table, (size, width), x) | dict(WIDTH=width, PRECISION=precision, enable_fp_fusion=True)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 generator_head_fwd_kernel: a program keeps BLOCK_M rows and sweeps a share of the vocabulary, 128 words at a time; it
 gives each tile's maximum and sum of exp(l / temperature), (2, M, V / 128), and its share's log-sum-exp, (splits, M).
-generator_head_sample_kernel: a program a row joins the shares to the loss, finds the sample's tile by inverse CDF, then
+generator_head_sample.py: a program a row joins the shares to the loss, finds the sample's tile by inverse CDF, then
 computes that tile's 128 logits again for the word.
 generator_head_bwd_hidden_kernel sweeps the vocabulary for rows, generator_head_bwd_weight_kernel the rows for words;
 each computes its logits again from the saved log-sum-exps. Sums over shares are taken in order: no atomics, two runs
@@ -12,7 +12,7 @@ Cost: 2 M V E flops forward, 8 M V E backward (6 are needed; logits are computed
 2 (M + V) E + 8 M V / 128 forward, about as many again for the sample's tiles (256 E a row, from the cache), 8 (M + V) E
 backward. ELECTRA-Small, 2432 rows, 30522 words, E = 128: 19 GF and 13 MB forward, 76 GF backward; at 790 TFLOP/s and
 4.3 TB/s 24 and 96 us of products, 3 and 8 us of traffic: the products, and an exponential a logit, are the roof.
-A row has at most 512 bytes; beyond, storing logits in parts is cheaper, and the reference, which does, takes over.
+A row has at most 512 bytes; wider ones go in chunks of rows whose logits fit in the L2 (generator_head_chunked.py).
 
 Launches a step: 2 forward, 4 backward; eager PyTorch about 9 and 5 (product, log-softmax, gather, noise, argmax and
 gradients), which move 7.4 GB. Planned occupancy at E = 128: one program of 8 warps a multiprocessor each sweep, whose
@@ -26,20 +26,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import philox, uniform
+from .device import entry
+from .generator_head_chunked import chunked_bwd, chunked_fwd
+from .generator_head_sample import LOG2E, TILE, largest_and_sum, sample, sharpened
+from .rows import rows_of
 
-TILE = 128  # words; the convention of the samples
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 PROGRAMS = 264  # wanted at least: two for each of an H100's 132 multiprocessors
 
-# (bytes of an element, padded E) -> tile.
+# (bytes of an element, padded E[, generation]) -> tile; see device.py.
 FWD = {
     (2, 64): dict(BLOCK_M=128, BLOCK_N=TILE, num_warps=8, num_stages=3),
     (2, 128): dict(BLOCK_M=128, BLOCK_N=TILE, num_warps=8, num_stages=3),
     (2, 256): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=4, num_stages=2),
     (4, 64): dict(BLOCK_M=16, BLOCK_N=TILE, num_warps=8, num_stages=1),
     (4, 128): dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8, num_stages=1),
+    (2, 128, 80): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=4, num_stages=2),
+    (2, 256, 80): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=8, num_stages=2),
 }
 BWD_HIDDEN = {
     (2, 64): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=2),
@@ -47,6 +49,8 @@ BWD_HIDDEN = {
     (2, 256): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=32, BLOCK_N=32, num_warps=8, num_stages=1),
     (4, 128): dict(BLOCK_M=16, BLOCK_N=32, num_warps=8, num_stages=1),
+    (2, 64, 80): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
+    (2, 128, 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
 }
 BWD_WEIGHT = {  # BLOCK_N words a program, BLOCK_M rows at a time
     (2, 64): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
@@ -54,30 +58,30 @@ BWD_WEIGHT = {  # BLOCK_N words a program, BLOCK_M rows at a time
     (2, 256): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=32, BLOCK_N=32, num_warps=8, num_stages=1),
     (4, 128): dict(BLOCK_M=32, BLOCK_N=16, num_warps=8, num_stages=1),
+    (2, 64, 80): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=2),
+    (2, 128, 80): dict(BLOCK_M=32, BLOCK_N=64, num_warps=4, num_stages=2),
+    (2, 256, 80): dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=2),
 }
+
+
+def in_chunks(hidden: Tensor) -> bool:
+    """Rows of more than 512 bytes: with sums beside them they leave no room on chip."""
+    return hidden.shape[1] * hidden.element_size() > 512
 
 
 def tile(table: dict, hidden: Tensor) -> dict:
     """The table's entry, and what follows from it."""
     size, width = hidden.element_size(), max(64, triton.next_power_of_2(hidden.shape[1]))
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
-    return table[size, width] | dict(WIDTH=hidden.shape[1], BLOCK_E=width, PRECISION=precision, enable_fp_fusion=True)
-
-
-@triton.jit
-def _rows(ptr, stride, offs, count, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Rows `offs` of ptr (count, WIDTH), 0 beyond."""
-    columns = tl.arange(0, BLOCK_E)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
-    if WIDTH == BLOCK_E:
-        return tl.load(ptrs, mask=offs[:, None] < count, other=0.0)
-    return tl.load(ptrs, mask=(offs[:, None] < count) & (columns[None, :] < WIDTH), other=0.0)
+    return entry(table, (size, width), hidden) | dict(
+        WIDTH=hidden.shape[1], BLOCK_E=width, PRECISION=precision, enable_fp_fusion=True
+    )
 
 
 @triton.jit
 def _hidden(ptr, stride, labels, offs, count, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr):
     """Rows of hidden; what is not finite in a row left out is 0, as 0 times it would reach others."""
-    hidden = _rows(ptr, stride, offs, count, WIDTH, BLOCK_E)
+    hidden = rows_of(ptr, stride, offs, count, WIDTH, BLOCK_E)
     odd = (labels[:, None] == -100) & ~(tl.abs(hidden.to(tl.float32)) < float("inf"))
     return tl.where(odd, 0.0, hidden).to(hidden.dtype)
 
@@ -117,111 +121,21 @@ def generator_head_fwd_kernel(
     first = share * tiles_a_share
     for number in tl.range(first, tl.minimum(first + tiles_a_share, tiles), disable_licm=True):
         offs_n = number * BLOCK_N + tl.arange(0, BLOCK_N)
-        weight = _rows(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
+        weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
         bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
         logits = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         logits = tl.where(offs_n[None, :] < vocabulary, logits, float("-inf"))
-        largest = tl.max(logits, 1)
-        safe = tl.where(largest == float("-inf"), 0.0, largest)
-        total = tl.sum(tl.exp2((logits - safe[:, None]) * LOG2E), 1)
+        safe, total = largest_and_sum(logits)
         m_new = tl.maximum(m_i, safe)
         l_i = l_i * tl.exp2((m_i - m_new) * LOG2E) + total * tl.exp2((safe - m_new) * LOG2E)
         m_i = m_new
         if not SAME:
-            logits = logits * sharpness
-            if DISALLOW:
-                logits -= tl.where(offs_n[None, :] == labels[:, None], 1000.0, 0.0)
-            largest = tl.max(logits, 1)
-            safe = tl.where(largest == float("-inf"), 0.0, largest)
-            total = tl.sum(tl.exp2((logits - safe[:, None]) * LOG2E), 1)
+            logits = sharpened(logits, sharpness, labels, offs_n, DISALLOW)
+            safe, total = largest_and_sum(logits)
         tl.store(tile_max_ptr + number * rows + offs_m, safe, mask=there)
         tl.store(tile_sum_ptr + number * rows + offs_m, total, mask=there)
     tl.store(share_max_ptr + share * rows + offs_m, m_i, mask=there)
     tl.store(share_sum_ptr + share * rows + offs_m, l_i, mask=there)
-
-
-@triton.jit
-def _inverse_cdf(weights, u, BLOCK: tl.constexpr):
-    """First index whose running sum exceeds u times the whole, else the last of a weight above 0; 0 for NaN."""
-    index = tl.arange(0, BLOCK)
-    running = tl.cumsum(weights, 0)
-    whole = tl.sum(tl.where(index == BLOCK - 1, running, 0.0), 0)
-    last = tl.max(tl.where(weights > 0, index, 0), 0)
-    return tl.min(tl.where((weights > 0) & (running > u * whole), index, last), 0)
-
-
-@triton.jit
-def generator_head_sample_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    labels_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    tile_max_ptr,
-    tile_sum_ptr,
-    share_max_ptr,
-    share_sum_ptr,
-    loss_ptr,
-    lse_ptr,
-    sampled_ptr,
-    hidden_row,
-    weight_row,
-    rows,
-    vocabulary,
-    tiles,
-    shares,
-    sharpness,
-    LIKELIEST: tl.constexpr,
-    DISALLOW: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    TILES: tl.constexpr,
-    SHARES: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    label = tl.load(labels_ptr + row)
-    columns = tl.arange(0, BLOCK_E)
-    hidden = tl.load(hidden_ptr + row * hidden_row + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    if label == -100:
-        hidden = tl.where(tl.abs(hidden) < float("inf"), hidden, 0.0)
-
-    share = tl.arange(0, SHARES)
-    m = tl.load(share_max_ptr + share * rows + row, mask=share < shares, other=float("-inf"))
-    total = tl.load(share_sum_ptr + share * rows + row, mask=share < shares, other=0.0)
-    largest = tl.max(m, 0)
-    lse = largest + LN2 * tl.log2(tl.sum(total * tl.exp2((m - largest) * LOG2E), 0))
-    word = (label >= 0) & (label < vocabulary)
-    wanted = tl.where(word, label, 0)
-    target = tl.load(weight_ptr + wanted * weight_row + columns, mask=columns < WIDTH, other=0.0)
-    logit = tl.sum(hidden * target.to(tl.float32), 0) + tl.load(bias_ptr + wanted).to(tl.float32)
-    loss = tl.where(word, lse - logit, float("nan"))  # never a plausible loss, nor a bad read
-    loss = tl.where(label == -100, 0.0, loss)
-    tl.store(lse_ptr + row, lse)
-    tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty))
-
-    w0, w1, _, _ = philox(tl.load(seed_ptr), tl.load(row_ids_ptr + row), 0, 0)
-    number = tl.arange(0, TILES)
-    m = tl.load(tile_max_ptr + number.to(tl.int64) * rows + row, mask=number < tiles, other=float("-inf"))
-    total = tl.load(tile_sum_ptr + number.to(tl.int64) * rows + row, mask=number < tiles, other=0.0)
-    if LIKELIEST:
-        chosen = tl.argmax(m, 0)
-    else:
-        chosen = _inverse_cdf(total * tl.exp2((m - tl.max(m, 0)) * LOG2E), uniform(w0), TILES)
-    chosen = tl.minimum(chosen, tiles - 1).to(tl.int64)
-    offs_n = chosen * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight = _rows(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
-    logits = (tl.sum(weight * hidden[None, :], 1) + bias) * sharpness
-    if DISALLOW:
-        logits -= tl.where(offs_n == label, 1000.0, 0.0)
-    logits = tl.where(offs_n < vocabulary, logits, float("-inf"))
-    if LIKELIEST:
-        within = tl.argmax(logits, 0)
-    else:
-        within = _inverse_cdf(tl.exp2((logits - tl.max(logits, 0)) * LOG2E), uniform(w1), BLOCK_N)
-    tl.store(sampled_ptr + row, tl.minimum(chosen * BLOCK_N + within, vocabulary - 1))
 
 
 def generator_head_fwd(
@@ -236,27 +150,25 @@ def generator_head_fwd(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """-> loss (M,), sampled (M,), [lse (M,) float32]."""
     hidden, weight, bias, labels = _laid_out(hidden, weight, bias, labels)
-    rows, vocabulary = hidden.shape[0], weight.shape[0]
-    loss, lse = hidden.new_empty(rows), hidden.new_empty(rows, dtype=torch.float32)
-    sampled = torch.empty_like(labels)
+    row_ids, rows, vocabulary = row_ids.contiguous(), hidden.shape[0], weight.shape[0]
     if rows == 0:
-        return loss, sampled, [lse]
+        return hidden.new_empty(0), torch.empty_like(labels), [hidden.new_empty(0, dtype=torch.float32)]
+    given = (hidden, weight, bias, labels, row_ids, seed, temperature, disallow_correct)
+    if in_chunks(hidden):
+        return chunked_fwd(*given)
     chosen = tile(FWD, hidden)
     tiles, blocks = triton.cdiv(vocabulary, TILE), triton.cdiv(rows, chosen["BLOCK_M"])
     a_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, blocks)))
     shares = triton.cdiv(tiles, a_share)
-    tile_max, tile_sum = hidden.new_empty(2, tiles, rows, dtype=torch.float32)
-    share_max, share_sum = hidden.new_empty(2, shares, rows, dtype=torch.float32)
+    tile_statistics, share_statistics = (hidden.new_empty(2, n, rows, dtype=torch.float32) for n in (tiles, shares))
     sharpness = 1 / temperature if temperature else 1.0
     generator_head_fwd_kernel[(blocks, shares)](
         hidden,
         weight,
         bias,
         labels,
-        tile_max,
-        tile_sum,
-        share_max,
-        share_sum,
+        *tile_statistics,
+        *share_statistics,
         hidden.stride(0),
         weight.stride(0),
         rows,
@@ -268,37 +180,7 @@ def generator_head_fwd(
         DISALLOW=disallow_correct,
         **chosen,
     )
-    generator_head_sample_kernel[(rows,)](
-        hidden,
-        weight,
-        bias,
-        labels,
-        row_ids.contiguous(),
-        seed,
-        tile_max,
-        tile_sum,
-        share_max,
-        share_sum,
-        loss,
-        lse,
-        sampled,
-        hidden.stride(0),
-        weight.stride(0),
-        rows,
-        vocabulary,
-        tiles,
-        shares,
-        sharpness,
-        LIKELIEST=temperature == 0,
-        DISALLOW=disallow_correct,
-        WIDTH=hidden.shape[1],
-        BLOCK_N=TILE,
-        BLOCK_E=chosen["BLOCK_E"],
-        TILES=triton.next_power_of_2(tiles),
-        SHARES=triton.next_power_of_2(shares),
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+    loss, sampled, lse = sample(*given, tile_statistics, share_statistics)
     return loss, sampled, [lse]
 
 
@@ -339,7 +221,7 @@ def generator_head_bwd_hidden_kernel(
     start = share * words_a_share
     for first in tl.range(start, tl.minimum(start + words_a_share, vocabulary), BLOCK_N, disable_licm=True):
         offs_n = first + tl.arange(0, BLOCK_N)
-        weight = _rows(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
+        weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
         bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=float("-inf")).to(tl.float32)
         logits = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         probs = tl.exp2((logits - lse[:, None]) * LOG2E)
@@ -372,7 +254,7 @@ def generator_head_bwd_weight_kernel(
     PRECISION: tl.constexpr,
 ):
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight = _rows(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
+    weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
     bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=float("-inf")).to(tl.float32)
     acc = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     sums = tl.zeros((BLOCK_N,), tl.float32)
@@ -412,6 +294,8 @@ def generator_head_bwd(
     rows, vocabulary = hidden.shape[0], weight.shape[0]
     if rows == 0:
         return [hidden.new_empty(hidden.shape), dweight.zero_(), dbias.zero_()]
+    if in_chunks(hidden):
+        return chunked_bwd(dloss, hidden, weight, bias, labels, lse)
     given = (hidden, weight, bias, labels, lse, dloss)
     sizes = (hidden.stride(0), weight.stride(0), rows, vocabulary)
 

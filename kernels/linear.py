@@ -33,10 +33,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import entry
+
 LOG2E = tl.constexpr(1.4426950408889634)
 PROGRAMS = 132  # of the weight's gradient: an H100's multiprocessors
 
-# (bytes of an element, class of the shape) -> tile: BLOCK_M rows, BLOCK_N columns of y, BLOCK_K of x.
+# (bytes of an element, class of the shape[, generation]) -> tile, see device.py: BLOCK_M rows, BLOCK_N columns of y,
+# BLOCK_K of x.
 FWD = {
     (2, 1): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2),
     (2, 64): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
@@ -45,6 +48,7 @@ FWD = {
     (4, 1): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2),
     (4, 128): dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=16, num_warps=8, num_stages=2),
+    (2, 256, 86): dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3),
 }
 BWD_INPUT = {
     (2, 1): dict(BLOCK_M=64, BLOCK_N=32, BLOCK_K=64, num_warps=4, num_stages=2),
@@ -54,6 +58,7 @@ BWD_INPUT = {
     (4, 1): dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 128): dict(BLOCK_M=128, BLOCK_N=16, BLOCK_K=128, num_warps=8, num_stages=2),
+    (2, 256, 86): dict(BLOCK_M=128, BLOCK_N=32, BLOCK_K=256, num_warps=8, num_stages=3),
 }
 BWD_WEIGHT = {
     (2, 1): dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2),
@@ -63,6 +68,8 @@ BWD_WEIGHT = {
     (4, 1): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 128): dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=2),
+    (2, 128, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
 }
 
 
@@ -76,7 +83,7 @@ def tile(table: dict, x: Tensor, width: int, summed: int = 64, gelu: bool = Fals
     largest = 1 if summed % 64 else 128 if gelu or size == 4 else 256
     kind = next(c for c in (256, 128, 64, 1) if c <= largest and width % c == 0)
     precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
-    return table[size, kind] | dict(EVEN=kind > 1, PRECISION=precision, enable_fp_fusion=True)
+    return entry(table, (size, kind), x) | dict(EVEN=kind > 1, PRECISION=precision, enable_fp_fusion=True)
 
 
 @triton.jit
@@ -243,8 +250,8 @@ def linear_bwd_sum_kernel(
     in_bias = ~in_weight & (place < outer)
     total = tl.zeros((BLOCK,), tl.float32)
     for share in range(shares):
-        total += tl.load(weights_ptr + share * elements + offs, mask=in_weight, other=0.0)
-        total += tl.load(biases_ptr + share * outer + place, mask=in_bias, other=0.0)
+        total += tl.load(weights_ptr + share.to(tl.int64) * elements + offs, mask=in_weight, other=0.0)
+        total += tl.load(biases_ptr + share.to(tl.int64) * outer + place, mask=in_bias, other=0.0)
     tl.store(dweight_ptr + offs, total.to(dweight_ptr.dtype.element_ty), mask=in_weight)
     tl.store(dbias_ptr + place, total.to(dbias_ptr.dtype.element_ty), mask=in_bias)
 

@@ -21,7 +21,7 @@ PRODUCTS = (
 )
 PLANNED = dict(  # programs that a multiprocessor of an H100 holds at once, at least; the docstrings say why
     adamw_norm=5,
-    adamw_update=4,
+    adamw_update=3,  # 4 without copies
     corrupt_fwd=4,
     discriminator_head_fwd=3,
     dropout_add_layer_norm_fwd=10,
@@ -30,9 +30,9 @@ PLANNED = dict(  # programs that a multiprocessor of an H100 holds at once, at l
     embedding_bwd=4,
     embedding_bwd_word=16,
     embedding_bwd_join=16,
-    embedding_bwd_position=3,
+    embedding_bwd_position=2,
     generator_head_sample=4,
-    linear_bwd_sum=16,
+    linear_bwd_sum=12,
     masking_fwd=3,
     sum_partials=12,
 )

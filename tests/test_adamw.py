@@ -183,6 +183,28 @@ def test_norms_that_cannot_be_clipped_to_are_rejected(norm):
         adamw(**example(max_grad_norm=norm))
 
 
+@pytest.mark.parametrize("grads", [torch.float64, torch.float32])
+def test_copies_are_the_new_parameters_rounded(grads):
+    """On the CPU the reference serves a float64 parameter beside a float32 copy."""
+    given = example(torch.float64)
+    given |= dict(grads=[g.to(grads) for g in given["grads"]], copies=[p.float() for p in given["params"]])
+    exact = {n: v for n, v in copied(given).items() if n != "copies"}
+    adamw(**given)
+    truth(**exact)
+    for copy, param, gold in zip(given["copies"], given["params"], exact["params"], strict=True):
+        torch.testing.assert_close(param, gold, rtol=1e-6, atol=1e-6)
+        assert torch.equal(copy, param.float())
+
+
+def test_gradients_of_a_third_dtype_are_rejected():
+    given = example()
+    given["copies"] = [p.bfloat16() for p in given["params"]]
+    with pytest.raises(TypeError, match="adamw: param is torch.float32, grads is torch.float16"):
+        adamw(**given | dict(grads=[g.half() for g in given["grads"]]))
+    with pytest.raises(ValueError, match="adamw: copies does not match params"):
+        adamw(**given | dict(copies=given["copies"][1:]))
+
+
 def test_mixed_dtypes_and_devices_are_rejected():
     given = example()
     doubled = [given["grads"][0].double(), *given["grads"][1:]]

@@ -49,6 +49,28 @@ def test_float16_is_worked_out_in_float32() -> None:
             torch.testing.assert_close(ours.double(), gold, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("grads", [torch.float32, torch.float16], ids=str)
+def test_a_float32_master_and_its_narrow_copy(grads: torch.dtype) -> None:
+    """float16 for bfloat16, which the interpreter cuts where a GPU rounds."""
+    given = plain.example()
+    given["grads"] = [g.to(grads) for g in given["grads"]]
+    given["copies"] = [torch.full_like(p, math.nan, dtype=torch.float16) for p in given["params"]]
+    given["copies"][4] = given["copies"][4].t().contiguous().t()  # written by way of a dense one
+    exact = {n: v for n, v in plain.copied(given).items() if n != "copies"}
+    for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):
+        exact[name] = [t.double() for t in exact[name]]
+    assert adamw(**given).item() == pytest.approx(plain.truth(**exact), rel=1e-6)
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        for ours, gold in zip(given[name], exact[name], strict=True):
+            assert ours.dtype == torch.float32
+            torch.testing.assert_close(ours.double(), gold, rtol=2e-6, atol=2e-6)
+    for copy, param in zip(given["copies"], given["params"], strict=True):
+        assert torch.equal(copy, param.half())
+    given["guard"], before = torch.tensor(math.nan), plain.copied(given)
+    adamw(**given)
+    assert all(torch.equal(a, b) for n in ("params", "copies") for a, b in zip(before[n], given[n], strict=True))
+
+
 def test_the_norm_keeps_its_digits_and_its_range() -> None:
     for size in (1e-30, 1.0, 1e30):
         given = plain.example()
@@ -85,9 +107,14 @@ def test_gradients_are_clipped_above_the_norm_alone(size: float) -> None:
 
 def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("electra_fast::adamw", "CUDA")
-    assert backends["adamw"]["cuda"] == "Triton for tensors of one dtype, else the reference"
+    assert backends["adamw"]["cuda"] == "Triton for lists of one dtype each, else the reference"
     monkeypatch.setattr(OP, "_adamw_triton", lambda *args: "triton")
     monkeypatch.setattr(OP, "adamw_reference", lambda *args: "reference")
-    for dtypes, expected in (("bfloat16", "triton"), ("float64", "reference"), ("float32 float16", "reference")):
-        params = [torch.empty(1, dtype=getattr(torch, dtype)) for dtype in dtypes.split()]
-        assert OP._adamw_cuda(params) == expected
+    for kinds, expected in (
+        ("bfloat16 bfloat16 bfloat16 bfloat16", "triton"),
+        ("float32 bfloat16 float32 float32 bfloat16", "triton"),
+        ("float64 float64 float64 float64", "reference"),
+        ("float32+float16 float32 float32 float32", "reference"),
+    ):
+        lists = [[torch.empty(1, dtype=getattr(torch, d)) for d in kind.split("+")] for kind in kinds.split()]
+        assert OP._adamw_cuda(*lists[:4], *[None] * 8, lists[4] if len(lists) > 4 else []) == expected

@@ -29,7 +29,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
     monkeypatch.setattr(tables, "RUN", 4)
     monkeypatch.setattr(tables, "SHARES", 3)
-    monkeypatch.setitem(tables.POSITION, 4, tables.POSITION[4] | dict(BLOCK_P=16, BLOCK_T=16))
+    monkeypatch.setitem(tables.POSITION, (4,), tables.POSITION[4,] | dict(BLOCK_P=16, BLOCK_T=16))
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
 
 
@@ -88,6 +88,21 @@ def test_words_do_not_meet() -> None:
     tables.sum_words(dz, ids, other)
     rest = [word for word in range(9) if word != ids[0]]
     assert other[ids[0]].isnan().all() and torch.equal(other[rest], found[rest])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_positions_do_not_meet(dtype: torch.dtype, value: float) -> None:
+    """What is not finite in a token's gradient reaches its position, its type and its column, and no other."""
+    dz, places, types = torch.randn(40, 8).to(dtype), torch.randint(0, 9, (40,)), torch.randint(0, 2, (40,))
+    clean, found = ([torch.empty(9, 8, dtype=dtype), torch.empty(2, 8, dtype=dtype)] for _ in range(2))
+    tables.sum_positions(dz, places, types, *clean)
+    dz[17, 3] = value
+    tables.sum_positions(dz, places, types, *found)
+    for ours, before, at in zip(found, clean, (places[17], types[17]), strict=True):
+        assert not ours[at, 3].isfinite()
+        ours[at, 3] = before[at, 3]
+        assert torch.equal(ours, before)
 
 
 @pytest.mark.parametrize("seed", [-7, 2**62 + 5])

@@ -4,6 +4,7 @@ The interpreter runs float32 and float16 (its bfloat16 products are wrong). The 
 dispatcher alone is left out, since without a GPU it would choose the CPU.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import test_masking
 import torch
 from electra_fast.kernels import attention as attention_kernels
 from electra_fast.kernels import generator_head as generator_head_kernels
+from electra_fast.kernels import generator_head_chunked as chunked_kernels
 from electra_fast.kernels import masking as masking_kernels
 from interpreted import through_triton
 from numerics import check, dropout_factors, laid_out, offsets
@@ -53,6 +55,26 @@ LENGTHS = [(1,), (63, 0), (127, 5), (128,), (129,), (5, 0, 33, 16), (300,), (0, 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_attention_by_the_rule(lengths: tuple, dtype: torch.dtype) -> None:
     check(OPS["attention"].attention, test_attention.truth, test_attention.example(lengths, width=64), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "lengths, lengths_k",
+    [((300, 0, 1, 129), None), ((512, 63), None), ((20, 200), (300, 1)), ((1, 3), (0, 256))],
+    ids=str,
+)
+def test_attention_of_up_to_512_keys_on_chip(
+    lengths: tuple, lengths_k: tuple | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    for table, row in ((attention_kernels.FWD, (128, 64)), (attention_kernels.BWD, (64, 128))):
+        chosen = dict(zip(("BLOCK_M", "BLOCK_N"), row, strict=True), num_warps=8, num_stages=1)
+        monkeypatch.setitem(table, (4, 32, "512"), chosen)
+    tile = attention_kernels.tile
+    monkeypatch.setattr(attention_kernels, "tile", lambda *given: launched.append(tile(*given)) or launched[-1])
+    given = test_attention.example(lengths, heads=1, width=32, lengths_k=lengths_k)
+    check(OPS["attention"].attention, test_attention.truth, given, dtype)
+    assert all("LENGTH" in chosen for chosen in launched) and len(launched) == 4
 
 
 @pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout"])
@@ -119,6 +141,38 @@ def test_a_sequence_alone_is_itself_among_others_to_the_bit() -> None:
 def test_generator_head_by_the_rule(rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> None:
     given = test_generator_head.example(rows, width, vocabulary)
     check(OPS["generator_head"].generator_head, test_generator_head.truth, given, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rows, width, vocabulary", [(9, 300, 30), (1, 260, 1), (40, 513, 700), (0, 300, 30)])
+def test_generator_head_in_chunks(
+    rows: int, width: int, vocabulary: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked_kernels, "CHUNK", 17 * vocabulary * dtype.itemsize)
+    monkeypatch.setattr(chunked_kernels, "SHARE", 2)
+    given = test_generator_head.example(rows, width, vocabulary)
+    check(OPS["generator_head"].generator_head, test_generator_head.truth, given, dtype)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(temperature=0.5), dict(temperature=3.0, disallow_correct=True), dict(temperature=0)], ids=str
+)
+def test_generator_head_in_chunks_samples_as_it_does_whole(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = test_generator_head.example(40, vocabulary=700)
+    given["labels"][3] = -100
+    given["hidden"][3] = math.nan
+    whole = numerics.run(
+        lambda **kind: OPS["generator_head"].generator_head(**kind, **options)[0], given, [torch.ones(40)]
+    )
+    words = OPS["generator_head"].generator_head(**given, **options)[1]
+    monkeypatch.setattr(chunked_kernels, "CHUNK", 17 * 700 * 4)
+    monkeypatch.setattr(generator_head_kernels, "in_chunks", lambda hidden: True)
+    assert torch.equal(OPS["generator_head"].generator_head(**given, **options)[1], words)
+    found = numerics.run(
+        lambda **kind: OPS["generator_head"].generator_head(**kind, **options)[0], given, [torch.ones(40)]
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_generator_head_with_shares_of_the_vocabulary_and_odd_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +263,7 @@ def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
             cu, rows, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (3, 10, 1))
             out, saved = torch.ops.electra_fast.attention_fwd(q, q, q, cu, 9, cu, 9, rows, seed, 0.1, 0.1)
             assert out.shape == q.shape and len(saved) == expected
-        for dtype, width, expected in ((torch.bfloat16, 256, 1), (torch.float32, 256, 0), (torch.float32, 128, 1)):
+        for dtype, width, expected in ((torch.bfloat16, 256, 1), (torch.float32, 256, 1), (torch.float64, 128, 0)):
             hidden, weight, bias = (torch.empty(n, dtype=dtype, device="cuda") for n in ((9, width), (30, width), 30))
             labels, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (9, 1))
             arguments = (hidden, weight, bias, labels, labels, seed, 1.0, False)

@@ -104,9 +104,9 @@ def test_neighbours_keep_what_a_key_means() -> None:
         assert {step[block] for step in entry.neighbours(entry.tile)} == {128}
 
 
-def test_tables_are_printed_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is printed, run as Python, is the tables; an entry that is None stays."""
-    monkeypatch.setitem(attention.FWD, (2, 64, "none"), None)
+def test_tables_are_printed_as_they_stand() -> None:
+    """What is printed, run as Python, is the tables; an empty entry stays."""
+    assert {} in attention.FWD.values()
     found = tables.entries()
     for file in ("attention", "linear", "masking", "adamw"):
         own: dict = {}
@@ -135,7 +135,7 @@ def test_what_is_timed_are_the_launches_that_the_entry_decides(monkeypatch: pyte
     """Each tile's own, GRAPH times a step, and the first tile's once more; nothing of the op's other launches."""
     found = tables.entries()
     there = list(tune.cases(["linear"], ["tiny"], ["1x16"], "cpu", torch.float16))[:1]
-    tune.assign(found, there)
+    tune.assign(found, there, 90)
     entry = next(e for e in found if str(e) == "linear.BWD_INPUT[(2, 64)]")
     kind, ran = type(compile.masking.masking_fwd_kernel), []
     monkeypatch.setattr(kind, "run", lambda self, *_, **options: ran.append((self.__name__, options["BLOCK_M"])))
@@ -150,7 +150,7 @@ def test_what_is_timed_are_the_launches_that_the_entry_decides(monkeypatch: pyte
 def test_every_kind_of_product_finds_the_launches_it_decides() -> None:
     found = tables.entries()
     there = list(tune.cases(list(arguments.OPS), ["small"], [], "cpu", torch.bfloat16))
-    tune.assign(found, there)
+    tune.assign(found, there, 90)
     served = {name for case in there for name in case.launches}
     assert served >= {"attention_block.FWD[(2, 256)]", "ffn_block.BWD[(2, 64)]", "linear.BWD_WEIGHT[(2, 256)]"}
     assert served >= {"attention.FWD[(2, 64, 'few')]", "adamw.", "partials.SUM", "generator_head.FWD[(2, 128)]"}

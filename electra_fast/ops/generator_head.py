@@ -232,7 +232,5 @@ _generator_head = DifferentiableOp(
         launcher("generator_head", "generator_head_fwd"),
         launcher("generator_head", "generator_head_bwd"),
         saves=lambda hidden, *_: [hidden.new_empty(hidden.shape[0], dtype=torch.float32)],
-        takes=lambda hidden, *_: hidden.shape[1] * hidden.element_size() <= 512,
-        limit="rows up to 512 bytes",
     ),
 )
