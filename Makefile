@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test bench lint sanitize clean
+.PHONY: build core pretrain test bench aot lint sanitize clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -28,6 +28,10 @@ test: core
 
 bench: core
 	$(BIN)/python benches
+
+aot: $(INSTALLED)  ## every Triton kernel in every tile of its table, for three GPU generations: ten minutes, no GPU
+	rm -f build/aot.jsonl
+	$(BIN)/python benches compile --json build/aot.jsonl
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

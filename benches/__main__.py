@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "benches",
         nargs="*",
         metavar="BENCH",
-        help=f"of {', '.join(names())}, roofs; none: all; compile: see compile --help",
+        help=f"of {', '.join(names())}, roofs; none: all; compile, tune: see their --help",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per row; a plot goes beside it")
@@ -79,8 +79,8 @@ def memory_elsewhere(given: argparse.Namespace, bench: str, race: Race, provider
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["compile"]:  # needs triton, no GPU, and races nothing
-        return importlib.import_module("compile").main(arguments[1:])
+    if arguments[:1] in (["compile"], ["tune"]):  # need triton, and race nothing
+        return importlib.import_module(arguments[0]).main(arguments[1:])
     given = parse(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)

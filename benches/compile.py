@@ -2,13 +2,15 @@
 
 The launchers themselves run, on meta tensors at shapes that reach each entry of the tables, and a recorder stands where
 the launch would be: so what is compiled is what they would launch. Registers, the stack (what is spilled), shared
-memory and tensor-core instructions are read back from the machine code by cuobjdump.
+memory and tensor-core instructions are read back from the machine code by cuobjdump; how many programs a multiprocessor
+holds at once follows from them (programs_per_sm).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -30,6 +32,7 @@ from electra_fast.kernels import (
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
+    encoder,
     ffn_block,
     generator_head,
     linear,
@@ -43,6 +46,9 @@ from triton.runtime.jit import JITFunction
 I32, I64 = torch.int32, torch.int64
 TARGETS = [80, 90, 100]
 TENSOR_CORE = {"HGMMA": "wgmma", "UTCHMMA": "tcgen05", "UTCQMMA": "tcgen05", "HMMA": "mma"}  # by SASS opcode
+REGISTERS, TENSOR_MEMORY = 65536, 512  # of a multiprocessor; columns of tensor memory
+SHARED = {80: 167936, 86: 102400, 90: 233472, 100: 233472}  # its bytes, of which each program takes 1,024 more
+MOST = {80: (64, 32), 86: (48, 16), 90: (64, 32), 100: (64, 32)}  # warps and programs at once
 TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -195,6 +201,17 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
         yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
 
 
+def encoder_calls() -> Iterator[tuple[str, Callable]]:
+    cu, seeds, ids = meta(129, dtype=I32), meta(24, dtype=I64), meta(16384, dtype=I64)
+    for (_, width), p, keep in [
+        (key, *kind) for key in encoder.FWD for kind in ((0.1, True), (0.0, True), (0.0, False))
+    ]:
+        inner = 4 * width
+        size = sum(math.prod(shape) for shape in encoder.packed_layout(width, inner))
+        arguments = (meta(16384, width), meta(12, size), inner, cu, ids, seeds, 1e-12, p, p, keep)
+        yield f"bf16 {width} dropout={p} keep={keep}", partial(encoder.encoder_fwd, *arguments)
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -206,6 +223,7 @@ CALLS = [
     linear_calls,
     ffn_block_calls,
     attention_block_calls,
+    encoder_calls,
 ]
 
 
@@ -216,14 +234,13 @@ def recording(launches: list[tuple[JITFunction, tuple, dict]], target: int) -> I
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
 
-    (run, JITFunction.run), (found, device.generation) = (
-        (JITFunction.run, record),
-        (device.generation, lambda _: target),
-    )
+    kind: Any = type(masking.masking_fwd_kernel)  # interpreted or not
+    run, found = kind.run, device.generation
+    kind.run, device.generation = record, lambda _: target
     try:
         yield
     finally:
-        JITFunction.run, device.generation = run, found
+        kind.run, device.generation = run, found
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict[str, Any]]:
@@ -255,6 +272,14 @@ def cuobjdump(flag: str, cubin: bytes) -> str:
         return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
 
 
+def programs_per_sm(capability: int, warps: int, registers: int, shared: int, tensor_memory: int) -> int:
+    """How many programs a multiprocessor holds: a warp takes registers by 256, from one of four equal files."""
+    a_file = REGISTERS // 4 // (-(-registers * 32 // 256) * 256)
+    most, programs = MOST[capability]
+    limits = [programs, most // warps, 4 * a_file // warps, SHARED[capability] // (shared + 1024)]
+    return min([*limits, TENSOR_MEMORY // tensor_memory] if tensor_memory else limits)
+
+
 def compiled(kernel: JITFunction, args: tuple, kwargs: dict, config: str, capability: int) -> dict[str, Any]:
     ast, options = source(kernel, args, kwargs)
     result = triton.compile(ast, target=GPUTarget("cuda", capability, 32), options=options)
@@ -262,13 +287,17 @@ def compiled(kernel: JITFunction, args: tuple, kwargs: dict, config: str, capabi
     usage = {n: int(v) for n, v in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", cuobjdump("-res-usage", cubin))}
     opcodes = set(re.findall(r"\b[A-Z][A-Z0-9]+", cuobjdump("-sass", cubin)))
     tiles = {n: v for n, v in kwargs.items() if n.startswith("BLOCK") or n in ("num_warps", "num_stages")}
+    warps, shared = result.metadata.num_warps, result.metadata.shared
+    tensor_memory = getattr(result.metadata, "tmem_size", None) or 0
     return dict(
         kernel=kernel.__name__,
         config=f"{config} " + " ".join(f"{n}={v}" for n, v in tiles.items()),
         target=f"sm_{capability}",
+        triton=triton.__version__,
         registers=usage["REG"],
         spill_bytes=usage["STACK"] + usage["LOCAL"],
-        shared_bytes=result.metadata.shared,
+        shared_bytes=shared,
+        programs_per_sm=programs_per_sm(capability, warps, usage["REG"], shared, tensor_memory),
         tensor_core=next((name for opcode, name in TENSOR_CORE.items() if opcode in opcodes), None),
     )
 
@@ -306,16 +335,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 is set; unset it, the interpreter compiles nothing")
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)  # nothing that a run before left behind
+        spilled = 0
         for row in rows(given.targets, given.only):
             print(
                 "{kernel:34} {target:6} {registers:3} registers {spill_bytes:5} spilled {shared_bytes:6} shared  "
-                "{tensor_core!s:7} {config}".format(**row),
+                "{programs_per_sm:2} a multiprocessor  {tensor_core!s:7} {config}".format(**row),
                 flush=True,
             )
             if given.json is not None:
+                given.json.parent.mkdir(parents=True, exist_ok=True)
                 with given.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-    return 0
+            spilled += row["target"] == "sm_90" and row["spill_bytes"] > 0
+    if spilled:
+        print(f"{spilled} rows spill on sm_90, where none may")
+    return min(spilled, 1)
 
 
 if __name__ == "__main__":

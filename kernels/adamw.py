@@ -21,9 +21,10 @@ gradients and copies in bfloat16 2 and 28. ELECTRA-Small, 14.3 million parameter
 bytes, 32 KB for 400 tensors) where addresses changed. The reference, in
 PyTorch's foreach operations: 12 passes, 112 bytes a parameter, and the host waits for the norm and for lr.
 
-Tiles: 2,048 elements to 8 warps are 8 a thread, two vectors of 16 bytes from each tensor in float32, and 64 registers:
-4 programs and 128 KB under way on a multiprocessor. Beside its 57 KB a program reads 8 KB from the cache. A piece that
-is whole and aligned takes such vectors; the last of a tensor, and those at odd addresses, go element by element.
+Tiles: 2,048 elements to 8 warps are 8 a thread, two vectors of 16 bytes from each tensor in float32, and 64 registers,
+76 with copies: 4 or 3 programs and 128 or 96 KB under way on a multiprocessor. Beside its 57 KB a program reads 8 KB
+from the cache. A piece that is whole and aligned takes such vectors; the last of a tensor, and those at odd addresses,
+go element by element.
 """
 
 from __future__ import annotations

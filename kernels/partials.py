@@ -1,7 +1,10 @@
 """Sums over rows, the second half: what each program summed over its own rows is summed here, in order.
 
 sum_partials_kernel: a program takes a few columns of all partial sums, (P, N) float32. Nothing depends on which program
-came first, so two runs give the same bits. Cost: P N flops and 4 P N bytes, mostly from the cache; one launch.
+came first, so two runs give the same bits. Cost: P N flops and 4 P N bytes, mostly from the cache: for ELECTRA-Small's
+norms, P = 528, N = 512, 1 MB or 0.3 us at 4.3 TB/s, no products for 790 TFLOP/s. One launch, as torch's sum would be,
+53 a step: two a layer of both encoders, two for each embedding, one for the head. Planned occupancy: 12 programs of 4
+warps a multiprocessor, where there is work for 32 in all: the launch is the roof.
 """
 
 from __future__ import annotations

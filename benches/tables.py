@@ -1,0 +1,118 @@
+"""The kernels' tables of tiles: what entries there are, which steps lead away from one, and how they are printed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from electra_fast import kernels
+
+Tile = dict[str, int]
+WARPS, STAGES = (1, 16), (1, 5)  # the least and the most
+FIXED = {("attention_block", "FWD"): ["BLOCK_S"], ("generator_head", "FWD"): ["BLOCK_N"]}  # part of what a key means
+LARGEST: dict[tuple[str, str], Callable[[Any], Tile]] = {  # blocks without a mask, which must divide what they cover
+    ("linear", "FWD"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=64) if key[1] > 1 else {},
+    ("linear", "BWD_INPUT"): lambda key: dict(BLOCK_N=64, BLOCK_K=key[1]) if key[1] > 1 else {},
+    ("linear", "BWD_WEIGHT"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=key[1]) if key[1] > 1 else {},
+    ("ffn_block", "FWD"): lambda key: dict(BLOCK_F=64),
+    ("ffn_block", "BWD"): lambda key: dict(BLOCK_F=64),
+    ("discriminator_head", "FWD"): lambda key: dict(BLOCK_K=64 if key[0] == 2 else 16) if key[1] else {},
+    ("discriminator_head", "BWD"): lambda key: dict(BLOCK_K=64 if key[0] == 2 else 16) if key[1] else {},
+}
+
+
+@dataclass
+class Entry:
+    """A tile in a table of kernels/<file>.py; in adamw.py, the constants that make one."""
+
+    file: str
+    table: str
+    key: Any  # None: the table is this one tile
+    where: dict[str, Any]  # whose values under these names are the tile
+    names: list[str]  # none: the table has an empty tile, and launches nothing of its own
+
+    def __str__(self) -> str:
+        return f"{self.file}.{self.table}" + ("" if self.key is None else f"[{self.key}]")
+
+    @property
+    def tile(self) -> Tile:
+        return {name: self.where[name] for name in self.names}
+
+    @property
+    def warps(self) -> str:
+        """The name under which it says how many."""
+        return next(name for name in self.names if "warps" in name.lower())
+
+    @contextmanager
+    def being(self, tile: Tile) -> Iterator[None]:
+        before = self.tile
+        self.where.update(tile)
+        try:
+            yield
+        finally:
+            self.where.update(before)
+
+    def neighbours(self, tile: Tile) -> Iterator[Tile]:
+        """One step from the tile: a block or the warps doubled or halved, a stage more or less."""
+        place = self.file, self.table
+        largest = LARGEST.get(place, lambda key: {})(self.key)
+        for name, value in tile.items():
+            if name in FIXED.get(place, []):
+                continue
+            if name == "num_stages":
+                (low, high), steps = STAGES, (value - 1, value + 1)
+            else:
+                (low, high), steps = (
+                    WARPS if name == self.warps else (1, largest.get(name, 4096)),
+                    (value // 2, 2 * value),
+                )
+            yield from (tile | {name: step} for step in steps if low <= step <= high)
+
+
+def entries() -> list[Entry]:
+    """All there are, in the order of the files."""
+    found = []
+    for path in sorted(Path(kernels.__path__[0]).glob("[a-z]*.py")):
+        own = vars(importlib.import_module(f"electra_fast.kernels.{path.stem}"))
+        if "WARPS" in own:
+            found.append(Entry(path.stem, "", None, own, ["BLOCK", "WARPS"]))
+        for name, table in own.items():
+            if isinstance(table, dict) and "num_warps" in table:
+                found.append(Entry(path.stem, name, None, table, list(table)))
+            elif isinstance(table, dict) and any(isinstance(t, dict) and "num_warps" in t for t in table.values()):
+                found += [Entry(path.stem, name, key, tile, list(tile)) for key, tile in table.items()]
+    return found
+
+
+def text(tile: Tile) -> str:
+    return ", ".join(f"{name}={value}" for name, value in tile.items())
+
+
+def python(found: list[Entry]) -> str:
+    """The tables, as they stand in the files."""
+    lines: list[str] = []
+    for (file, table), group in groupby(found, lambda entry: (entry.file, entry.table)):
+        first, *others = group
+        if (header := f"\n# kernels/{file}.py") not in lines:
+            lines.append(header)
+        if not table:
+            lines += [f"{name} = {value}" for name, value in first.tile.items()]
+        elif first.key is None:
+            lines.append(f"{table} = dict({text(first.tile)})")
+        else:
+            inner = [f"    {_key(entry.key)}: {_value(entry)}," for entry in (first, *others)]
+            lines += [f"{table} = {{", *inner, "}"]
+    return "\n".join(lines)
+
+
+def _value(entry: Entry) -> str:
+    return f"dict({text(entry.tile)})" if entry.names else "{}"
+
+
+def _key(key: Any) -> str:
+    return repr(key).replace("'", '"')
