@@ -74,10 +74,10 @@ BWD = {
     (4, 32, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 64, "long"): dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1),
     (4, 128, "long"): dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),
-    (2, 32, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
-    (2, 64, "64", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 32, "long", 80): dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=2),
+    (2, 64, "64", 80): dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=1),
     (2, 64, "128", 80): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=1),
-    (2, 64, "long", 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
+    (2, 64, "long", 80): dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=1),
     (2, 128, "128", 80): dict(BLOCK_M=16, BLOCK_N=128, num_warps=8, num_stages=1),
 }
 

@@ -16,7 +16,7 @@ T = 16,384, E = 128, V = 30,522, P = 512, of which 128 are in use: 12 and 13 MB,
 bits (vocabularies up to 32,768) takes half the passes of 32; eager PyTorch sorts for each of the three tables.
 
 Tiles: the word's programs are many, small and mostly without work: 2 warps, 2,048 elements at once, planned 16 a
-multiprocessor. The product's accumulator is 64 registers a thread of 255: 2 programs of 4 warps.
+multiprocessor. The product's accumulator is 32 registers a thread: 2 programs of 4 warps at least.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ SHARES = 16  # of the tokens at most, in the product for positions and types
 # (bytes of an element[, generation]) -> tile of that product, see device.py: BLOCK_P rows of the tables, BLOCK_T tokens
 # at a time, BLOCK_E columns.
 POSITION = {
-    (2,): dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=128, num_warps=4, num_stages=2),
+    (2,): dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=64, num_warps=4, num_stages=2),
     (4,): dict(BLOCK_P=32, BLOCK_T=32, BLOCK_E=64, num_warps=4, num_stages=1),
-    (2, 80): dict(BLOCK_P=64, BLOCK_T=64, BLOCK_E=64, num_warps=4, num_stages=2),
 }
 
 

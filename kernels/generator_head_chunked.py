@@ -25,7 +25,7 @@ from torch import Tensor
 from .generator_head_sample import LOG2E, TILE, largest_and_sum, sample, sharpened
 
 CHUNK = 2**25  # bytes of logits at once: an A100's L2 has 40 MB, an H100's 50, an H200's 60
-TILES = dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=4)  # of the logits, a program: 32 a thread
+TILES = dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8)  # of the logits, a program: 16 a thread
 SHARE = 16  # tiles that a program goes over
 
 

@@ -249,9 +249,11 @@ def linear_bwd_sum_kernel(
     in_weight, place = offs < elements, offs - elements
     in_bias = ~in_weight & (place < outer)
     total = tl.zeros((BLOCK,), tl.float32)
-    for share in range(shares):
-        total += tl.load(weights_ptr + share.to(tl.int64) * elements + offs, mask=in_weight, other=0.0)
-        total += tl.load(biases_ptr + share.to(tl.int64) * outer + place, mask=in_bias, other=0.0)
+    for _ in range(shares):
+        total += tl.load(weights_ptr + offs, mask=in_weight, other=0.0)
+        total += tl.load(biases_ptr + place, mask=in_bias, other=0.0)
+        weights_ptr += elements
+        biases_ptr += outer
     tl.store(dweight_ptr + offs, total.to(dweight_ptr.dtype.element_ty), mask=in_weight)
     tl.store(dbias_ptr + place, total.to(dbias_ptr.dtype.element_ty), mask=in_bias)
 
