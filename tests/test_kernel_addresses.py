@@ -1,5 +1,5 @@
 """Every address in the kernels is worked out in 64 bits, read from their source: where a product of two numbers known
-only at run time is part of an address, one factor is 64-bit. And no make_block_ptr, nor a grid that a device refuses."""
+only at run time is part of one, one factor is 64-bit. And no make_block_ptr, nor a grid that a device refuses."""
 
 import ast
 from pathlib import Path
@@ -9,8 +9,9 @@ import pytest
 KERNELS = sorted((Path(__file__).resolve().parent.parent / "kernels").glob("*.py"))
 WIDE_CALLS = {"span": 1, "_program": 2, "_corner": 2, "_piece": 2}  # so many of their results are 64-bit, others small
 WIDE_PARAMETERS = {"load_rows": ["rows"], "finish_rows": ["start", "end"], "_squares": ["first"], "_update": ["first"]}
-WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"]}
+WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"], "_put": ["places"]}
 SMALL_PARAMETERS = {name: ["count"] for name in ("_piece", "_squares", "_update")}  # adamw's number of tensors
+SMALL_PARAMETERS |= {"_matrix": ["row", "rows"], "encoder_fwd_kernel": ["layers"]}  # within a layer's weights
 
 
 def jitted(source: str) -> list[ast.FunctionDef]:
@@ -58,6 +59,8 @@ class Widths:
     def is_wide(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            if called == "tl.cast":
+                return "int64" in ast.unparse(node.args[1])
             if called.endswith(".to"):
                 return "int64" in ast.unparse(node.args[0]) or (
                     "int" not in ast.unparse(node) and self.is_wide(node.func)
@@ -83,7 +86,7 @@ class Widths:
 
 
 def addresses(function: ast.FunctionDef) -> list[ast.expr]:
-    """Expressions that are an address or an offset: of loads and stores, of what is named so, and of their arguments."""
+    """Expressions that are an address or an offset: of loads, stores, what is named so, and of their arguments."""
     used = [n for n in ast.walk(function) if isinstance(n, ast.Call) and n.args]
     found = [n.args[0] for n in used if ast.unparse(n.func) in ("tl.load", "tl.store")]
     others = [a for n in used if not ast.unparse(n.func).startswith("tl.") for a in n.args]
