@@ -1,5 +1,5 @@
 """Every address in the kernels is worked out in 64 bits, read from their source: where a product of two numbers known
-only at run time is part of an address, one factor is 64-bit. And no make_block_ptr, nor a grid that a device refuses."""
+only at run time is part of an address, one factor is 64-bit. And no make_block_ptr, nor a grid too tall."""
 
 import ast
 from pathlib import Path
@@ -83,7 +83,7 @@ class Widths:
 
 
 def addresses(function: ast.FunctionDef) -> list[ast.expr]:
-    """Expressions that are an address or an offset: of loads and stores, of what is named so, and of their arguments."""
+    """Expressions that are an address or an offset: of loads and stores, of what is named so, and arguments."""
     used = [n for n in ast.walk(function) if isinstance(n, ast.Call) and n.args]
     found = [n.args[0] for n in used if ast.unparse(n.func) in ("tl.load", "tl.store")]
     others = [a for n in used if not ast.unparse(n.func).startswith("tl.") for a in n.args]
