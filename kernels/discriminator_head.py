@@ -9,7 +9,7 @@ No atomics, two runs give the same bits.
 Cost: 2 T D D flops forward and 6 backward (4 are needed: forming z again costs 2 T D D in place of 4 T D bytes written
 and read, less below D = 370, and no memory). Bytes in bf16: 2 T D forward, 10 T D backward. ELECTRA-Small, T = 16,384,
 D = 256: 2.1 GF and 8 MB forward, 2.7 us at 790 TFLOP/s and 2.0 us at 4.3 TB/s; 6.4 GF and 42 MB backward, 8.2 and
-9.8 us: the products are the roof forward, bytes backward, and an erf and an exponential an element come on top.
+9.8 us: the products are the roof forward, bytes backward, and a GELU an element comes on top.
 Launches: 1 forward and 5 backward; eager PyTorch 4 (product, GELU, product, loss) and 9.
 
 Tiles: forward 64 x 128 sums to 4 warps are 64 registers a thread of 168, and 74 KB: 3 programs a multiprocessor, so

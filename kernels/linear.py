@@ -1,7 +1,7 @@
 """linear on the GPU: y = f(x W^T + b) and its gradients, a tile of the result a program.
 
 linear_fwd_kernel adds the bias and takes the GELU as a tile is finished, and keeps the GELU's slope there rather than
-its argument: the same bytes, and the backward multiplies as it loads where it would compute erf and exp again.
+its argument: the same bytes, and the backward multiplies as it loads where it would compute the GELU again.
 linear_bwd_input_kernel: dX = dz W with dz = dy slope, and another gradient of x added if the caller has one.
 linear_bwd_weight_kernel: dW = dz^T x over a share of the rows; db is one more product, of dz^T with ones, so that it
 costs no pass over dy and no reduction between threads. linear_bwd_sum_kernel adds the shares in order, whose number
@@ -88,10 +88,26 @@ def tile(table: dict, x: Tensor, width: int, summed: int = 64, gelu: bool = Fals
 
 @triton.jit
 def gelu_and_slope(z):
-    """z Phi(z) and its derivative, Phi(z) + z phi(z)."""
-    phi = tl.exp2(z * z * (-0.5 * LOG2E)) * 0.3989422804014327
-    cdf = 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
-    return z * cdf, cdf + z * phi
+    """z Phi(z) and its derivative, Phi(z) + z phi(z), of float32.
+
+    Phi(-a) = e^(-a^2 / 2) t q(t) with t = 1 / (1 + 0.34 a), the fit of csrc/gelu.h: within 2e-7 where t is exact, 8e-7
+    with a device's rsqrt. 21 instructions an element on sm_90, where libdevice's erf, which looks its coefficients up,
+    makes 37.
+    """
+    power = tl.exp2(z * z * (-0.5 * LOG2E))
+    root = tl.rsqrt(1.0 + 0.34 * tl.abs(z))
+    t = root * root
+    q = -0.02637026086449623 * t + 0.14067211747169495
+    q = q * t - 0.2754623293876648
+    q = q * t + 0.20473270118236542
+    q = q * t - 0.046395085752010345
+    q = q * t + 0.11603496968746185
+    q = q * t + 0.11503509432077408
+    q = q * t + 0.13613347709178925
+    q = q * t + 0.13561934232711792
+    tail = q * t * power
+    cdf = tl.where(z < 0, tail, 1.0 - tail)
+    return z * cdf, cdf + z * power * 0.3989422804014327
 
 
 @triton.jit
