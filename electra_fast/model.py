@@ -350,12 +350,13 @@ class Electra(nn.Module):
             temperature=config.temperature,
             disallow_correct=config.disallow_correct,
         )
-        generator_loss = losses.sum() / (used.to(losses.dtype) + 1e-6)
+        wide = torch.promote_types(losses.dtype, torch.float32)  # for sums, where the networks run in bfloat16
+        generator_loss = losses.sum(dtype=wide) / (used.to(wide) + 1e-6)
 
         corrupted, is_replaced = ops.corrupt(batch.input_ids, masked.positions, masked.labels, sampled, config.faithful)
         hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
         losses, logits = self.discriminator.score(hidden, is_replaced)
-        discriminator_loss = losses.sum() / (tokens + 1e-6)
+        discriminator_loss = losses.sum(dtype=wide) / (tokens + 1e-6)
 
         loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
         found = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())

@@ -12,7 +12,7 @@ from electra_fast.batch import Batch
 from electra_fast.config import PretrainConfig
 from electra_fast.metrics import StepMetrics, auc, precision_recall
 from electra_fast.model import Electra
-from electra_fast.optim import AdamW, learning_rate
+from electra_fast.optim import AdamW, learning_rate, working_copy
 from electra_fast.weights import match
 
 
@@ -20,11 +20,16 @@ class Pretrainer:
     """Trains an Electra, one optimiser step a call.
 
     Every random number is a function of (config.seed, step, row ids): a run resumed at a step goes on as it would have.
+    Forward and backward run in config.precision, through `working`; the model keeps its parameters' dtype, as do the
+    moments, and is what is saved. Who changes its parameters by hand calls optimizer.refresh(). Raises ValueError for
+    bfloat16 on the CPU.
     """
 
     def __init__(self, model: Electra, config: PretrainConfig | None = None) -> None:
         self.model, self.config = model, config or PretrainConfig()
-        self.optimizer = AdamW(model.named_parameters(), self.config)
+        self.working = working_copy(model, self.config.precision)
+        copies = () if self.working is model else self.working.named_parameters()
+        self.optimizer = AdamW(model.named_parameters(), self.config, copies)
         self.steps_done = 0
         self.skipped = 0  # steps left out for a loss or gradient that was not finite
 
@@ -35,7 +40,7 @@ class Pretrainer:
         FloatingPointError where the loss or a gradient is not finite (or counts it, as config.non_finite says); no
         parameter is changed then.
         """
-        config, model, step = self.config, self.model.train(), self.steps_done
+        config, model, step = self.config, self.working.train(), self.steps_done
         batch = batch.to(next(model.parameters()).device)
         parts = batch.split(config.micro_batch_size or max(1, len(batch)))
         masks = [model.mask(part, config.seed, step) for part in parts]
@@ -45,12 +50,14 @@ class Pretrainer:
         for part, masked in zip(parts, masks, strict=True):
             out = model(part, config.seed, step, masked, (used, batch.num_tokens))
             out.loss.backward()
+            if len(parts) > 1:
+                self.optimizer.gather()
             losses += torch.stack([out.loss, out.generator_loss, out.discriminator_loss]).detach().float()
             scores.append(out.discriminator_logits)
             labels.append(out.is_replaced)
 
         rate = learning_rate(config, step, model.config.faithful)
-        norm = self.optimizer.step(rate, guard=losses[:1])
+        norm = self.optimizer.step(rate, losses[:1])
         metrics = StepMetrics(losses, norm, torch.cat(scores), torch.cat(labels), rate, batch.num_tokens)
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
             if config.non_finite == "stop":
