@@ -106,9 +106,13 @@ class AdamW:
             guard,
             [self.copies[name] for name in names] if self.copies else None,
         )
+        self.forget()
+        return norm
+
+    def forget(self) -> None:
+        """Drop the gradients at hand."""
         for p in (*self.params.values(), *self.copies.values()):
             p.grad = None
-        return norm
 
     def state_dict(self) -> dict[str, Tensor]:
         """exp_avg.NAME and exp_avg_sq.NAME of every parameter."""

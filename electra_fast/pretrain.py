@@ -265,6 +265,7 @@ class _Run:
         slots = int(batch.slots(trainer.model.config.mask_prob, trainer.model.config.max_predictions)[1])
         self.progress.step(metrics.tokens, step_flops(trainer.model.config, batch.lengths.tolist(), slots))
         if done % run.log_every == 0 or done == config.steps:
+            trainer.check()
             figures = metrics.row() | self.progress.speed() | {"skipped": trainer.skipped}
             self.log.write("train", done, figures)
             self.progress.show(figures)
