@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,6 +75,10 @@ def test_most_batches_fit_and_what_does_not_is_told() -> None:
     assert budget((20,) * 9, 32).fill(batch((20,) * 32)) is not None
     assert budget((20,) * 9, 32).fill(batch((1,) * 32)) is None
     assert narrow.fill(batch((10, 10, 10, 10, 10), width=25)) is None
+    tens = batch((10, 10, 10, 10, 10))
+    for left, fits in ((6, False), (7, True), (7 * 24, True), (7 * 24 + 1, False)):  # to 7 fillers of 1 to 24 tokens
+        assert narrow.fillers == 7
+        assert (replace(narrow, tokens=tens.num_tokens + left).fill(tens) is not None) == fits, left
     same = Budget.of(torch.full((9,), 128), 128, 128, 0.15)  # as plain packing has them
     assert same.fillers == 2 and same.tokens == 129 * 128
 
