@@ -34,6 +34,7 @@ from electra_fast.kernels import (
     generator_head,
     linear,
     masking,
+    seeds,
 )
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -195,6 +196,11 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
         yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
 
 
+def seeds_calls() -> Iterator[tuple[str, Callable]]:
+    for n in (1, 25):
+        yield f"{n} seeds", partial(seeds.derive_seeds_fwd, meta(1, dtype=I64), meta(1, dtype=I64), 0, n)
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -206,6 +212,7 @@ CALLS = [
     linear_calls,
     ffn_block_calls,
     attention_block_calls,
+    seeds_calls,
 ]
 
 

@@ -14,7 +14,7 @@ SMALL = (
     r"faithful=False|attention.* (128|long) bf16 width=64 dropout=0.1|generator_head.* bf16 width=128 t.*=1.0|"
     r"(layer_norm|partials).* bf16 width=256 dropout=0.1|embedding.* bf16 width=128 dropout=0.1|adamw.* fp32|"
     r"linear.* bf16 256->768|ffn_block.* 256->1024->256 dropout=0.1|discriminator_head.* bf16 width=256|"
-    r"attention_block.* 256 dropout=0.1"
+    r"attention_block.* 256 dropout=0.1|25 seeds"
 )
 PRODUCTS = ("attention", "generator_head", "linear", "ffn_block", "discriminator_head", "embedding_bwd_position")
 OTHERS = r"attention_bwd.* 128 bf16 width=64 dropout=0.1"  # on other targets: that they compile at all
