@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from test_budget import LENGTHS, OTHERS, NoWaits, batch, budget, filled, trainer
+from test_model import CONFIG
 
-from electra_fast import Batch, Pretrainer, graph, pretrain
+from electra_fast import Batch, Electra, Pretrainer, graph, pretrain
 from electra_fast.config import PretrainConfig
 from electra_fast.graph import FIGURES, RING, WARMUP, Inputs, StepGraph
 from electra_fast.metrics import StepMetrics
@@ -144,3 +145,20 @@ def test_a_run_through_it_ends_where_another_does(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pretrain, "stepper", through)
     assert run("graph") == pytest.approx(plain, rel=1e-3)
     assert made[0].graph.calls == "w" * WARMUP + "crr"
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("error:the step could not be captured")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_on_a_gpu_a_replay_is_the_step(precision: str) -> None:
+    def on_gpu() -> Pretrainer:
+        torch.manual_seed(1)
+        return Pretrainer(Electra(CONFIG).cuda(), PretrainConfig(steps=100, warmup_steps=2, precision=precision))
+
+    theirs, plain = on_gpu(), trainer()
+    ours = StepGraph(on_gpu(), budget())
+    for lengths in ORDER:
+        one, two = ours.step(batch(lengths)), theirs.step(batch(lengths) if lengths is UNFIT else filled(lengths))
+        assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in FIGURES)
+        assert one.loss == pytest.approx(plain.step(batch(lengths)).loss, rel=1e-4 if precision == "float32" else 3e-2)
+    assert same(ours.trainer, theirs)
