@@ -56,7 +56,7 @@ def formula(op: Callable[..., Tensor], case: Case) -> Step:
     numbers = ([1.0] * len(params), case.weight_decays, BETA1, BETA2, EPS, NORM)
 
     def step() -> list[Tensor]:
-        op(params, grads, *moments, lr, *numbers, guard)
+        op(params, grads, *moments, lr, *numbers, guard, [])  # without copies
         return params
 
     return step

@@ -46,8 +46,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from electra_fast import Batch, Electra, PretrainConfig, Pretrainer
+from electra_fast.budget import Budget
 from electra_fast.config import ElectraConfig, NetworkConfig
 from electra_fast.flops import step_flops
+from electra_fast.graph import StepGraph
 from electra_fast.reference import ReferenceElectra, mask_tokens
 from electra_fast.tokenizer import Tokenizer
 
@@ -142,7 +144,11 @@ def ours(case: Case) -> Step:
     if wrong := first_step_differs(case.config, config, batch):
         raise ValueError(wrong)
     trainer = Pretrainer(Electra(case.config).to(case.device), config)
-    return lambda: trainer.step(batch).loss
+    step = trainer.step
+    if case.device == "cuda":  # as pretrain does it
+        batch, numbers = batch.to("cpu"), (case.config.mask_prob, case.config.max_predictions)
+        step = StepGraph(trainer, Budget.of(batch.lengths, len(batch), batch.width, *numbers)).step
+    return lambda: step(batch).losses[0]
 
 
 def ours_dtype(device: str) -> str:

@@ -37,6 +37,7 @@ from electra_fast.kernels import (
     generator_head,
     linear,
     masking,
+    seeds,
 )
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -212,6 +213,11 @@ def encoder_calls() -> Iterator[tuple[str, Callable]]:
         yield f"bf16 {width} dropout={p} keep={keep}", partial(encoder.encoder_fwd, *arguments)
 
 
+def seeds_calls() -> Iterator[tuple[str, Callable]]:
+    for n in (1, 25):
+        yield f"{n} seeds", partial(seeds.derive_seeds_fwd, meta(1, dtype=I64), meta(1, dtype=I64), 0, n)
+
+
 CALLS = [
     masking_calls,
     attention_calls,
@@ -224,6 +230,7 @@ CALLS = [
     ffn_block_calls,
     attention_block_calls,
     encoder_calls,
+    seeds_calls,
 ]
 
 

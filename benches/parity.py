@@ -6,6 +6,7 @@ So a whole optimiser step of ours, dropout on, can be held against it: the gate 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def first_step_differs(settings: ElectraConfig, config: PretrainConfig, batch: B
     rate = learning_rate(config, 0)
     optimizer = ReferenceAdamW({id(p): (n, p) for n, p in reference.named_parameters()}.values(), rate, eps=config.eps)
     optimizer.step()
-    ours = Pretrainer(model, config).step(batch)
+    ours = Pretrainer(model, replace(config, precision="float32")).step(batch)
     if abs(ours.loss / theirs.loss.item() - 1) > 1e-5:
         return f"the loss is {ours.loss}, the reference's {theirs.loss.item()}"
     updated = named(reference, lambda p: p.detach())

@@ -6,12 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from electra_fast.ops.masking import count_slots
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PLACES = 2**20  # row id = example id * PLACES + place in the sequence
 
@@ -103,6 +107,15 @@ class Batch:
         return self.input_ids.numel()
 
     @property
+    def tokens(self) -> int | Tensor:
+        """How many tokens count; on the device where the batch is filled up (budget.py)."""
+        return self.num_tokens
+
+    def counted(self, values: Tensor) -> Tensor:
+        """values (T,) with 0 for the tokens that only fill: none here."""
+        return values
+
+    @property
     def max_seqlen(self) -> int:
         return int(self.lengths.max()) if len(self) else 0
 
@@ -136,7 +149,7 @@ class Batch:
             self.width,
         )
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
         """On another device; the lengths stay on the host."""
         names = ("input_ids", "token_type_ids", "position_ids", "row_ids", "cu_seqlens")
         return dataclasses.replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})

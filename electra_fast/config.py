@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+PRECISIONS = ("auto", "float32", "bfloat16")
 LARGEST = {  # caps checked before anything is allocated: a typing error must not ask for terabytes
     "vocab_size": 4_000_000,
     "embedding_size": 65_536,
@@ -201,6 +202,7 @@ class PretrainConfig:
     eps: float = 1e-6
     max_grad_norm: float = 1.0
     non_finite: str = "stop"  # or "skip": a step whose loss or gradient is not finite is left out and counted
+    precision: str = "auto"  # of forward and backward, or "float32", "bfloat16"; auto: bfloat16 on CUDA alone
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -218,8 +220,9 @@ class PretrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.non_finite not in ("stop", "skip"):
-            raise ValueError(f"non_finite is {self.non_finite!r}; it must be 'stop' or 'skip'")
+        for name, allowed in (("non_finite", ("stop", "skip")), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit in 64 bits")
 

@@ -36,8 +36,8 @@ class StepMetrics:
 
     losses: Tensor  # (3,): total, generator's, discriminator's
     norm: Tensor  # (1,)
-    scores: Tensor  # (T,)
-    is_replaced: Tensor  # (T,) bool
+    scores: Tensor  # (T,), or more where the batch was filled up
+    is_replaced: Tensor  # bool, as many
     learning_rate: float
     tokens: int
 
@@ -64,9 +64,39 @@ class StepMetrics:
 
     @cached_property
     def auc(self) -> float:
-        return auc(self.scores, self.is_replaced)
+        return auc(self.scores[: self.tokens], self.is_replaced[: self.tokens])
 
     def row(self) -> dict[str, float]:
         """All figures, rounded for a log."""
         names = ("loss", "generator_loss", "discriminator_loss", "auc", "grad_norm", "learning_rate")
         return {name: float(f"{getattr(self, name):.6g}") for name in names}
+
+
+class NonFinite:
+    """Of the steps whose loss or gradients' norm is not finite, how many and the first; kept on the device, where
+    nobody waits for it.
+
+    With `stop` nothing is updated after the first: the parameters stay as they were before it, however late it is read.
+    """
+
+    def __init__(self, device: torch.device, stop: bool) -> None:
+        self.stop = stop
+        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+        self.first = torch.zeros(3, dtype=torch.float64, device=device)  # its step, loss and norm; -1 where none
+        self.start()
+
+    def start(self, count: int = 0) -> None:
+        """Afresh, with so many counted."""
+        self.count.fill_(count)
+        self.first.fill_(-1)
+
+    def guard(self, losses: Tensor) -> Tensor:
+        """(1,): not finite where this step is to change nothing."""
+        return torch.where(self.first[:1] >= 0, torch.nan, losses[:1]) if self.stop else losses[:1]
+
+    def note(self, step: Tensor, losses: Tensor, norm: Tensor) -> None:
+        """step (1,) int64, losses (3,), norm (1,)."""
+        found = torch.cat([step.double(), losses[:1].double(), norm.double()])
+        wrong = ~found.isfinite().all()
+        self.first.copy_(torch.where(wrong & (self.first[0] < 0), found, self.first))
+        self.count += wrong

@@ -329,7 +329,7 @@ class Electra(nn.Module):
         seed: int | Tensor = 0,
         step: int | Tensor = 0,
         masked: Masked | None = None,
-        denominators: tuple[Tensor, int] | None = None,
+        denominators: tuple[Tensor, int | Tensor] | None = None,
     ) -> ElectraOutput:
         """Mask, fill, corrupt, score: one pass of the objective, every random number keyed by (seed, step).
 
@@ -338,7 +338,7 @@ class Electra(nn.Module):
         config = self.config
         key, at = (_scalar(value, batch.input_ids.device) for value in (seed, step))
         masked = self.mask(batch, key, at) if masked is None else masked
-        used, tokens = denominators or ((masked.labels != -100).sum(), batch.num_tokens)
+        used, tokens = denominators or ((masked.labels != -100).sum(), batch.tokens)
 
         hidden = self.generator.encoder(batch, masked.masked_ids, key, at, GENERATOR, masked)
         rows = self.generator.transform(hidden)
@@ -350,12 +350,13 @@ class Electra(nn.Module):
             temperature=config.temperature,
             disallow_correct=config.disallow_correct,
         )
-        generator_loss = losses.sum() / (used.to(losses.dtype) + 1e-6)
+        wide = torch.promote_types(losses.dtype, torch.float32)  # for sums, where the networks run in bfloat16
+        generator_loss = losses.sum(dtype=wide) / (used.to(wide) + 1e-6)
 
         corrupted, is_replaced = ops.corrupt(batch.input_ids, masked.positions, masked.labels, sampled, config.faithful)
         hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
         losses, logits = self.discriminator.score(hidden, is_replaced)
-        discriminator_loss = losses.sum() / (tokens + 1e-6)
+        discriminator_loss = batch.counted(losses).sum(dtype=wide) / (tokens + 1e-6)
 
         loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
         found = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())

@@ -7,6 +7,7 @@ import json
 import platform
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,10 +17,13 @@ import torch
 
 from electra_fast import checkpoint
 from electra_fast.batch import Batch
+from electra_fast.budget import Budget
 from electra_fast.config import ElectraConfig, PretrainConfig
 from electra_fast.corpus import Corpus, check_free, examples_at
 from electra_fast.flops import step_flops
+from electra_fast.graph import StepGraph
 from electra_fast.info import info
+from electra_fast.metrics import StepMetrics
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops._core import why
 from electra_fast.prepare import prepare
@@ -39,6 +43,7 @@ from electra_fast.trainer import Pretrainer, evaluate
 from electra_fast.weights import read_json, write_file
 
 EVALUATED = 16_384  # held-out tokens, at most, at each evaluation
+SAMPLED = 2048  # examples whose lengths tell the shapes of a step
 # The paper's table 6. tiny is ours, for minutes on two cores: among few tokens the networks find a word's neighbours
 # within some hundred steps, among 64 of them they do not in thousands.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -203,6 +208,21 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Electra:
     return Electra(preset, generator, discriminator)
 
 
+def budget_for(trainer: Pretrainer, corpus: Corpus) -> Budget:
+    """Of a step over this text, by the lengths of examples from all over it."""
+    model, every = trainer.model.config, max(1, len(corpus) // SAMPLED)
+    lengths = torch.tensor([len(corpus[i][0]) for i in range(0, len(corpus), every)])
+    numbers = (model.mask_prob, model.max_predictions, model.pad_token_id)
+    return Budget.of(lengths, trainer.config.batch_size, corpus.max_length, *numbers)
+
+
+def stepper(trainer: Pretrainer, corpus: Corpus) -> Callable[[Batch], StepMetrics]:
+    """What takes the steps: on CUDA a graph of the whole step, unless that is in micro-batches."""
+    if trainer.seed.device.type != "cuda" or trainer.config.micro_batch_size is not None:
+        return trainer.step
+    return StepGraph(trainer, budget_for(trainer, corpus)).step
+
+
 class _Run:
     """The loop and what it keeps at hand."""
 
@@ -218,6 +238,7 @@ class _Run:
         on = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(on)
         self.trainer = Pretrainer(model.to(self.device), config)
+        self.take_step = stepper(self.trainer, corpus)
         self.heldout = self._heldout()
         self.stopped: int | None = None
         self.save_failed = False
@@ -260,11 +281,12 @@ class _Run:
         first = trainer.steps_done * config.batch_size
         names = range(first, first + config.batch_size)
         batch = Batch.from_examples(examples_at(self.corpus, config.seed, first, config.batch_size), names)
-        metrics = trainer.step(batch)
+        metrics = self.take_step(batch)
         done = trainer.steps_done
         slots = int(batch.slots(trainer.model.config.mask_prob, trainer.model.config.max_predictions)[1])
         self.progress.step(metrics.tokens, step_flops(trainer.model.config, batch.lengths.tolist(), slots))
         if done % run.log_every == 0 or done == config.steps:
+            trainer.check()
             figures = metrics.row() | self.progress.speed() | {"skipped": trainer.skipped}
             self.log.write("train", done, figures)
             self.progress.show(figures)

@@ -16,7 +16,7 @@ SMALL = (
     r"(layer_norm|partials).* bf16 width=256 dropout=0.1|embedding.* bf16 width=128 dropout=0.1|"
     r"adamw.* fp32 .*True|"
     r"linear.* bf16 256->768|ffn_block.* 256->1024->256 dropout=0.1|discriminator_head.* bf16 width=256|"
-    r"attention_block.* 256 dropout=0.1|encoder.* 64 dropout=0.1"
+    r"attention_block.* 256 dropout=0.1|encoder.* 64 dropout=0.1|25 seeds"
 )
 PRODUCTS = (
     *("attention", "generator_head", "linear", "ffn_block", "discriminator_head", "encoder", "embedding_bwd_position"),

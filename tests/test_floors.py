@@ -12,10 +12,10 @@ FLOORS = [  # a module may import from its own floor and from those before it
     {"_C", "kernels"},
     {"ops"},
     {"config"},
-    {"text", "tokenizer", "examples", "shards", "corpus", "weights", "convert", "batch", "flops", "info"},
+    {"text", "tokenizer", "examples", "shards", "corpus", "weights", "convert", "batch", "budget", "flops", "info"},
     {"model", "optim", "reference"},
     {"checkpoint", "metrics", "report", "interop", "tasks"},
-    {"prepare", "trainer"},
+    {"prepare", "trainer", "graph"},
     {"pretrain", "finetune"},
     {"cli"},
 ]

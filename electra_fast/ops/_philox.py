@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops._core import core
-from electra_fast.ops._library import define
+from electra_fast.ops._library import define, launcher
 
 _LOW = 0xFFFFFFFF
 
@@ -65,6 +65,7 @@ derive_seeds = define(
     lambda seed, step, first, n: seed.new_empty(n),
     _derive_seeds_cpu,
     floats=False,
+    cuda=launcher("seeds", "derive_seeds_fwd"),
 )
 
 
