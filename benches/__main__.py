@@ -18,7 +18,7 @@ from harness import Options, Race, run
 from rows import Writer, plot
 
 HERE = Path(__file__).parent
-COMMANDS = ("compile", "gpu")  # modules that race nothing themselves, each with a main(arguments)
+COMMANDS = ("compile", "gpu", "launches", "memory")  # modules that race nothing themselves, each with a main(arguments)
 
 
 def names() -> list[str]:
