@@ -34,8 +34,9 @@ HERE = Path(__file__).resolve().parent
 PHASE_SECONDS = 570  # begun parts end by then; half a minute is left for what surrounds a phase
 LEAST_SECONDS = 20  # with less left, no part is begun
 TINY = ("--device", "cpu", "--models", "tiny", "--shapes", "2x32", "--rounds", "1")
-EAGER = ("ours", "hf-as-written", "hf-tuned", "hf-sdpa-*")
+EAGER = ("ours", "hf-eager", "hf-as-written", "hf-tuned", "hf-sdpa-*")
 GRAPHS = ("ours", "hf-graph", "hf-compiled")
+HEADS = ("ours", "hf-liger", "hf-cce")
 OPS = (  # by what they are worth in a step
     "generator_head encoder attention dropout_add_layer_norm adamw ffn_block attention_block linear embedding "
     "discriminator_head masking inference"
@@ -58,7 +59,7 @@ def race(name: str, limit: int, rows: Path, bench: str, *asked: str, providers: 
 
 def steps(rows: Path, model: str, shape: str, limit: int) -> Iterator[Part]:
     """The step against its rivals, a few at a time: in one process they would not all fit."""
-    groups = dict(eager=EAGER, graphs=GRAPHS, autotuned=("ours", "hf-compiled-graph"))
+    groups = dict(eager=EAGER, graphs=GRAPHS, autotuned=("ours", "hf-compiled-graph"), heads=HEADS)
     for group, providers in groups.items():
         asked = ("--models", model, "--shapes", shape)
         name = f"step-{model}-{shape}-{group}".replace(" ", "-")

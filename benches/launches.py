@@ -61,9 +61,9 @@ class Counting(TorchDispatchMode):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if func.namespace == "electra_fast":
             return self.call(name, func, args, kwargs)
-        if on_device(args) and name == "_local_scalar_dense":
+        if on_device(args) and name in ("_local_scalar_dense", "equal"):
             self.waits += 1
-            return 1
+            return True if name == "equal" else 1
         if on_device(args) and name == "_to_copy" and torch.device(kwargs.get("device") or "meta").type == "cpu":
             self.waits += 1
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
