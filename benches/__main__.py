@@ -18,6 +18,13 @@ from harness import Options, Race, run
 from rows import Writer, plot
 
 HERE = Path(__file__).parent
+COMMANDS = (
+    "compile",
+    "gpu",
+    "launches",
+    "memory",
+    "tune",
+)  # modules that race nothing themselves, each with a main(arguments)
 
 
 def names() -> list[str]:
@@ -31,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "benches",
         nargs="*",
         metavar="BENCH",
-        help=f"of {', '.join(names())}, roofs; none: all; compile, tune: see their --help",
+        help=f"of {', '.join(names())}, roofs; none: all; besides, each with a --help: {', '.join(COMMANDS)}",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per row; a plot goes beside it")
@@ -79,7 +86,7 @@ def memory_elsewhere(given: argparse.Namespace, bench: str, race: Race, provider
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["compile"], ["tune"]):  # need triton, and race nothing
+    if arguments and arguments[0] in COMMANDS:
         return importlib.import_module(arguments[0]).main(arguments[1:])
     given = parse(arguments)
     if given.threads:

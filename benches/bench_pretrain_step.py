@@ -8,11 +8,14 @@ generator's vocabulary product over the masked rows alone, whatever a contestant
     reference              electra_fast/reference.py, logits of the masked rows alone, fused AdamW
     reference-all-rows     the same with logits of every row, as padded ports compute them
     hf-as-written          transformers as people write it: all logits, then those that were masked
+    hf-eager               the same with attn_implementation="eager": all probabilities too
     hf-tuned               transformers, masked rows alone, its default attention, Gumbel samples, fused AdamW
     hf-sdpa-BACKEND        the same, scaled_dot_product_attention held to flash, efficient, cudnn or math (CUDA)
     hf-compiled            hf-tuned with both forwards in one torch.compile (CUDA: CUDA graphs, "reduce-overhead")
     hf-graph               hf-tuned with the whole step in one CUDA graph
     hf-compiled-graph      torch.compile ("max-autotune-no-cudagraphs") in one CUDA graph of the whole step
+    hf-liger, hf-cce       hf-tuned with the loss of liger-kernel or cut-cross-entropy, where they are installed; logits
+                           for the samples besides. cut-cross-entropy takes no bias of the words, which is left out
 
 "text" after a shape: sequences as long as the first lines of WikiText-2, headings and paragraphs, cut at the width.
 About half the positions are then padding, which the rivals are given with its mask. Where the text is not there (in
@@ -41,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from clock import Step
 from harness import Options, Race
-from parity import first_step_differs
+from parity import first_gradients_differ, first_step_differs
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -54,6 +57,7 @@ from electra_fast.reference import ReferenceElectra, mask_tokens
 from electra_fast.tokenizer import Tokenizer
 
 LEARNING_RATE = 5e-4
+GATE_TOKENS = 2048  # of the batch whose gradients are judged on CUDA
 SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # (device, model) -> sequences x columns
     "cpu": dict(tiny=("16x128",), small=("16x128", "16x128 text"), base=("2x128",), large=("1x128",)),
     "cuda": dict(tiny=("128x128",), small=("128x128", "128x128 text"), base=("64x512", "256x512"), large=("32x512",)),
@@ -138,10 +142,17 @@ def text_lengths(rows: int, width: int) -> Tensor:
 
 
 def ours(case: Case) -> Step:
-    """Held against the reference first: the loss of a step with dropout, and every tensor that it updates."""
+    """Held against the reference first: a step with dropout, its loss and, on CUDA, all gradients in the type that is
+    timed, of some sequences; on the CPU every tensor that it updates."""
     config = PretrainConfig(batch_size=len(case.input_ids), learning_rate=LEARNING_RATE, warmup_steps=50)
     batch = Batch.from_padded(case.input_ids, case.attention_mask)
-    if wrong := first_step_differs(case.config, config, batch):
+    if case.device == "cuda":
+        some = slice(max(1, GATE_TOKENS // batch.width))  # the reference keeps all probabilities
+        some_of_it = Batch.from_padded(case.input_ids[some], case.attention_mask[some])
+        wrong = first_gradients_differ(case.config, some_of_it, getattr(torch, ours_dtype(case.device)))
+    else:
+        wrong = first_step_differs(case.config, config, batch)
+    if wrong:
         raise ValueError(wrong)
     trainer = Pretrainer(Electra(case.config).to(case.device), config)
     step = trainer.step
@@ -179,13 +190,13 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, std=0.02)
 
 
-def huggingface(config: ElectraConfig) -> tuple[Any, Any]:
+def huggingface(config: ElectraConfig, **settings: Any) -> tuple[Any, Any]:
     """transformers' generator and discriminator on one set of embeddings, in training mode."""
     from transformers import ElectraConfig as TheirConfig
     from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
     def their(network: NetworkConfig) -> Any:
-        return TheirConfig(**{f.name: getattr(network, f.name) for f in fields(network)})
+        return TheirConfig(**{f.name: getattr(network, f.name) for f in fields(network)}, **settings)
 
     generator = ElectraForMaskedLM(their(config.generator)).train()
     discriminator = ElectraForPreTraining(their(config.discriminator)).train()
@@ -193,9 +204,9 @@ def huggingface(config: ElectraConfig) -> tuple[Any, Any]:
     return generator, discriminator
 
 
-def hf_as_written(case: Case) -> Step:
+def hf_as_written(case: Case, **settings: Any) -> Step:
     config, ids, mask = case.config, case.input_ids, case.attention_mask
-    generator, discriminator = (m.to(case.device) for m in huggingface(config))
+    generator, discriminator = (m.to(case.device) for m in huggingface(config, **settings))
 
     def losses() -> Tensor:
         chosen = (torch.rand(ids.shape, device=ids.device) < config.mask_prob) & mask.bool()
@@ -212,8 +223,41 @@ def hf_as_written(case: Case) -> Step:
     return case.optimise([generator, discriminator], losses, fused=False)
 
 
+def logits_head(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """-> the mean loss of the labels in use, and logits (M, V) to sample from."""
+    logits = F.linear(rows, weight, bias).float()
+    return F.cross_entropy(logits, labels, ignore_index=-100), logits.detach()
+
+
+def liger_head(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    given = [t.to(products_in(rows)) for t in (weight, rows, bias)]
+    return LigerFusedLinearCrossEntropyLoss()(*given[:2], labels, given[2]), logits_alone(rows, weight, bias)
+
+
+def cce_head(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    from cut_cross_entropy import linear_cross_entropy
+
+    given = (t.to(products_in(rows)) for t in (rows, weight))
+    return linear_cross_entropy(*given, labels), logits_alone(rows, weight, None)
+
+
+def products_in(rows: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else rows.dtype
+
+
+@torch.no_grad()
+def logits_alone(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(rows, weight, bias).float()
+
+
 def hf_tuned(
-    case: Case, backend: SDPBackend | None = None, compile_mode: str | None = None, graph: bool = False
+    case: Case,
+    backend: SDPBackend | None = None,
+    compile_mode: str | None = None,
+    graph: bool = False,
+    head: Callable[..., tuple[Tensor, Tensor]] = logits_head,
 ) -> Step:
     config, ids = case.config, case.input_ids
     generator, discriminator = (m.to(case.device) for m in huggingface(config))
@@ -226,10 +270,9 @@ def hf_tuned(
     def losses() -> Tensor:
         masked_ids, positions, labels = mask_tokens(ids, case.attention_mask, config)
         hidden = generator.electra(input_ids=masked_ids, attention_mask=wide)[0].flatten(0, 1)[positions]
-        logits = generator.generator_lm_head(generator.generator_predictions(hidden)).float()
-        mlm = F.cross_entropy(logits, labels, ignore_index=-100)
-        with torch.no_grad():
-            sampled = (logits.detach() - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+        words = generator.generator_lm_head
+        mlm, logits = head(generator.generator_predictions(hidden), words.weight, words.bias, labels)
+        sampled = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
         flat = ids.flatten()
         corrupted = flat.scatter(0, positions, torch.where(labels == -100, flat[positions], sampled))
         scores = discriminator(input_ids=corrupted.view_as(ids), attention_mask=wide).logits.flatten().float()
@@ -264,10 +307,13 @@ def contestants(case: Case, options: Options) -> dict[str, Callable[[], Step]]:
         "hf-tuned": lambda: hf_tuned(case),
     }
     if case.device == "cuda":
+        rivals["hf-eager"] = lambda: hf_as_written(case, attn_implementation="eager")
         rivals |= {f"hf-sdpa-{name}": partial(hf_tuned, case, backend) for name, backend in BACKENDS.items()}
         rivals["hf-compiled"] = lambda: hf_tuned(case, compile_mode="reduce-overhead")
         rivals["hf-graph"] = lambda: hf_tuned(case, graph=True)
         rivals["hf-compiled-graph"] = lambda: hf_tuned(case, compile_mode="max-autotune-no-cudagraphs", graph=True)
+        rivals["hf-liger"] = lambda: hf_tuned(case, head=liger_head)
+        rivals["hf-cce"] = lambda: hf_tuned(case, head=cce_head)
     elif options.providers:
         rivals["hf-compiled"] = lambda: hf_tuned(case, compile_mode="default")
     return rivals

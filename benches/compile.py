@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -42,6 +43,7 @@ from electra_fast.kernels import (
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 I32, I64 = torch.int32, torch.int64
@@ -236,18 +238,16 @@ CALLS = [
 
 @contextmanager
 def recording(launches: list[tuple[JITFunction, tuple, dict]], target: int) -> Iterator[None]:
-    """What is launched meanwhile on a device of that generation."""
+    """What is launched meanwhile on a device of that generation, or would be interpreted."""
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
 
-    kind: Any = type(masking.masking_fwd_kernel)  # interpreted or not
-    run, found = kind.run, device.generation
-    kind.run, device.generation = record, lambda _: target
-    try:
+    with ExitStack() as patches:
+        for kind in (JITFunction, InterpretedFunction):
+            patches.enter_context(mock.patch.object(kind, "run", record))
+        patches.enter_context(mock.patch.object(device, "generation", lambda _: target))
         yield
-    finally:
-        kind.run, device.generation = run, found
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict[str, Any]]:

@@ -5,6 +5,7 @@ So a whole optimiser step of ours, dropout on, can be held against it: the gate 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from electra_fast.reference import ReferenceAdamW, ReferenceElectra, ReferenceOu
 def reference_of(model: Electra, dropout: Callable[[Tensor, float, str], Tensor] | None = None) -> ReferenceElectra:
     """A ReferenceElectra with the model's weights."""
     reference = ReferenceElectra(model.config, *(() if dropout is None else (dropout,)))
-    reference.to(next(model.parameters()).dtype)
+    reference.to(next(model.parameters()))
     for network in ("generator", "discriminator"):
         state = to_huggingface(getattr(model, network).state_dict())
         missing, unexpected = getattr(reference, network).load_state_dict(state, strict=False)
@@ -40,7 +41,7 @@ def philox_dropout(batch: Batch, seed: int, step: int) -> Callable[[Tensor, floa
         network, *layer, kind = site.split(".")
         number = 0 if kind == "embeddings" else 1 + 2 * int(layer[1]) + (kind == "ffn")
         first = {"generator": GENERATOR, "discriminator": DISCRIMINATOR}[network]
-        key = derive_seeds(torch.tensor([seed]), torch.tensor([step]), first + number, 1)
+        key = derive_seeds(*(torch.tensor([n], device=x.device) for n in (seed, step)), first + number, 1)
         threshold = dropout_threshold(p)
         if kind == "attention":
             rows, heads, width, _ = x.shape
@@ -58,7 +59,7 @@ def follow(
     reference: ReferenceElectra, batch: Batch, out: ElectraOutput, mask: Tensor, types: Tensor
 ) -> ReferenceOutput:
     """The reference's pass over the same text with the masks and samples that `out` had."""
-    flat = torch.repeat_interleave(batch.lengths) * batch.width + batch.position_ids
+    flat = torch.repeat_interleave(batch.lengths).to(mask.device) * batch.width + batch.position_ids
     return reference(
         batch.pad(batch.input_ids),
         mask,
@@ -106,3 +107,33 @@ def first_step_differs(settings: ElectraConfig, config: PretrainConfig, batch: B
         if apart > 0.02 * rate:
             return f"{name} is {apart / rate:.2g} learning rates from the reference's"
     return ""
+
+
+def first_gradients_differ(settings: ElectraConfig, batch: Batch, dtype: torch.dtype, seed: int = 0) -> str:
+    """Loss and gradients of a first step with dropout, ours in `dtype`, the reference's in float32 on the same masks,
+    samples and bits: what differs beyond rounding, "" if nothing does."""
+    torch.manual_seed(0)
+    model = Electra(settings).to(batch.input_ids.device).train()
+    working = copy.deepcopy(model).to(dtype)
+    out = working(batch, seed, 0)
+    out.loss.backward()
+    there, types = batch.pad(torch.ones_like(batch.input_ids)), batch.pad(batch.token_type_ids)
+    truths = []
+    for kind in dict.fromkeys((torch.float32, dtype)):  # the truth, and what it is worth in the type that ours is in
+        reference = reference_of(model, philox_dropout(batch, seed, 0)).to(kind)
+        theirs = follow(reference, batch, out, there, types)
+        theirs.loss.backward()
+        truths.append({"the loss": theirs.loss.detach(), **named(reference, lambda p: p.grad)})
+    found = {"the loss": out.loss.detach()} | {n: p.grad for n, p in working.named_parameters()}
+    gold, rounded = truths[0], truths[-1]
+    return "; ".join(filter(None, (beyond_rounding(n, t, rounded[n], gold[n]) for n, t in found.items())))
+
+
+def beyond_rounding(name: str, found: Tensor | None, rounded: Tensor, gold: Tensor) -> str:
+    """In the norm, three times what rounding does to the truth, and a little of the truth itself, are allowed."""
+    if found is None:
+        return f"{name} has no gradient"
+    size = gold.double().norm().item()
+    error, worth = ((t.double() - gold.double()).norm().item() for t in (found, rounded))
+    bound = 3 * worth + (1e-4 if found.dtype == torch.float32 else 1e-2) * size
+    return "" if error <= bound else f"{name} is off by {error:.2g}, {bound:.2g} is allowed, its norm is {size:.2g}"

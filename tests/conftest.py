@@ -21,7 +21,11 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 pytest.register_assert_rewrite("faults")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m cuda` chooses among them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
+            item.add_marker("cuda")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
