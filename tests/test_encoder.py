@@ -192,6 +192,13 @@ def test_a_tensor_that_does_not_fit_is_named(name):
         named(**given | {f"1_{name}": torch.ones(shape, dtype=torch.float64)})
 
 
+def test_layers_of_two_inner_widths_are_rejected():
+    given, other = example(), example(inner=24)
+    given |= {name: other[name] for name in ("1_up_weight", "1_up_bias", "1_down_weight")}
+    with pytest.raises(ValueError, match=r"encoder: layers\[1\] up_weight has shape \(24, 16\); \(20, 16\) is needed"):
+        named(**given)
+
+
 def test_gradcheck():
     given = example((2, 3), 4, 2, 6, 2, asking=(1, 2))
     floats = {n: t.double() for n, t in given.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}

@@ -78,8 +78,8 @@ def encoder(
     check_devices(name, x=x, cu_seqlens=cu_seqlens, row_ids=row_ids, rows=rows, cu_rows=cu_rows, seeds=seeds, **named)
     check_floats(name, x=x, **named)
     check_integers(name, torch.int64, row_ids=row_ids, rows=rows, seeds=seeds)
+    inner = layers[0][6].shape[0] if layers[0][6].dim() else 0
     for i, layer in enumerate(layers):
-        inner = layer[6].shape[0] if layer[6].dim() else 0
         shapes = [(3 * width, width), (3 * width,), (width, width), *[(width,)] * 3]
         shapes += [(inner, width), (inner,), (width, inner), *[(width,)] * 3]
         for label, tensor, shape in zip(ATTENTION + FFN, layer, shapes, strict=True):
