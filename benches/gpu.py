@@ -1,7 +1,7 @@
 """python benches gpu --phase a|b|c: all that a GPU has to be asked, in three phases of at most ten minutes each.
 
     a    the build, the roofs, ELECTRA-Small's step and its rivals, the tests of every op on CUDA
-    b    races of ops, small before base
+    b    races of ops, small before base, then `tune`, whose rows go to OUT/tune.jsonl
     c    the step of Base and Large, of 128 and 512 columns, and their rivals
 
 A phase is a list of parts, the most telling first. Each is a process with a time limit of its own: one that hangs, or
@@ -85,9 +85,11 @@ def phase_a(rows: Path) -> list[Part]:
 
 
 def phase_b(rows: Path) -> list[Part]:
-    return [
-        race(f"{bench}-{model}", 90, rows, bench, "--models", model) for model in ("small", "base") for bench in OPS
-    ]
+    small, base = (
+        [race(f"{bench}-{model}", 90, rows, bench, "--models", model) for bench in OPS] for model in ("small", "base")
+    )
+    tune = (str(HERE), "tune", "--json", str(rows.with_name("tune.jsonl")))
+    return [*small, Part("tune", 240, tune, (*tune, "linear", "--dry-run", "--target", "sm_90")), *base]
 
 
 def phase_c(rows: Path) -> list[Part]:

@@ -88,9 +88,9 @@ class Counting(TorchDispatchMode):
 
 
 def pretrainer(config: ElectraConfig) -> Pretrainer:
-    """On meta tensors, in the type that products are taken in."""
+    """On meta tensors, in bfloat16."""
     with torch.device("meta"):
-        return Pretrainer(Electra(config).to(torch.bfloat16), PretrainConfig())
+        return Pretrainer(Electra(config), PretrainConfig(precision="bfloat16"))
 
 
 def meta_batch(rows: int, width: int) -> Batch:

@@ -15,6 +15,10 @@ bytes in bf16: 8 T H D + 4 T H forward, 16 T H D + 4 T H backward. ELECTRA-Small
 2.1 GF and 34 MB forward, 5.4 GF and 67 MB backward; at 790 TFLOP/s and 4.3 TB/s that is 2.7 and 6.8 us of products,
 7.9 and 16 us of traffic, and a Philox call for 16 scores: bandwidth is the roof at S = 128. Base, 256 x 512, 12 heads:
 103 GF and 0.8 GB forward, 131 us of products and 189 us of traffic; 361 GF and 1.6 GB backward, 457 and 376 us.
+
+Launches: 1 forward, 1 backward; eager PyTorch 6 (two products, scale, mask, softmax, dropout) and 9. Planned occupancy
+at D = 64 in bf16: of 128 keys 2 programs of 8 warps forward (118 registers, 48 KB) and 1 backward (196 registers); of
+512, whose keys and values take 128 KB, 1 each way.
 """
 
 from __future__ import annotations
