@@ -62,7 +62,7 @@ struct LinearGradient {
   Sum dbias;
   // Of each part: its block of x, packed, and its share of dW as panels of kPanel columns, each of N rows. So the tiles
   // of the product that is added up there are contiguous, where rows of dW a power of two apart share few cache sets.
-  Floats packed, shares;
+  Floats packed, shares, block_sums;
 
   LinearGradient(const float* weight, int64_t N, int64_t K, float* dweight, float* dbias, const Parts& parts)
       : N(N),
@@ -72,7 +72,8 @@ struct LinearGradient {
         dweight(dweight),
         dbias(dbias, N, parts.count),
         packed(parts.count * packed_size(parts.height, K)),
-        shares(parts.count * packed_size(N, K)) {}
+        shares(parts.count * packed_size(N, K)),
+        block_sums(parts.count * N) {}
   // Where a part's block of x, packed, is expected by add_packed.
   float* block(int64_t part) const { return packed.at + part * packed_size(parts.height, K); }
   float* share(int64_t part) const { return shares.at + part * packed_size(N, K); }
@@ -86,14 +87,16 @@ struct LinearGradient {
     add_packed(part, dy, ldy, rows);
   }
   void add_packed(int64_t part, const float* dy, int64_t ldy, int64_t rows) {
-    float* sums = dbias.of(part);
     for (int64_t panel = 0; panel < panels(K); ++panel) {
       float* to = share(part) + panel * N * kPanel;
       product<true>(dy, ldy, block(part) + panel * rows * kPanel, N, rows, kPanel, to, kPanel, to, kPanel);
     }
-    for (int64_t r = 0; r < rows; r += 16) add_rows(dy + r * ldy, ldy, smaller(16, rows - r), sums);
+    float *sums = dbias.of(part), *own = block_sums.at + part * N;
+    memset(own, 0, size_t(N) * sizeof(float));
+    for (int64_t r = 0; r < rows; r += 16) add_rows(dy + r * ldy, ldy, smaller(16, rows - r), own);
+    for (int64_t n = 0; n < N; ++n) sums[n] += own[n];
   }
-  // Sums of a few rows first: one chain through all would round worse than any product.
+  // Sums of a few rows first, and of a block: one chain through all would round worse than any product.
   void add_rows(const float* dy, int64_t ldy, int64_t rows, float* sums) const {
     int64_t n = 0;
     for (; n + kLanes <= N; n += kLanes) {
