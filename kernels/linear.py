@@ -359,8 +359,8 @@ def weight_gradient(dout: Tensor, x: Tensor, slope: Tensor | None = None) -> tup
     )
     if shares > 1:
         elements = outer * inner
-        grid = (triton.cdiv(elements + outer, 1024),)
-        linear_bwd_sum_kernel[grid](*parts, dweight, dbias, elements, outer, shares, BLOCK=1024, num_warps=4)
+        grid = (triton.cdiv(elements + outer, 512),)
+        linear_bwd_sum_kernel[grid](*parts, dweight, dbias, elements, outer, shares, BLOCK=512, num_warps=4)
     return dweight, dbias
 
 
