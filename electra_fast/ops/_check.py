@@ -93,6 +93,31 @@ def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest
         )
 
 
+def check_asking(
+    op: str,
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    row_ids: Tensor,
+    num_heads: int,
+    rows: Tensor | None,
+    cu_rows: Tensor | None,
+    max_rows: int | None,
+) -> None:
+    """Sequences of x (T, D), heads that divide D, and which rows ask: all, or those at `rows`."""
+    if x.shape[1] % num_heads:
+        raise ValueError(f"{op}: width {x.shape[1]} is not a multiple of num_heads {num_heads}")
+    if (rows is None) != (cu_rows is None) or (rows is None) != (max_rows is None):
+        raise ValueError(f"{op}: rows, cu_rows and max_rows come together; give all three or none")
+    check_shape(op, "row_ids", row_ids, x.shape[0])
+    check_cu_seqlens(op, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen)
+    if rows is not None and cu_rows is not None:
+        check_shape(op, "rows", rows, rows.numel())
+        check_shape(op, "cu_rows", cu_rows, *cu_seqlens.shape)
+        check_cu_seqlens(op, "cu_rows", cu_rows, rows.shape[0], max_rows)
+        check_ids(op, "rows", rows, x.shape[0], "batch", "rows index its packed tokens")
+
+
 def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
     """The 64-bit seed as the one-element int64 tensor that schemas take."""
     if isinstance(seed, Tensor):

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast.ops._check import (
-    check_cu_seqlens,
+    check_asking,
     check_devices,
     check_floats,
-    check_ids,
     check_integers,
     check_matrix,
     check_probability,
@@ -62,10 +61,6 @@ def attention_block(
     name = "attention_block"
     check_matrix(name, x=x)
     width = x.shape[1]
-    if width % num_heads:
-        raise ValueError(f"{name}: width {width} is not a multiple of num_heads {num_heads}")
-    if (rows is None) != (cu_rows is None) or (rows is None) != (max_rows is None):
-        raise ValueError(f"{name}: rows, cu_rows and max_rows come together; give all three or none")
     weights = dict(qkv_weight=qkv_weight, qkv_bias=qkv_bias, out_weight=out_weight, out_bias=out_bias)
     norms = dict(norm_weight=norm_weight, norm_bias=norm_bias)
     integers = dict(row_ids=row_ids, rows=rows)
@@ -77,13 +72,7 @@ def attention_block(
     check_shape(name, "out_weight", out_weight, width, width)
     for label, tensor in dict(out_bias=out_bias, **norms).items():
         check_shape(name, label, tensor, width)
-    check_shape(name, "row_ids", row_ids, x.shape[0])
-    check_cu_seqlens(name, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen)
-    if rows is not None and cu_rows is not None:
-        check_shape(name, "rows", rows, rows.numel())
-        check_shape(name, "cu_rows", cu_rows, *cu_seqlens.shape)
-        check_cu_seqlens(name, "cu_rows", cu_rows, rows.shape[0], max_rows)
-        check_ids(name, "rows", rows, x.shape[0], "batch", "rows index its packed tokens")
+    check_asking(name, x, cu_seqlens, max_seqlen, row_ids, num_heads, rows, cu_rows, max_rows)
     return _attention_block(
         x,
         *weights.values(),

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops._check import (
-    check_cu_seqlens,
+    check_asking,
     check_devices,
     check_floats,
-    check_ids,
     check_integers,
     check_matrix,
     check_probability,
@@ -61,16 +60,12 @@ def encoder(
     """
     name = "encoder"
     check_matrix(name, x=x)
-    (total, width), flat = x.shape, [t for layer in layers for t in layer]
+    width, flat = x.shape[1], [t for layer in layers for t in layer]
     if not layers or any(len(layer) != len(ATTENTION + FFN) for layer in layers):
         raise ValueError(
             f"{name}: layers of {[len(layer) for layer in layers]} tensors; give one layer at least, each of "
             f"{len(ATTENTION + FFN)}: {', '.join(ATTENTION + FFN)}"
         )
-    if width % num_heads:
-        raise ValueError(f"{name}: width {width} is not a multiple of num_heads {num_heads}")
-    if (rows is None) != (cu_rows is None) or (rows is None) != (max_rows is None):
-        raise ValueError(f"{name}: rows, cu_rows and max_rows come together; give all three or none")
     seeds = torch.zeros(2 * len(layers), dtype=torch.int64, device=x.device) if seeds is None else seeds
     named = {
         f"layers[{i}] {label}": t for i, at in enumerate(layers) for label, t in zip(ATTENTION + FFN, at, strict=True)
@@ -84,14 +79,8 @@ def encoder(
         shapes += [(inner, width), (inner,), (width, inner), *[(width,)] * 3]
         for label, tensor, shape in zip(ATTENTION + FFN, layer, shapes, strict=True):
             check_shape(name, f"layers[{i}] {label}", tensor, *shape)
-    check_shape(name, "row_ids", row_ids, total)
     check_shape(name, "seeds", seeds, 2 * len(layers))
-    check_cu_seqlens(name, "cu_seqlens", cu_seqlens, total, max_seqlen)
-    if rows is not None and cu_rows is not None:
-        check_shape(name, "rows", rows, rows.numel())
-        check_shape(name, "cu_rows", cu_rows, *cu_seqlens.shape)
-        check_cu_seqlens(name, "cu_rows", cu_rows, rows.shape[0], max_rows)
-        check_ids(name, "rows", rows, total, "batch", "rows index its packed tokens")
+    check_asking(name, x, cu_seqlens, max_seqlen, row_ids, num_heads, rows, cu_rows, max_rows)
     refuse_transforms(name, (x, flat))
     return torch.ops.electra_fast.encoder(
         x,
