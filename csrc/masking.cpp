@@ -5,35 +5,30 @@
 namespace ef::EF_NS {
 
 static inline bool is_candidate(int64_t id, const int64_t* special_ids, int64_t K) {
-  for (int64_t k = 0; k < K; ++k)
-    if (id == special_ids[k]) return false;
-  return true;
+  bool special = false;
+  for (int64_t k = 0; k < K; ++k) special |= id == special_ids[k];
+  return !special;
 }
 
-// The k-th smallest of n distinct keys (quickselect; the keys are random, so it is linear); reorders them.
-static uint64_t kth_smallest(uint64_t* keys, int64_t n, int64_t k) {
-  for (int64_t low = 0, high = n - 1; low < high;) {
-    const uint64_t pivot = keys[low + (high - low) / 2];
-    int64_t i = low, j = high;
-    while (i <= j) {
-      while (keys[i] < pivot) ++i;
-      while (keys[j] > pivot) --j;
-      if (i > j) break;
-      const uint64_t key = keys[i];
-      keys[i++] = keys[j], keys[j--] = key;
-    }
-    if (k <= j)
-      high = j;
-    else if (k >= i)
-      low = i;
-    else
-      break;
+// Of n words those below `below`, and of those equal to it the first `ties`.
+struct Smallest {
+  uint64_t below;
+  int64_t ties;
+};
+
+// The k smallest of words[i] >> 32, equal ones in their order: byte by byte from the highest, how many begin alike.
+static Smallest smallest(const uint64_t* words, int64_t n, int64_t k) {
+  uint64_t prefix = 0;  // what the k-th smallest begins with
+  for (int shift = 56; shift >= 32; shift -= 8) {
+    int32_t counts[256] = {};  // a sequence has less than 2**31 tokens, as cu_seqlens
+    for (int64_t i = 0; i < n; ++i) counts[words[i] >> shift & 255] += words[i] >> shift >> 8 == prefix;
+    int byte = 0;
+    for (; counts[byte] < k; ++byte) k -= counts[byte];
+    prefix = prefix << 8 | byte;
+    if (counts[byte] == k) return {(prefix + 1) << (shift - 32), 0};  // all that begin so
   }
-  return keys[k];
+  return {prefix, k};
 }
-
-// Each token's place in the order of choice: a random word, ties broken by position.
-static inline uint64_t choice_key(const Words& words, int64_t index) { return uint64_t(words.w[0]) << 32 | index; }
 
 void masking(const int64_t* input_ids, int64_t T, const int32_t* cu_seqlens, int64_t N, const int32_t* slots,
              const int64_t* row_ids, const int64_t* special_ids, int64_t K, int64_t mask_id, uint64_t replace_threshold,
@@ -45,11 +40,10 @@ void masking(const int64_t* input_ids, int64_t T, const int32_t* cu_seqlens, int
     // Until it receives the ids, the sequence's part of masked_ids serves as scratch.
     uint64_t* scratch = reinterpret_cast<uint64_t*>(masked_ids) + start;
     int64_t slot = slots[n], candidates = 0;
-    for (int64_t i = start; i < end; ++i)
-      if (is_candidate(input_ids[i], special_ids, K))
-        scratch[candidates++] = faithful ? i : choice_key(philox(seed, row_ids[i], 0, 0), i - start);
 
     if (faithful) {  // with replacement: draw after draw
+      for (int64_t i = start; i < end; ++i)
+        if (is_candidate(input_ids[i], special_ids, K)) scratch[candidates++] = i;
       const int64_t first = slot;
       for (; slot < last && candidates > 0; ++slot) {
         sample_rows[slot] = row_ids[start] + (slot - first);
@@ -60,15 +54,21 @@ void masking(const int64_t* input_ids, int64_t T, const int32_t* cu_seqlens, int
       for (int64_t i = start; i < end; ++i) masked_ids[i] = input_ids[i];
       for (int64_t m = first; m < slot; ++m)
         if (philox(seed, sample_rows[m], 0, 0).w[3] < replace_threshold) masked_ids[positions[m]] = mask_id;
-    } else {  // without: the tokens up to the chosen-th smallest key
-      const int64_t chosen = last - slot < candidates ? last - slot : candidates, stop = slot + chosen;
-      const uint64_t largest = chosen > 0 ? kth_smallest(scratch, candidates, chosen - 1) : 0;
+    } else {  // without: the candidates of the smallest words
+      philox_rows(seed, row_ids + start, end - start, scratch);
       for (int64_t i = start; i < end; ++i) {
+        const bool candidate = is_candidate(input_ids[i], special_ids, K);
+        scratch[i - start] |= uint64_t(0) - !candidate;  // no word is larger
+        candidates += candidate;
+      }
+      const int64_t chosen = last - slot < candidates ? last - slot : candidates;
+      Smallest taken = chosen > 0 ? smallest(scratch, end - start, chosen) : Smallest{0, 0};
+      for (int64_t i = start; i < end; ++i) {
+        const uint64_t words = scratch[i - start];
         masked_ids[i] = input_ids[i];
-        if (slot == stop || !is_candidate(input_ids[i], special_ids, K)) continue;
-        const Words words = philox(seed, row_ids[i], 0, 0);
-        if (choice_key(words, i - start) > largest) continue;
-        if (words.w[1] < replace_threshold) masked_ids[i] = mask_id;
+        if (words >> 32 > taken.below || !is_candidate(input_ids[i], special_ids, K)) continue;
+        if (words >> 32 == taken.below && taken.ties-- <= 0) continue;
+        if ((words & 0xFFFFFFFF) < replace_threshold) masked_ids[i] = mask_id;
         positions[slot] = i, labels[slot] = input_ids[i], sample_rows[slot] = row_ids[i], ++slot;
       }
     }

@@ -32,30 +32,43 @@ static inline Words philox(int64_t seed, int64_t row, uint32_t group, uint32_t p
 constexpr int kBlockGroups = 8;  // groups that philox_block computes at once
 constexpr int kBlockColumns = 16 * kBlockGroups;
 
-// The bytes of the eight groups from `group` on, in the order of the columns they stand for.
-static inline void philox_block(int64_t seed, int64_t row, uint32_t group, uint32_t plane, uint8_t* out) {
 #if EF_ISA >= 256
-  // A counter lives in the low half of a 64-bit lane: vpmuludq reads no more, so what gathers above stays. a holds
-  // groups 0 to 3 and b 4 to 7, the middle two swapped so that the last unpack puts the bytes in order.
+// Eight counters, four and four. A word of one lies in the low half of a 64-bit lane: vpmuludq reads no more, so what
+// gathers above stays.
+struct Counters {
+  __m256i a0, a1, a2, a3, b0, b1, b2, b3;
+};
+
+static inline void philox_rounds(int64_t seed, Counters& c) {
   const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
-  const __m256i order = _mm256_add_epi64(_mm256_set1_epi64x(group), _mm256_setr_epi64x(0, 2, 1, 3));
-  __m256i a0 = _mm256_set1_epi64x(row), a1 = _mm256_srli_epi64(a0, 32), a2 = order, a3 = _mm256_set1_epi64x(plane);
-  __m256i b0 = a0, b1 = a1, b2 = _mm256_add_epi64(order, _mm256_set1_epi64x(4)), b3 = a3;
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
   for (int round = 0; round < 10; ++round) {
     const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-    const __m256i pa0 = _mm256_mul_epu32(a0, m0), pa1 = _mm256_mul_epu32(a2, m1);
-    const __m256i pb0 = _mm256_mul_epu32(b0, m0), pb1 = _mm256_mul_epu32(b2, m1);
-    a0 = _mm256_xor_si256(_mm256_srli_epi64(pa1, 32), _mm256_xor_si256(a1, key0)), a1 = pa1;
-    b0 = _mm256_xor_si256(_mm256_srli_epi64(pb1, 32), _mm256_xor_si256(b1, key0)), b1 = pb1;
-    a2 = _mm256_xor_si256(_mm256_srli_epi64(pa0, 32), _mm256_xor_si256(a3, key1)), a3 = pa0;
-    b2 = _mm256_xor_si256(_mm256_srli_epi64(pb0, 32), _mm256_xor_si256(b3, key1)), b3 = pb0;
+    const __m256i pa0 = _mm256_mul_epu32(c.a0, m0), pa1 = _mm256_mul_epu32(c.a2, m1);
+    const __m256i pb0 = _mm256_mul_epu32(c.b0, m0), pb1 = _mm256_mul_epu32(c.b2, m1);
+    c.a0 = _mm256_xor_si256(_mm256_srli_epi64(pa1, 32), _mm256_xor_si256(c.a1, key0)), c.a1 = pa1;
+    c.b0 = _mm256_xor_si256(_mm256_srli_epi64(pb1, 32), _mm256_xor_si256(c.b1, key0)), c.b1 = pb1;
+    c.a2 = _mm256_xor_si256(_mm256_srli_epi64(pa0, 32), _mm256_xor_si256(c.a3, key1)), c.a3 = pa0;
+    c.b2 = _mm256_xor_si256(_mm256_srli_epi64(pb0, 32), _mm256_xor_si256(c.b3, key1)), c.b3 = pb0;
     k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
   }
-  const __m256i a01 = _mm256_blend_epi32(a0, _mm256_slli_epi64(a1, 32), 0xAA);
-  const __m256i a23 = _mm256_blend_epi32(a2, _mm256_slli_epi64(a3, 32), 0xAA);
-  const __m256i b01 = _mm256_blend_epi32(b0, _mm256_slli_epi64(b1, 32), 0xAA);
-  const __m256i b23 = _mm256_blend_epi32(b2, _mm256_slli_epi64(b3, 32), 0xAA);
+}
+
+// Two words of each counter, the first in the low half.
+static inline __m256i join(__m256i low, __m256i high) {
+  return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xAA);
+}
+#endif
+
+// The bytes of the eight groups from `group` on, in the order of the columns they stand for.
+static inline void philox_block(int64_t seed, int64_t row, uint32_t group, uint32_t plane, uint8_t* out) {
+#if EF_ISA >= 256
+  // a holds groups 0 to 3 and b 4 to 7, the middle two swapped so that the last unpack puts the bytes in order.
+  const __m256i order = _mm256_add_epi64(_mm256_set1_epi64x(group), _mm256_setr_epi64x(0, 2, 1, 3));
+  const __m256i r = _mm256_set1_epi64x(row), above = _mm256_srli_epi64(r, 32), p = _mm256_set1_epi64x(plane);
+  Counters c{r, above, order, p, r, above, _mm256_add_epi64(order, _mm256_set1_epi64x(4)), p};
+  philox_rounds(seed, c);
+  const __m256i a01 = join(c.a0, c.a1), a23 = join(c.a2, c.a3), b01 = join(c.b0, c.b1), b23 = join(c.b2, c.b3);
   __m256i* to = reinterpret_cast<__m256i*>(out);
   _mm256_storeu_si256(to + 0, _mm256_unpacklo_epi64(a01, a23));
   _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi64(a01, a23));
@@ -67,6 +80,25 @@ static inline void philox_block(int64_t seed, int64_t row, uint32_t group, uint3
     memcpy(out + 16 * g, words.w, 16);
   }
 #endif
+}
+
+// The first two words of each row (group and plane 0), the second in the low half.
+static inline void philox_rows(int64_t seed, const int64_t* rows, int64_t count, uint64_t* out) {
+  int64_t i = 0;
+#if EF_ISA >= 256
+  for (; i + 8 <= count; i += 8) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + i));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + i + 4)), zero = _mm256_setzero_si256();
+    Counters c{a, _mm256_srli_epi64(a, 32), zero, zero, b, _mm256_srli_epi64(b, 32), zero, zero};
+    philox_rounds(seed, c);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), join(c.a1, c.a0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i + 4), join(c.b1, c.b0));
+  }
+#endif
+  for (; i < count; ++i) {
+    const Words words = philox(seed, rows[i], 0, 0);
+    out[i] = uint64_t(words.w[0]) << 32 | words.w[1];
+  }
 }
 
 }  // namespace ef::EF_NS

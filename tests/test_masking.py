@@ -158,6 +158,14 @@ def test_none_or_all_are_hidden(replace_prob):
     assert (ours.masked_ids == MASK).sum() == replace_prob * given["num_slots"]
 
 
+@pytest.mark.parametrize("mask_prob", [0.15, 0.6])
+@pytest.mark.parametrize("kinds", [1, 3, 2**62])
+@pytest.mark.parametrize("length", [200, 5000])
+def test_words_that_begin_alike_or_are_equal_are_taken_in_order(length, kinds, mask_prob):
+    given = example((length, 60), 12, mask_prob) | dict(row_ids=torch.randint(0, kinds, (length + 60,)))
+    assert [t.tolist() for t in masking(**given)[:4]] == list(truth(**given))
+
+
 def test_masks_follow_the_row_ids_wherever_the_sequence_is():
     given = example((12, 20, 40))
     whole = masking(**given)

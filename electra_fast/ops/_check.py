@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from operator import sub
 from typing import Any
 
 import torch
@@ -65,9 +65,9 @@ def check_ids(
     """Every id within its table; the first that is not is named. Checked on the host alone: on a GPU it would sync."""
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
         return
-    wrong = (ids < 0) | (ids >= size)
-    if wrong.any():
-        at = int(wrong.nonzero()[0])
+    least, most = (t.item() for t in ids.aminmax())
+    if least < 0 or most >= size:
+        at = int(((ids < 0) | (ids >= size)).nonzero()[0])
         raise IndexError(
             f"{op}: {name}[{at}] is {int(ids[at])}, outside the {table} of {size} (0 to {size - 1}); {advice}"
         )
@@ -81,15 +81,16 @@ def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return
     values = cu_seqlens.tolist()
-    if values[0] != 0 or values[-1] != total or any(b < a for a, b in pairwise(values)):
+    lengths = list(map(sub, values[1:], values)) or [0]
+    if values[0] != 0 or values[-1] != total or min(lengths) < 0:
         raise ValueError(
             f"{op}: {name} begins with {values[:4]} and ends with {values[-1]}; it must start at 0, never fall, "
             f"and end at the {total} rows there are"
         )
-    found = max((b - a for a, b in pairwise(values)), default=0)
-    if longest is not None and found > longest:
+    if longest is not None and max(lengths) > longest:
         raise ValueError(
-            f"{op}: {name} holds a sequence of {found} rows, max_seqlen is {longest}; pass {found} or more"
+            f"{op}: {name} holds a sequence of {max(lengths)} rows, max_seqlen is {longest}; "
+            f"pass {max(lengths)} or more"
         )
 
 
