@@ -36,9 +36,10 @@ from torch import Tensor
 
 from .attention import attention_fwd, put_gradients
 from .device import entry
-from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd
+from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
 from .ffn_block import finish_rows
-from .linear import input_gradient, product, unit_stride, weight_gradient
+from .linear import input_gradient, product, unit_stride
+from .linear_weight import Product, weight_gradients
 from .philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -294,26 +295,27 @@ def attention_block_bwd(
     out, *projections, read, lse, projected, mean, rstd = saved
     asking, ids, *offsets = _asking(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
     width = x.shape[1]
-    dprojected, dasking, *dnorm = dropout_add_layer_norm_bwd(
+    dprojected, dasking, norm = row_gradients(
         grads, projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p, [out, mean, rstd]
     )
-    dout_weights = weight_gradient(dprojected, read.flatten(1))
     dread = input_gradient(dprojected, out_weight).unflatten(1, read.shape[1:])
     scale = 1 / math.sqrt(width // num_heads)
     gradients = [torch.empty_like(t) for t in projections]
     heads, found = _heads(projections, num_heads), _heads(gradients, num_heads)
     put_gradients(found, dread, *heads, *offsets, ids, seed, scale, attention_dropout_p, [read, lse])
+    into = torch.empty_like(qkv_weight, memory_format=torch.contiguous_format), qkv_bias.new_empty(3 * width)
     if rows is None:
         (dqkv,) = gradients
         dx = input_gradient(dqkv, qkv_weight, other=dasking)
-        dqkv_weights = weight_gradient(dqkv, x)
+        parts = [Product(dqkv, x, into=into)]
     else:
         dq, dkv = gradients
         dasking = input_gradient(dq, qkv_weight[:width], other=dasking)
         dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)
-        parts = weight_gradient(dq, asking), weight_gradient(dkv, x)
-        dqkv_weights = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-    return [dx, *dqkv_weights, *dout_weights, *dnorm]
+        first, others = zip(*(t.tensor_split([width]) for t in into), strict=True)
+        parts = [Product(dq, asking, into=first), Product(dkv, x, into=others)]
+    dout_weights = weight_gradients(Product(dprojected, read.flatten(1)), *parts, also=[norm])[:2]
+    return [dx, *into, *dout_weights, *norm[1:]]
 
 
 def _asking(x: Tensor, row_ids: Tensor, cu: Tensor, longest: int, rows: Tensor | None, *cu_rows: Any) -> list:

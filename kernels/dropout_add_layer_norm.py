@@ -23,13 +23,15 @@ PROGRAMS is 4 for each of 132.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .linear import unit_stride
-from .partials import sum_partials
+from .partials import Sum, sum_partials
 from .philox import dropout_keep
 
 PROGRAMS = 528  # of the backward at most, for any number of rows: so many partial sums
@@ -217,7 +219,14 @@ def dropout_add_layer_norm_bwd_kernel(
     tl.store(ptrs + WIDTH, tl.sum(dbias, 0), mask=columns < WIDTH)
 
 
-def dropout_add_layer_norm_bwd(
+def dropout_add_layer_norm_bwd(grads: list[Tensor], *arguments: Any) -> list[Tensor]:
+    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
+    dx, dresidual, left = row_gradients(grads, *arguments)
+    sum_partials(left)
+    return [dx, dresidual, *left[1:]]
+
+
+def row_gradients(
     grads: list[Tensor],
     x: Tensor,
     residual: Tensor,
@@ -228,12 +237,12 @@ def dropout_add_layer_norm_bwd(
     eps: float,
     dropout_p: float,
     saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
+) -> tuple[Tensor, Tensor, Sum]:
+    """dx, dresidual, and the sums that dweight and dbias wait for."""
     rows, width = x.shape
     dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, weight, bias))
     if x.numel() == 0:
-        return [dx, dresidual, dweight.zero_(), dbias.zero_()]
+        return dx, dresidual, (x.new_zeros(1, 2, width, dtype=torch.float32), dweight, dbias)
     dout, x, residual = unit_stride(grads[0], x, residual)
     chosen, threshold = tile(width), round(256 * dropout_p)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
@@ -258,5 +267,4 @@ def dropout_add_layer_norm_bwd(
         DROPOUT=threshold > 0,
         **chosen,
     )
-    sum_partials(parts, dweight, dbias)
-    return [dx, dresidual, dweight, dbias]
+    return dx, dresidual, (parts, dweight, dbias)

@@ -33,8 +33,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import entry
-from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd, load_rows, normalise
-from .linear import gelu_and_slope, input_gradient, product, unit_stride, weight_gradient
+from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, load_rows, normalise, row_gradients
+from .linear import gelu_and_slope, input_gradient, product, unit_stride
+from .linear_weight import Product, weight_gradients
 from .philox import dropout_keep
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
@@ -286,14 +287,14 @@ def ffn_block_bwd(
 ) -> list[Tensor]:
     """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
     out, down, mean, rstd, *kept = saved
-    ddown, dresidual, *dnorm = dropout_add_layer_norm_bwd(
+    ddown, dresidual, norm = row_gradients(
         grads, down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p, [out, mean, rstd]
     )
     if kept:
         h, slope = kept
-        dh = input_gradient(ddown, down_weight)
-        dx = input_gradient(dh, up_weight, slope, dresidual)
-        return [dx, *weight_gradient(dh, x, slope), *weight_gradient(ddown, h), *dnorm]
+        dz = input_gradient(ddown, down_weight, times=slope)
+        dx = input_gradient(dz, up_weight, other=dresidual)
+        return [dx, *weight_gradients(Product(dz, x), Product(ddown, h), also=[norm]), *norm[1:]]
     x, up_weight, down_weight = unit_stride(x, up_weight, down_weight)
     rows, inner = x.shape[0], up_weight.shape[0]
     h, dz, dx = x.new_empty(rows, inner), x.new_empty(rows, inner), x.new_empty(x.shape)
@@ -316,4 +317,4 @@ def ffn_block_bwd(
             inner,
             **chosen,
         )
-    return [dx, *weight_gradient(dz, x), *weight_gradient(ddown, h), *dnorm]
+    return [dx, *weight_gradients(Product(dz, x), Product(ddown, h), also=[norm]), *norm[1:]]

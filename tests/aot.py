@@ -34,7 +34,6 @@ PLANNED = dict(  # programs that a multiprocessor of an H100 holds at once, at l
     embedding_bwd_join=16,
     embedding_bwd_position=2,
     generator_head_sample=4,
-    linear_bwd_sum=12,
     masking_fwd=3,
     sum_partials=12,
 )
