@@ -29,6 +29,7 @@ from electra_fast.kernels import (
     adamw,
     attention,
     attention_block,
+    attention_block_bwd,
     device,
     discriminator_head,
     dropout_add_layer_norm,
@@ -196,13 +197,18 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def attention_block_calls() -> Iterator[tuple[str, Callable]]:
-    """The kernel of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
+    """The kernels of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
     cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
     for width, p in [(width, 0.1) for width in dict.fromkeys(key[1] for key in attention_block.FWD)] + [(256, 0.0)]:
         shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
         floats = (meta(*shape) for shape in shapes)
         arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)
-        yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
+
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = attention_block.attention_block_fwd(*arguments)
+            attention_block_bwd.attention_block_bwd([out], *arguments, [out, *saved])
+
+        yield f"bf16 {width} dropout={p}", call
 
 
 def encoder_calls() -> Iterator[tuple[str, Callable]]:
