@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import subprocess
@@ -34,7 +33,6 @@ from electra_fast.kernels import (
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
-    encoder,
     ffn_block,
     generator_head,
     linear,
@@ -176,6 +174,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
             out, saved = linear.linear_fwd(*arguments)
             linear_weight.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
             linear.input_gradient(out, arguments[1], *saved, other=arguments[0])
+            linear.input_gradient(out, arguments[1], times=arguments[0])
 
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
@@ -211,17 +210,6 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
         yield f"bf16 {width} dropout={p}", call
 
 
-def encoder_calls() -> Iterator[tuple[str, Callable]]:
-    cu, seeds, ids = meta(129, dtype=I32), meta(24, dtype=I64), meta(16384, dtype=I64)
-    for (_, width), p, keep in [
-        (key, *kind) for key in encoder.FWD for kind in ((0.1, True), (0.0, True), (0.0, False))
-    ]:
-        inner = 4 * width
-        size = sum(math.prod(shape) for shape in encoder.packed_layout(width, inner))
-        arguments = (meta(16384, width), meta(12, size), inner, cu, ids, seeds, 1e-12, p, p, keep)
-        yield f"bf16 {width} dropout={p} keep={keep}", partial(encoder.encoder_fwd, *arguments)
-
-
 def seeds_calls() -> Iterator[tuple[str, Callable]]:
     for n in (1, 25):
         yield f"{n} seeds", partial(seeds.derive_seeds_fwd, meta(1, dtype=I64), meta(1, dtype=I64), 0, n)
@@ -238,7 +226,6 @@ CALLS = [
     linear_calls,
     ffn_block_calls,
     attention_block_calls,
-    encoder_calls,
     seeds_calls,
 ]
 

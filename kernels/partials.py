@@ -80,10 +80,11 @@ def sum_partials_kernel(
 
 def sum_partials(*sums: Sum) -> None:
     """The sum over P of each first (P, ...) float32, whose rows are the second's elements, then the third's, is put
-    into these: in one launch, of up to two of few rows and one of many."""
-    few, many = ([s for s in sums if (s[0].shape[0] <= FEW) == kind] for kind in (True, False))
-    while few or many:
-        slots = [few.pop() if few else None, few.pop() if few else None, many.pop() if many else None]
+    into these: in one launch, of up to three, two of them of few rows."""
+    left = sorted(sums, key=lambda s: (s[0].shape[0], -s[0].numel()))
+    while left:
+        many = left.pop() if left[-1][0].shape[0] > FEW or len(left) > 2 else None
+        slots = [left.pop() if left and left[-1][0].shape[0] <= FEW else None for _ in range(2)] + [many]
         given, programs = [], []
         for found, block in zip(slots, (BLOCK, BLOCK, SUM["BLOCK_N"]), strict=True):
             parts, first, second = found or sums[0]

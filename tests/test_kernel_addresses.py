@@ -16,9 +16,8 @@ WIDE_PARAMETERS = {
     "_update": ["first"],
 }
 WIDE_PARAMETERS |= {"_a_tile": ["program"], "_sum": ["program"]}
-WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"], "_put": ["places"]}
+WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"]}
 SMALL_PARAMETERS = {name: ["count"] for name in ("_piece", "_squares", "_update")}  # adamw's number of tensors
-SMALL_PARAMETERS |= {"_matrix": ["row", "rows"], "encoder_fwd_kernel": ["layers"]}  # within a layer's weights
 
 
 def jitted(source: str) -> list[ast.FunctionDef]:
