@@ -1,16 +1,17 @@
 """linear on the GPU: y = f(x W^T + b) and its gradients, a tile of the result a program.
 
 linear_fwd_kernel adds the bias and takes the GELU as a tile is finished, and keeps the GELU's slope there rather than
-its argument: the same bytes, and the backward multiplies as it loads where it would compute the GELU again.
-linear_bwd_input_kernel: dX = dz W with dz = dy slope, and another gradient of x added if the caller has one.
+its argument: the same bytes, and the backward multiplies where it would compute the GELU again.
+linear_bwd_input_kernel: dX = dz W, and another gradient of x added, or the slope of what made x multiplied, if the
+caller has one. With a GELU dz = dy slope is worked out before, once for both gradients.
 The weight's and the bias's gradients are linear_weight.py's. No atomics, two runs give the same bits.
 
 Cost: 2 T K N flops forward, 4 T K N backward; elements: T (K + N) forward, T (2 N + 2 K) backward, T N more forward and
-2 T N more backward with the GELU (recomputed, the slope costs 2 T K N flops in place of 4 T N bytes: less below
+3 T N more backward with the GELU (recomputed, the slope costs 2 T K N flops in place of 4 T N bytes: less below
 K = 370, which is what ffn_block does). At 790 TFLOP/s and 4.3 TB/s, T = 16384 in bf16, microseconds (products, bytes):
 
     K -> N           forward      dX           dW           eager launches: 1 forward (2 with the GELU), 3 backward (4);
-    256 -> 768       8.2   7.9    8.2   7.9    8.2   7.9    here 1 forward, 3 backward
+    256 -> 768       8.2   7.9    8.2   7.9    8.2   7.9    here 1 forward, 3 backward (4)
     256 -> 256       2.7   3.9    2.7   3.9    2.7   3.9
     256 -> 1024     10.9   9.8   10.9   9.8   10.9   9.8
     768 -> 3072     97.9  30     97.9  30     97.9  30
@@ -54,6 +55,7 @@ BWD_INPUT = {
     (4, 64): dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 128): dict(BLOCK_M=128, BLOCK_N=16, BLOCK_K=128, num_warps=8, num_stages=2),
     (2, 256, 86): dict(BLOCK_M=128, BLOCK_N=32, BLOCK_K=256, num_warps=8, num_stages=3),
+    (2, 256, 100): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=3),
 }
 
 
@@ -160,7 +162,6 @@ def linear_fwd_kernel(
 @triton.jit
 def linear_bwd_input_kernel(
     dout_ptr,
-    slope_ptr,
     weight_ptr,
     other_ptr,
     dx_ptr,
@@ -169,7 +170,6 @@ def linear_bwd_input_kernel(
     rows,
     inner,
     outer,
-    GELU: tl.constexpr,
     ADD: tl.constexpr,
     TIMES: tl.constexpr,
     EVEN: tl.constexpr,
@@ -180,16 +180,14 @@ def linear_bwd_input_kernel(
 ):
     offs_m, offs_k = _corner(inner, BLOCK_M, BLOCK_K)
     here = tl.minimum(offs_m, rows - 1)[:, None]
-    dout_ptrs, slope_ptrs = dout_ptr + here * dout_row, slope_ptr + here * outer
+    dout_ptrs = dout_ptr + here * dout_row
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for first in range(0, outer, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
-        dz = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
-        if GELU:
-            dz = dz * _load(slope_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
+        dout = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
         weight_ptrs = weight_ptr + offs_n.to(tl.int64)[:, None] * weight_row + offs_k[None, :]
         weight = _load(weight_ptrs, (offs_n[:, None] < outer) & (offs_k[None, :] < inner), EVEN)
-        acc = tl.dot(dz, weight, acc, input_precision=PRECISION)
+        acc = tl.dot(dout, weight, acc, input_precision=PRECISION)
     places = offs_m[:, None] * inner + offs_k[None, :]
     there = inside(offs_m, rows, offs_k, inner, EVEN)
     if ADD:
@@ -228,11 +226,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, keep: b
 def input_gradient(
     dout: Tensor,
     weight: Tensor,
-    slope: Tensor | None = None,
     other: Tensor | None = None,
     times: Tensor | None = None,
 ) -> Tensor:
-    """(dout slope) W, plus another gradient of x, contiguous, or times the slope of what made x."""
+    """dout W, plus another gradient of x, contiguous, or times the slope of what made x."""
     dout, weight = unit_stride(dout, weight)
     rows, (outer, inner) = dout.shape[0], weight.shape
     dx = dout.new_empty(rows, inner)
@@ -240,7 +237,6 @@ def input_gradient(
     if programs := triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(inner, chosen["BLOCK_K"]):
         linear_bwd_input_kernel[(programs,)](
             dout,
-            dout if slope is None else slope,
             weight,
             next((t for t in (other, times) if t is not None), dout),
             dx,
@@ -249,7 +245,6 @@ def input_gradient(
             rows,
             inner,
             outer,
-            GELU=slope is not None,
             ADD=other is not None,
             TIMES=times is not None,
             **chosen,

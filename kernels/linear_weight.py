@@ -1,10 +1,10 @@
 """Gradients of weights and biases on the GPU: a block's products in one launch, all its sums over rows in another.
 
-linear_bwd_weight_kernel: dW = dz^T x with dz = dy slope, a tile over a share of the rows a program; db is one more
-product, of dz^T with ones, so that it costs no pass over dy and no reduction between threads. Two products of one tile,
-such as both of a block, are one launch: together they have twice the tiles, so half the shares fill the GPU, and half
-the bytes of sums are written and read again. partials.py adds the shares in order. How many there are follows from the
-shapes alone (`share`): no atomics, two runs give the same bits.
+linear_bwd_weight_kernel: dW = dy^T x, a tile over a share of the rows a program; db is one more product, of dy^T with
+ones, so that it costs no pass over dy and no reduction between threads. Two products of one tile, such as both of a
+block, are one launch: together they have twice the tiles, so half the shares fill the GPU, and half the bytes of sums
+are written and read again. partials.py adds the shares in order. How many there are follows from the shapes alone
+(`share`): no atomics, two runs give the same bits.
 
 Cost: 2 T K N flops, T (K + N) elements read, and 8 bytes for each of K N sums a share. ELECTRA-Small, T = 16384, bf16,
 at 790 TFLOP/s and 4.3 TB/s, of a layer:
@@ -43,6 +43,7 @@ BWD_WEIGHT = {
     (4, 1): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 128): dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=2),
+    (2, 64, 100): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=3),
     (2, 128, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
     (2, 256, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
     (2, 256, 100): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
@@ -50,11 +51,10 @@ BWD_WEIGHT = {
 
 
 class Product(NamedTuple):
-    """(dout slope)^T x and the sum of dout slope over the rows: dout (T, N), x (T, K)."""
+    """dout^T x and the sum of dout over the rows: dout (T, N), x (T, K)."""
 
     dout: Tensor
     x: Tensor
-    slope: Tensor | None = None
     into: tuple[Tensor, Tensor] | None = None  # where to put them, contiguous; else they are made
 
 
@@ -68,7 +68,6 @@ class _Job(NamedTuple):
 @triton.jit
 def _a_tile(
     dout_ptr,
-    slope_ptr,
     x_ptr,
     dweight_ptr,
     dbias_ptr,
@@ -80,7 +79,6 @@ def _a_tile(
     a_share,
     program,
     rows_a_share,
-    GELU: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -100,13 +98,11 @@ def _a_tile(
     for first in range(start, tl.minimum(start + rows_a_share, rows), BLOCK_M):
         offs_m = first + tl.arange(0, BLOCK_M)
         there = inside(offs_m, rows, offs_n, outer, EVEN)
-        dz = tl.load(dout_ptr + offs_m[:, None] * dout_row + offs_n[None, :], mask=there, other=0.0)
-        if GELU:
-            dz = dz * tl.load(slope_ptr + offs_m[:, None] * outer + offs_n[None, :], mask=there, other=0.0)
+        dout = tl.load(dout_ptr + offs_m[:, None] * dout_row + offs_n[None, :], mask=there, other=0.0)
         there = inside(offs_m, rows, offs_k, inner, EVEN)
         x = tl.load(x_ptr + offs_m[:, None] * x_row + offs_k[None, :], mask=there, other=0.0)
-        acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION)
-        sums = tl.dot(tl.trans(dz), ones, sums, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(dout), x, acc, input_precision=PRECISION)
+        sums = tl.dot(tl.trans(dout), ones, sums, input_precision=PRECISION)
     there = (offs_n[:, None] < outer) & (offs_k[None, :] < inner)
     places = share * a_share + offs_n[:, None] * inner + offs_k[None, :]
     tl.store(dweight_ptr + places, acc.to(dweight_ptr.dtype.element_ty), mask=there)
@@ -118,7 +114,6 @@ def _a_tile(
 @triton.jit
 def linear_bwd_weight_kernel(
     dout_ptr,
-    slope_ptr,
     x_ptr,
     dweight_ptr,
     dbias_ptr,
@@ -140,7 +135,6 @@ def linear_bwd_weight_kernel(
     other_a_share,
     programs,
     rows_a_share,
-    GELU: tl.constexpr,
     PAIR: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -153,7 +147,6 @@ def linear_bwd_weight_kernel(
     if program < programs:
         _a_tile(
             dout_ptr,
-            slope_ptr,
             x_ptr,
             dweight_ptr,
             dbias_ptr,
@@ -165,7 +158,6 @@ def linear_bwd_weight_kernel(
             a_share,
             program,
             rows_a_share,
-            GELU,
             EVEN,
             BLOCK_M,
             BLOCK_N,
@@ -174,7 +166,6 @@ def linear_bwd_weight_kernel(
         )
     elif PAIR:
         _a_tile(
-            other_dout_ptr,
             other_dout_ptr,
             other_x_ptr,
             other_dweight_ptr,
@@ -187,7 +178,6 @@ def linear_bwd_weight_kernel(
             other_a_share,
             program - programs,
             rows_a_share,
-            False,
             EVEN,
             BLOCK_M,
             BLOCK_N,
@@ -199,7 +189,7 @@ def linear_bwd_weight_kernel(
 def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tensor]:
     """[dweight (N, K), dbias (N,)] of each product one after the other; `also` is summed in the same launch."""
     found, jobs, sums = [], [], list(also)
-    for dout, x, slope, into in products:
+    for dout, x, into in products:
         dout, x = unit_stride(dout, x)
         (rows, outer), inner = dout.shape, x.shape[1]
         into = into or (x.new_empty(outer, inner), x.new_empty(outer))
@@ -208,12 +198,12 @@ def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tenso
             for gradient in into:
                 gradient.zero_()
             continue
-        chosen = tile(BWD_WEIGHT, x, math.gcd(outer, inner), gelu=slope is not None)
+        chosen = tile(BWD_WEIGHT, x, math.gcd(outer, inner))
         tiles = triton.cdiv(outer, chosen["BLOCK_N"]) * triton.cdiv(inner, chosen["BLOCK_K"])
-        jobs.append(_Job(Product(dout, x, slope, into), chosen, tiles, triton.cdiv(rows, chosen["BLOCK_M"])))
+        jobs.append(_Job(Product(dout, x, into), chosen, tiles, triton.cdiv(rows, chosen["BLOCK_M"])))
     while jobs:
         first, *others = jobs
-        alike = [i for i, job in enumerate(others) if job.chosen == first.chosen and job.product.slope is None]
+        alike = [i for i, job in enumerate(others) if job.chosen == first.chosen]
         pair = [others.pop(i) for i in alike[:1]]
         sums += _launch([first, *pair])
         jobs = others
@@ -227,7 +217,7 @@ def _launch(jobs: list[_Job]) -> list[Sum]:
     numbers = sum(job.product.dout.shape[1] * job.product.x.shape[1] for job in jobs)
     step = 2 * chosen["BLOCK_M"] * chosen["BLOCK_N"] * chosen["BLOCK_K"]
     blocks = share(tuple((job.tiles, job.blocks) for job in jobs), PROGRAMS, step, numbers)
-    for (dout, x, _, (dweight, dbias)), _, tiles, all_blocks in jobs:
+    for (dout, x, (dweight, dbias)), _, tiles, all_blocks in jobs:
         (rows, outer), inner = dout.shape, x.shape[1]
         shares, size = triton.cdiv(all_blocks, blocks), outer * inner
         if shares > 1:
@@ -237,15 +227,11 @@ def _launch(jobs: list[_Job]) -> list[Sum]:
         sizes = dout.stride(0), x.stride(0), rows, inner, outer, size + outer
         given.append([dout, x, dweight, dbias, *sizes])
         programs.append(tiles * shares)
-    first, slope = given[0], jobs[0].product.slope
     linear_bwd_weight_kernel[(sum(programs),)](
-        first[0],
-        first[0] if slope is None else slope,
-        *first[1:],
+        *given[0],
         *given[-1],
         programs[0],
         blocks * chosen["BLOCK_M"],
-        GELU=slope is not None,
         PAIR=len(jobs) > 1,
         **chosen,
     )
@@ -271,5 +257,5 @@ def linear_bwd(
     grads: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, saved: list[Tensor]
 ) -> list[Tensor]:
     """grads [dout], saved [out] or [out, slope] -> [dx, dweight, dbias]."""
-    slope = saved[1] if gelu else None
-    return [input_gradient(grads[0], weight, slope), *weight_gradients(Product(grads[0], x, slope))]
+    dz = grads[0] * saved[1] if gelu else grads[0]
+    return [input_gradient(dz, weight), *weight_gradients(Product(dz, x))]
