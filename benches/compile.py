@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import subprocess
@@ -29,14 +28,15 @@ from electra_fast.kernels import (
     adamw,
     attention,
     attention_block,
+    attention_block_bwd,
     device,
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
-    encoder,
     ffn_block,
     generator_head,
     linear,
+    linear_weight,
     masking,
     seeds,
 )
@@ -172,8 +172,9 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = linear.linear_fwd(*arguments)
-            linear.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
-            linear.input_gradient(out, arguments[1], *saved, other=arguments[0])
+            linear_weight.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+            linear.input_gradient(out, arguments[1], other=arguments[0])
+            linear.input_gradient(out, arguments[1], times=arguments[0])
 
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
@@ -195,24 +196,18 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def attention_block_calls() -> Iterator[tuple[str, Callable]]:
-    """The kernel of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
+    """The kernels of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
     cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
     for width, p in [(width, 0.1) for width in dict.fromkeys(key[1] for key in attention_block.FWD)] + [(256, 0.0)]:
         shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
         floats = (meta(*shape) for shape in shapes)
         arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)
-        yield f"bf16 {width} dropout={p}", partial(attention_block.attention_block_fwd, *arguments)
 
+        def call(arguments: tuple = arguments) -> None:
+            out, saved = attention_block.attention_block_fwd(*arguments)
+            attention_block_bwd.attention_block_bwd([out], *arguments, [out, *saved])
 
-def encoder_calls() -> Iterator[tuple[str, Callable]]:
-    cu, seeds, ids = meta(129, dtype=I32), meta(24, dtype=I64), meta(16384, dtype=I64)
-    for (_, width), p, keep in [
-        (key, *kind) for key in encoder.FWD for kind in ((0.1, True), (0.0, True), (0.0, False))
-    ]:
-        inner = 4 * width
-        size = sum(math.prod(shape) for shape in encoder.packed_layout(width, inner))
-        arguments = (meta(16384, width), meta(12, size), inner, cu, ids, seeds, 1e-12, p, p, keep)
-        yield f"bf16 {width} dropout={p} keep={keep}", partial(encoder.encoder_fwd, *arguments)
+        yield f"bf16 {width} dropout={p}", call
 
 
 def seeds_calls() -> Iterator[tuple[str, Callable]]:
@@ -231,7 +226,6 @@ CALLS = [
     linear_calls,
     ffn_block_calls,
     attention_block_calls,
-    encoder_calls,
     seeds_calls,
 ]
 

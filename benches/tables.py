@@ -18,9 +18,10 @@ FIXED = {("attention_block", "FWD"): ["BLOCK_S"], ("generator_head", "FWD"): ["B
 LARGEST: dict[tuple[str, str], Callable[[Any], Tile]] = {  # blocks without a mask, which must divide what they cover
     ("linear", "FWD"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=64) if key[1] > 1 else {},
     ("linear", "BWD_INPUT"): lambda key: dict(BLOCK_N=64, BLOCK_K=key[1]) if key[1] > 1 else {},
-    ("linear", "BWD_WEIGHT"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=key[1]) if key[1] > 1 else {},
+    ("linear_weight", "BWD_WEIGHT"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=key[1]) if key[1] > 1 else {},
     ("ffn_block", "FWD"): lambda key: dict(BLOCK_F=64),
     ("ffn_block", "BWD"): lambda key: dict(BLOCK_F=64),
+    ("attention_block_bwd", "BWD"): lambda key: dict(BLOCK_N=key[1]),
     ("discriminator_head", "FWD"): lambda key: dict(BLOCK_K=64 if key[0] == 2 else 16) if key[1] else {},
     ("discriminator_head", "BWD"): lambda key: dict(BLOCK_K=64 if key[0] == 2 else 16) if key[1] else {},
 }

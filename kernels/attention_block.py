@@ -8,16 +8,13 @@ have no part in any of it, so a barrier in the program is enough.
 
 Else, and where only some rows ask, linear.py, attention.py on views of the packed projection, linear.py again and
 dropout_add_layer_norm.py: queries, keys and values are columns of one (T, 3 D) product. Rows that ask get their queries
-from a product of their own, (R, D), and keys and values are one of (T, 2 D). The backward is in pieces always. The
-gradients of q, k and v are put side by side, so that the gradients of x and of the weight are one product each;
-those of rows asked for twice are added by index_put_, which sorts, so in order. No atomics; two runs give the same
-bits.
+from a product of their own, (R, D), and keys and values are one of (T, 2 D). The backward is attention_block_bwd.py's.
+No atomics; two runs give the same bits.
 
 ELECTRA-Small, T = 16384 (128 x 128), D = 256, 4 heads, bf16, at 790 TFLOP/s and 4.3 TB/s:
                    flops    us   elements moved       us     launches (eager)
     one launch     10.7 GF  14   7 T D        59 MB   14     1        (6 to 13)
     in pieces      10.7 GF  14   13 T D      109 MB   25     4
-    backward       22.6 GF  29   26 T D      218 MB   51     9        (17 or more)
 The one launch reads the weights, 0.5 MB, for each sequence, 67 MB from the L2, and
 34 MB of its own results. It is one program a multiprocessor, 8 warps, and its steps wait for each other, so that 14 us
 are far: what it spares is 50 MB and three boundaries. The generator, D = 64 and one head, is 5 us of boundaries in
@@ -34,11 +31,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attention_fwd, put_gradients
+from .attention import attention_fwd
 from .device import entry
-from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd
+from .dropout_add_layer_norm import dropout_add_layer_norm_fwd
 from .ffn_block import finish_rows
-from .linear import input_gradient, product, unit_stride, weight_gradient
+from .linear import product, unit_stride
 from .philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -255,75 +252,27 @@ def attention_block_fwd(
     if rows is None and in_one_launch(x, max_seqlen, num_heads):
         weights = (qkv_weight, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
         return _one_launch(x, *weights, cu_seqlens, row_ids, num_heads, seed, eps, attention_dropout_p, dropout_p)
-    asking, ids, *offsets = _asking(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
+    asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
     if rows is None:
         projections = [product(x, qkv_weight, qkv_bias)[0]]
     else:
         queries, _ = product(asking, qkv_weight[:width], qkv_bias[:width])
         projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
     scale = 1 / math.sqrt(width // num_heads)
-    read, (lse,) = attention_fwd(*_heads(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
+    read, (lse,) = attention_fwd(*heads_of(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
     projected, _ = product(read.flatten(1), out_weight, out_bias)
     out, statistics = dropout_add_layer_norm_fwd(projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p)
     return out, [*projections, read, lse, projected, *statistics]
 
 
-def attention_block_bwd(
-    grads: list[Tensor],
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    seed: Tensor,
-    eps: float,
-    attention_dropout_p: float,
-    dropout_p: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
-    out, *projections, read, lse, projected, mean, rstd = saved
-    asking, ids, *offsets = _asking(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
-    width = x.shape[1]
-    dprojected, dasking, *dnorm = dropout_add_layer_norm_bwd(
-        grads, projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p, [out, mean, rstd]
-    )
-    dout_weights = weight_gradient(dprojected, read.flatten(1))
-    dread = input_gradient(dprojected, out_weight).unflatten(1, read.shape[1:])
-    scale = 1 / math.sqrt(width // num_heads)
-    gradients = [torch.empty_like(t) for t in projections]
-    heads, found = _heads(projections, num_heads), _heads(gradients, num_heads)
-    put_gradients(found, dread, *heads, *offsets, ids, seed, scale, attention_dropout_p, [read, lse])
-    if rows is None:
-        (dqkv,) = gradients
-        dx = input_gradient(dqkv, qkv_weight, other=dasking)
-        dqkv_weights = weight_gradient(dqkv, x)
-    else:
-        dq, dkv = gradients
-        dasking = input_gradient(dq, qkv_weight[:width], other=dasking)
-        dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)
-        parts = weight_gradient(dq, asking), weight_gradient(dkv, x)
-        dqkv_weights = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-    return [dx, *dqkv_weights, *dout_weights, *dnorm]
-
-
-def _asking(x: Tensor, row_ids: Tensor, cu: Tensor, longest: int, rows: Tensor | None, *cu_rows: Any) -> list:
+def asking_rows(x: Tensor, row_ids: Tensor, cu: Tensor, longest: int, rows: Tensor | None, *cu_rows: Any) -> list:
     """The rows that ask, their ids, and the offsets and longest sequence of these and of the keys."""
     if rows is None:
         return [x, row_ids, cu, longest, cu, longest]
     return [x[rows], row_ids[rows], *cu_rows, cu, longest]
 
 
-def _heads(projections: list[Tensor], heads: int) -> list[Tensor]:
+def heads_of(projections: list[Tensor], heads: int) -> list[Tensor]:
     """Queries, keys and values, (., H, D / H) each, as views of one projection or of two."""
     width = projections[-1].shape[1]
     *queries, others = projections

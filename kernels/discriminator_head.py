@@ -25,8 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import entry
-from .linear import gelu_and_slope, input_gradient, unit_stride, weight_gradient
-from .partials import sum_partials
+from .linear import gelu_and_slope, input_gradient, unit_stride
+from .linear_weight import Product, weight_gradients
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -259,5 +259,5 @@ def discriminator_head_bwd(
         **chosen,
     )
     dout_weight, dout_bias = out_weight.new_empty(out_weight.shape), out_bias.new_empty(out_bias.shape)
-    sum_partials(parts, dout_weight, dout_bias)
-    return [input_gradient(dz, dense_weight), *weight_gradient(dz, hidden), dout_weight, dout_bias]
+    found = weight_gradients(Product(dz, hidden), also=[(parts, dout_weight, dout_bias)])
+    return [input_gradient(dz, dense_weight), *found, dout_weight, dout_bias]

@@ -23,13 +23,15 @@ PROGRAMS is 4 for each of 132.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .linear import unit_stride
-from .partials import sum_partials
+from .partials import Sum, sum_partials
 from .philox import dropout_keep
 
 PROGRAMS = 528  # of the backward at most, for any number of rows: so many partial sums
@@ -164,6 +166,63 @@ def dropout_add_layer_norm_fwd(
 
 
 @triton.jit
+def rows_bwd(
+    dout_ptr,
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    row_ids_ptr,
+    seed_ptr,
+    mean_ptr,
+    rstd_ptr,
+    dx_ptr,
+    dresidual_ptr,
+    parts_ptr,
+    dout_row,
+    x_row,
+    residual_row,
+    start,
+    end,
+    step,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dx and dresidual of BLOCK_M rows at a time, every `step` from start to end; their sums for dweight and dbias."""
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK_D)
+    weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    dweight = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    dbias = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first in range(start, end, step):
+        offs_m = first + tl.arange(0, BLOCK_M)
+        there = (offs_m[:, None] < end) & (columns[None, :] < WIDTH)
+        dout = load_rows(dout_ptr, dout_row, offs_m[:, None], there)
+        x = load_rows(x_ptr, x_row, offs_m[:, None], there)
+        residual = load_rows(residual_ptr, residual_row, offs_m[:, None], there)
+        mean = tl.load(mean_ptr + offs_m[:, None], mask=offs_m[:, None] < end, other=0.0)
+        rstd = tl.load(rstd_ptr + offs_m[:, None], mask=offs_m[:, None] < end, other=0.0)
+        if DROPOUT:
+            ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < end, other=0)
+            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
+            x = tl.where(keep, x * keep_scale, 0.0)
+        dz, xhat = normalise_bwd(residual + x, mean, rstd, dout, weight, there, WIDTH)
+        dweight += dout * xhat
+        dbias += dout
+        ptrs = offs_m[:, None] * WIDTH + columns[None, :]
+        tl.store(dresidual_ptr + ptrs, dz.to(dresidual_ptr.dtype.element_ty), mask=there)
+        if DROPOUT:
+            dz = tl.where(keep, dz * keep_scale, 0.0)
+        tl.store(dx_ptr + ptrs, dz.to(dx_ptr.dtype.element_ty), mask=there)
+    ptrs = parts_ptr + program * 2 * WIDTH + columns
+    tl.store(ptrs, tl.sum(dweight, 0), mask=columns < WIDTH)
+    tl.store(ptrs + WIDTH, tl.sum(dbias, 0), mask=columns < WIDTH)
+
+
+@triton.jit
 def dropout_add_layer_norm_bwd_kernel(
     dout_ptr,
     x_ptr,
@@ -187,37 +246,41 @@ def dropout_add_layer_norm_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    columns = tl.arange(0, BLOCK_D)
-    weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    dbias = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first in range(program * BLOCK_M, rows, programs * BLOCK_M):
-        offs_m = first + tl.arange(0, BLOCK_M)
-        there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
-        dout = load_rows(dout_ptr, dout_row, offs_m[:, None], there)
-        x = load_rows(x_ptr, x_row, offs_m[:, None], there)
-        residual = load_rows(residual_ptr, residual_row, offs_m[:, None], there)
-        mean = tl.load(mean_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0.0)
-        rstd = tl.load(rstd_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0.0)
-        if DROPOUT:
-            ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)
-            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
-            x = tl.where(keep, x * keep_scale, 0.0)
-        dz, xhat = normalise_bwd(residual + x, mean, rstd, dout, weight, there, WIDTH)
-        dweight += dout * xhat
-        dbias += dout
-        ptrs = offs_m[:, None] * WIDTH + columns[None, :]
-        tl.store(dresidual_ptr + ptrs, dz.to(dresidual_ptr.dtype.element_ty), mask=there)
-        if DROPOUT:
-            dz = tl.where(keep, dz * keep_scale, 0.0)
-        tl.store(dx_ptr + ptrs, dz.to(dx_ptr.dtype.element_ty), mask=there)
-    ptrs = parts_ptr + program * 2 * WIDTH + columns
-    tl.store(ptrs, tl.sum(dweight, 0), mask=columns < WIDTH)
-    tl.store(ptrs + WIDTH, tl.sum(dbias, 0), mask=columns < WIDTH)
+    rows_bwd(
+        dout_ptr,
+        x_ptr,
+        residual_ptr,
+        weight_ptr,
+        row_ids_ptr,
+        seed_ptr,
+        mean_ptr,
+        rstd_ptr,
+        dx_ptr,
+        dresidual_ptr,
+        parts_ptr,
+        dout_row,
+        x_row,
+        residual_row,
+        tl.program_id(0).to(tl.int64) * BLOCK_M,
+        rows,
+        tl.num_programs(0) * BLOCK_M,
+        threshold,
+        keep_scale,
+        DROPOUT,
+        WIDTH,
+        BLOCK_M,
+        BLOCK_D,
+    )
 
 
-def dropout_add_layer_norm_bwd(
+def dropout_add_layer_norm_bwd(grads: list[Tensor], *arguments: Any) -> list[Tensor]:
+    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
+    dx, dresidual, left = row_gradients(grads, *arguments)
+    sum_partials(left)
+    return [dx, dresidual, *left[1:]]
+
+
+def row_gradients(
     grads: list[Tensor],
     x: Tensor,
     residual: Tensor,
@@ -228,12 +291,12 @@ def dropout_add_layer_norm_bwd(
     eps: float,
     dropout_p: float,
     saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
+) -> tuple[Tensor, Tensor, Sum]:
+    """dx, dresidual, and the sums that dweight and dbias wait for."""
     rows, width = x.shape
     dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, weight, bias))
     if x.numel() == 0:
-        return [dx, dresidual, dweight.zero_(), dbias.zero_()]
+        return dx, dresidual, (x.new_zeros(1, 2, width, dtype=torch.float32), dweight, dbias)
     dout, x, residual = unit_stride(grads[0], x, residual)
     chosen, threshold = tile(width), round(256 * dropout_p)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
@@ -258,5 +321,4 @@ def dropout_add_layer_norm_bwd(
         DROPOUT=threshold > 0,
         **chosen,
     )
-    sum_partials(parts, dweight, dbias)
-    return [dx, dresidual, dweight, dbias]
+    return dx, dresidual, (parts, dweight, dbias)

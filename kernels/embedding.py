@@ -27,7 +27,8 @@ from torch import Tensor
 
 from .dropout_add_layer_norm import PROGRAMS, load_rows, normalise, normalise_bwd, tile
 from .embedding_tables import sum_positions, sum_words
-from .linear import input_gradient, product, unit_stride, weight_gradient
+from .linear import input_gradient, product, unit_stride
+from .linear_weight import Product, weight_gradients
 from .partials import sum_partials
 from .philox import dropout_keep
 
@@ -208,7 +209,7 @@ def embedding_bwd(
     """grads [dout], saved [out, mean, rstd, the projection's input] -> gradients of tables, norm and projection."""
     dout, projected = grads[0], []
     if projection_weight is not None:
-        projected = [*weight_gradient(dout, saved[3])]
+        projected = weight_gradients(Product(dout, saved[3]))
         dout = input_gradient(dout, projection_weight)
     given = (word, position, token_type, norm_weight, norm_bias)
     rows, width = dout.shape
@@ -239,7 +240,7 @@ def embedding_bwd(
         DROPOUT=threshold > 0,
         **chosen,
     )
-    sum_partials(parts, dweight, dbias)
+    sum_partials((parts, dweight, dbias))
     sum_words(dz, ids, dword)
     sum_positions(dz, places, types, dposition, dtoken_type)
     return [dword, dposition, dtoken_type, dweight, dbias, *projected]

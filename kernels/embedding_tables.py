@@ -201,4 +201,4 @@ def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, 
         enable_fp_fusion=True,
         **chosen,
     )
-    sum_partials(parts, dposition, dtoken_type)
+    sum_partials((parts, dposition, dtoken_type))

@@ -4,9 +4,9 @@ ffn_block_fwd_kernel: a program keeps BLOCK_M rows of x on chip and goes over F,
 W1^T + b1) is an operand of the next product before it ever reaches memory. What it adds up, rounded as a product of its
 own would be, goes to `down`, which the backward needs; finish_rows takes them back from the cache, a few at a time, for
 dropout, residual and LayerNorm, since all of them beside the sums would not fit in registers.
-ffn_block_bwd_kernel keeps rows of x and of ddown and goes over F likewise: x W1^T + b1 again, dh = ddown W2, dz = dh
-gelu'(.), and dx = dresidual + dz W1 in registers; h and dz go to memory for linear.py's gradients of the weights.
-Before it, dropout_add_layer_norm.py gives ddown and dresidual. No atomics; two runs give the same bits.
+ffn_block_bwd_kernel takes its rows through the norm and the dropout, a few at a time, to ddown and dresidual; it keeps
+x and ddown and goes over F likewise: x W1^T + b1 again, dh = ddown W2, dz = dh gelu'(.), and dx = dresidual + dz W1 in
+registers; h, dz and ddown go to memory for linear_weight.py's gradients. No atomics; two runs give the same bits.
 Other rows take linear.py's launches and dropout_add_layer_norm.py's, and keep h and the GELU's slope.
 
 Keep or recompute: h and slope kept cost 4 T F elements written and read; x W1^T again costs 2 T D F flops, and 2 T F
@@ -18,9 +18,10 @@ a kernel with two accumulators of its own: near enough to even that the plain pr
 ELECTRA-Small, T = 16384, D = 256, F = 1024, bf16, at 790 TFLOP/s and 4.3 TB/s (weights stay in the L2):
                    flops   us     elements moved        us     launches (eager)
     forward        17 GF   22     3 T D         25 MB    6     1        (6, and 210 MB)
-    dropout, norm                 5 T D         42 MB   10     2        (3)
-    h, dz, dx      26 GF   33     4 T D + 2 T F 101 MB  23     1        (4)
-    dW1, dW2       17 GF   22     2 T D + 2 T F 84 MB   20     4        (4)
+    to dx          26 GF   33     6 T D + 2 T F 118 MB  27     1        (7)
+    dW1, dW2, sums 17 GF   22     2 T D + 2 T F 101 MB  24     2        (4 and 2)
+The norm in a launch of its own would move 42 MB and leave 101 to the second: 25 MB and a boundary more. Its part goes
+first, on every multiprocessor at once, so its 6 us of traffic hide behind no products.
 Tiles: 128 rows are 128 programs, one a multiprocessor, and read both weights, 1 MB, from the L2 each: 134 MB; with 64
 rows it would be 268. BLOCK_F is what shared memory leaves room for, two stages of it.
 """
@@ -33,8 +34,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import entry
-from .dropout_add_layer_norm import dropout_add_layer_norm_bwd, dropout_add_layer_norm_fwd, load_rows, normalise
-from .linear import gelu_and_slope, input_gradient, product, unit_stride, weight_gradient
+from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, load_rows, normalise, row_gradients, rows_bwd
+from .linear import gelu_and_slope, input_gradient, product, unit_stride
+from .linear_weight import Product, weight_gradients
 from .philox import dropout_keep
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
@@ -48,10 +50,10 @@ FWD = {
     (2, 256, 80): {},  # its backward would take 168 KB
 }
 BWD = {
-    (2, 64): dict(BLOCK_M=128, BLOCK_F=64, num_warps=8, num_stages=2),
-    (2, 128): dict(BLOCK_M=128, BLOCK_F=64, num_warps=8, num_stages=2),
-    (2, 256): dict(BLOCK_M=128, BLOCK_F=32, num_warps=8, num_stages=2),
-    (2, 128, 80): dict(BLOCK_M=128, BLOCK_F=32, num_warps=8, num_stages=2),
+    (2, 64): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=64, num_warps=8, num_stages=2),
+    (2, 128): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=32, num_warps=8, num_stages=2),
+    (2, 256): dict(BLOCK_M=128, BLOCK_F=32, BLOCK_R=16, num_warps=8, num_stages=2),
+    (2, 128, 80): dict(BLOCK_M=128, BLOCK_F=32, BLOCK_R=32, num_warps=8, num_stages=2),
 }
 
 
@@ -230,31 +232,69 @@ def ffn_block_fwd(
 
 @triton.jit
 def ffn_block_bwd_kernel(
+    dout_ptr,
+    down_ptr,
     x_ptr,
+    norm_weight_ptr,
+    row_ids_ptr,
+    seed_ptr,
+    mean_ptr,
+    rstd_ptr,
     ddown_ptr,
-    dresidual_ptr,
     up_weight_ptr,
     up_bias_ptr,
     down_weight_ptr,
     h_ptr,
     dz_ptr,
     dx_ptr,
+    parts_ptr,
+    dout_row,
     x_row,
     up_row,
     down_row,
     rows,
     inner,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.arange(0, WIDTH)
+    start = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows_bwd(
+        dout_ptr,
+        down_ptr,
+        x_ptr,
+        norm_weight_ptr,
+        row_ids_ptr,
+        seed_ptr,
+        mean_ptr,
+        rstd_ptr,
+        ddown_ptr,
+        dx_ptr,  # the residual's, until the rest is added
+        parts_ptr,
+        dout_row,
+        WIDTH,
+        x_row,
+        start,
+        tl.minimum(start + BLOCK_M, rows),
+        BLOCK_R,
+        threshold,
+        keep_scale,
+        DROPOUT,
+        WIDTH,
+        BLOCK_R,
+        WIDTH,
+    )
+    tl.debug_barrier()  # other threads of the program read them
+    offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
     x = tl.load(x_ptr + here * x_row + columns[None, :])
     ddown = tl.load(ddown_ptr + here * WIDTH + columns[None, :])
-    acc = tl.load(dresidual_ptr + here * WIDTH + columns[None, :]).to(tl.float32)
+    acc = tl.load(dx_ptr + here * WIDTH + columns[None, :]).to(tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
         up = tl.load(up_weight_ptr + offs_f.to(tl.int64)[:, None] * up_row + columns[None, :])
@@ -286,34 +326,49 @@ def ffn_block_bwd(
 ) -> list[Tensor]:
     """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
     out, down, mean, rstd, *kept = saved
-    ddown, dresidual, *dnorm = dropout_add_layer_norm_bwd(
-        grads, down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p, [out, mean, rstd]
-    )
     if kept:
         h, slope = kept
-        dh = input_gradient(ddown, down_weight)
-        dx = input_gradient(dh, up_weight, slope, dresidual)
-        return [dx, *weight_gradient(dh, x, slope), *weight_gradient(ddown, h), *dnorm]
-    x, up_weight, down_weight = unit_stride(x, up_weight, down_weight)
-    rows, inner = x.shape[0], up_weight.shape[0]
-    h, dz, dx = x.new_empty(rows, inner), x.new_empty(rows, inner), x.new_empty(x.shape)
+        ddown, dresidual, norm = row_gradients(
+            grads, down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p, [out, mean, rstd]
+        )
+        dz = input_gradient(ddown, down_weight, times=slope)
+        dx = input_gradient(dz, up_weight, other=dresidual)
+        return [dx, *weight_gradients(Product(dz, x), Product(ddown, h), also=[norm]), *norm[1:]]
+    dout, x, up_weight, down_weight = unit_stride(grads[0], x, up_weight, down_weight)
+    (rows, width), inner = x.shape, up_weight.shape[0]
+    h, dz = (x.new_empty(rows, inner) for _ in range(2))
+    ddown, dx = (x.new_empty(x.shape) for _ in range(2))
+    chosen, threshold = tile(BWD, x), round(256 * dropout_p)
+    programs = triton.cdiv(rows, chosen["BLOCK_M"])
+    parts = x.new_empty(programs, 2, width, dtype=torch.float32)
     if rows:
-        chosen = tile(BWD, x)
-        ffn_block_bwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
+        ffn_block_bwd_kernel[(programs,)](
+            dout,
+            down,
             x,
+            norm_weight.contiguous(),
+            row_ids.contiguous(),
+            seed,
+            mean,
+            rstd,
             ddown,
-            dresidual,
             up_weight,
             up_bias.contiguous(),
             down_weight,
             h,
             dz,
             dx,
+            parts,
+            dout.stride(0),
             x.stride(0),
             up_weight.stride(0),
             down_weight.stride(0),
             rows,
             inner,
+            threshold,
+            256 / max(1, 256 - threshold),
+            DROPOUT=threshold > 0,
             **chosen,
         )
-    return [dx, *weight_gradient(dz, x), *weight_gradient(ddown, h), *dnorm]
+    norm = parts, norm_weight.new_empty(width), norm_bias.new_empty(width)
+    return [dx, *weight_gradients(Product(dz, x), Product(ddown, h), also=[norm]), *norm[1:]]

@@ -40,6 +40,8 @@ FWD = {
     (2, 256): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=4, num_stages=2),
     (4, 64): dict(BLOCK_M=16, BLOCK_N=TILE, num_warps=8, num_stages=1),
     (4, 128): dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8, num_stages=1),
+    (2, 64, 100): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=8, num_stages=3),
+    (2, 128, 100): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=8, num_stages=3),
     (2, 128, 80): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=8, num_stages=2),
     (2, 256, 80): dict(BLOCK_M=64, BLOCK_N=TILE, num_warps=8, num_stages=2),
 }
@@ -49,6 +51,7 @@ BWD_HIDDEN = {
     (2, 256): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
     (4, 64): dict(BLOCK_M=32, BLOCK_N=32, num_warps=8, num_stages=1),
     (4, 128): dict(BLOCK_M=16, BLOCK_N=32, num_warps=8, num_stages=1),
+    (2, 64, 100): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 64, 80): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 128, 80): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=2),
 }

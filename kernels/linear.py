@@ -1,18 +1,17 @@
 """linear on the GPU: y = f(x W^T + b) and its gradients, a tile of the result a program.
 
 linear_fwd_kernel adds the bias and takes the GELU as a tile is finished, and keeps the GELU's slope there rather than
-its argument: the same bytes, and the backward multiplies as it loads where it would compute the GELU again.
-linear_bwd_input_kernel: dX = dz W with dz = dy slope, and another gradient of x added if the caller has one.
-linear_bwd_weight_kernel: dW = dz^T x over a share of the rows; db is one more product, of dz^T with ones, so that it
-costs no pass over dy and no reduction between threads. linear_bwd_sum_kernel adds the shares in order, whose number
-follows from the shape alone: no atomics, two runs give the same bits.
+its argument: the same bytes, and the backward multiplies where it would compute the GELU again.
+linear_bwd_input_kernel: dX = dz W, and another gradient of x added, or the slope of what made x multiplied, if the
+caller has one. With a GELU dz = dy slope is worked out before, once for both gradients.
+The weight's and the bias's gradients are linear_weight.py's. No atomics, two runs give the same bits.
 
 Cost: 2 T K N flops forward, 4 T K N backward; elements: T (K + N) forward, T (2 N + 2 K) backward, T N more forward and
-2 T N more backward with the GELU (recomputed, the slope costs 2 T K N flops in place of 4 T N bytes: less below
+3 T N more backward with the GELU (recomputed, the slope costs 2 T K N flops in place of 4 T N bytes: less below
 K = 370, which is what ffn_block does). At 790 TFLOP/s and 4.3 TB/s, T = 16384 in bf16, microseconds (products, bytes):
 
     K -> N           forward      dX           dW           eager launches: 1 forward (2 with the GELU), 3 backward (4);
-    256 -> 768       8.2   7.9    8.2   7.9    8.2   7.9    here 1 forward, 3 backward
+    256 -> 768       8.2   7.9    8.2   7.9    8.2   7.9    here 1 forward, 3 backward (4)
     256 -> 256       2.7   3.9    2.7   3.9    2.7   3.9
     256 -> 1024     10.9   9.8   10.9   9.8   10.9   9.8
     768 -> 3072     97.9  30     97.9  30     97.9  30
@@ -26,8 +25,6 @@ were chosen by counts and by what compiles without a spill, and are to be raced,
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -36,7 +33,6 @@ from torch import Tensor
 from .device import entry
 
 LOG2E = tl.constexpr(1.4426950408889634)
-PROGRAMS = 132  # of the weight's gradient: an H100's multiprocessors
 
 # (bytes of an element, class of the shape[, generation]) -> tile, see device.py: BLOCK_M rows, BLOCK_N columns of y,
 # BLOCK_K of x.
@@ -59,17 +55,7 @@ BWD_INPUT = {
     (4, 64): dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, num_warps=8, num_stages=2),
     (4, 128): dict(BLOCK_M=128, BLOCK_N=16, BLOCK_K=128, num_warps=8, num_stages=2),
     (2, 256, 86): dict(BLOCK_M=128, BLOCK_N=32, BLOCK_K=256, num_warps=8, num_stages=3),
-}
-BWD_WEIGHT = {
-    (2, 1): dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2),
-    (2, 64): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
-    (2, 128): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
-    (2, 256): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3),
-    (4, 1): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
-    (4, 64): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
-    (4, 128): dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=2),
-    (2, 128, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
-    (2, 256, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256, 100): dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=3),
 }
 
 
@@ -119,7 +105,7 @@ def _load(ptrs, there, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _there(rows, row_count, columns, column_count, EVEN: tl.constexpr):
+def inside(rows, row_count, columns, column_count, EVEN: tl.constexpr):
     """Which places of a tile are in the matrix."""
     there = rows[:, None] < row_count
     if not EVEN:
@@ -165,7 +151,7 @@ def linear_fwd_kernel(
         acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
     acc += tl.load(bias_ptr + offs_n, mask=offs_n < outer, other=0.0).to(tl.float32)[None, :]
     places = offs_m[:, None] * outer + offs_n[None, :]
-    there = _there(offs_m, rows, offs_n, outer, EVEN)
+    there = inside(offs_m, rows, offs_n, outer, EVEN)
     if GELU:
         acc, slope = gelu_and_slope(acc)
         if SLOPE:
@@ -176,7 +162,6 @@ def linear_fwd_kernel(
 @triton.jit
 def linear_bwd_input_kernel(
     dout_ptr,
-    slope_ptr,
     weight_ptr,
     other_ptr,
     dx_ptr,
@@ -185,8 +170,8 @@ def linear_bwd_input_kernel(
     rows,
     inner,
     outer,
-    GELU: tl.constexpr,
     ADD: tl.constexpr,
+    TIMES: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -195,83 +180,21 @@ def linear_bwd_input_kernel(
 ):
     offs_m, offs_k = _corner(inner, BLOCK_M, BLOCK_K)
     here = tl.minimum(offs_m, rows - 1)[:, None]
-    dout_ptrs, slope_ptrs = dout_ptr + here * dout_row, slope_ptr + here * outer
+    dout_ptrs = dout_ptr + here * dout_row
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for first in range(0, outer, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
-        dz = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
-        if GELU:
-            dz = dz * _load(slope_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
+        dout = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
         weight_ptrs = weight_ptr + offs_n.to(tl.int64)[:, None] * weight_row + offs_k[None, :]
         weight = _load(weight_ptrs, (offs_n[:, None] < outer) & (offs_k[None, :] < inner), EVEN)
-        acc = tl.dot(dz, weight, acc, input_precision=PRECISION)
+        acc = tl.dot(dout, weight, acc, input_precision=PRECISION)
     places = offs_m[:, None] * inner + offs_k[None, :]
-    there = _there(offs_m, rows, offs_k, inner, EVEN)
+    there = inside(offs_m, rows, offs_k, inner, EVEN)
     if ADD:
         acc += tl.load(other_ptr + places, mask=there, other=0.0).to(tl.float32)
+    if TIMES:
+        acc *= tl.load(other_ptr + places, mask=there, other=0.0).to(tl.float32)
     tl.store(dx_ptr + places, acc.to(dx_ptr.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def linear_bwd_weight_kernel(
-    dout_ptr,
-    slope_ptr,
-    x_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    dout_row,
-    x_row,
-    rows,
-    inner,
-    outer,
-    rows_a_share,
-    GELU: tl.constexpr,
-    EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    share = tl.program_id(1).to(tl.int64)
-    offs_n, offs_k = _corner(inner, BLOCK_N, BLOCK_K)
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    sums = tl.zeros((BLOCK_N, 16), tl.float32)  # sixteen times the same: the narrowest product there is
-    ones = tl.full((BLOCK_M, 16), 1.0, x_ptr.dtype.element_ty)
-    start = share * rows_a_share
-    for first in range(start, tl.minimum(start + rows_a_share, rows), BLOCK_M):
-        offs_m = first + tl.arange(0, BLOCK_M)
-        there = _there(offs_m, rows, offs_n, outer, EVEN)
-        dz = tl.load(dout_ptr + offs_m[:, None] * dout_row + offs_n[None, :], mask=there, other=0.0)
-        if GELU:
-            dz = dz * tl.load(slope_ptr + offs_m[:, None] * outer + offs_n[None, :], mask=there, other=0.0)
-        there = _there(offs_m, rows, offs_k, inner, EVEN)
-        x = tl.load(x_ptr + offs_m[:, None] * x_row + offs_k[None, :], mask=there, other=0.0)
-        acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION)
-        sums = tl.dot(tl.trans(dz), ones, sums, input_precision=PRECISION)
-    there = (offs_n[:, None] < outer) & (offs_k[None, :] < inner)
-    places = (share * outer + offs_n[:, None]) * inner + offs_k[None, :]
-    tl.store(dweight_ptr + places, acc.to(dweight_ptr.dtype.element_ty), mask=there)
-    if tl.program_id(0) % tl.cdiv(inner, BLOCK_K) == 0:
-        total = tl.max(sums, 1).to(dbias_ptr.dtype.element_ty)
-        tl.store(dbias_ptr + share * outer + offs_n, total, mask=offs_n < outer)
-
-
-@triton.jit
-def linear_bwd_sum_kernel(
-    weights_ptr, biases_ptr, dweight_ptr, dbias_ptr, elements, outer, shares, BLOCK: tl.constexpr
-):
-    """Element after element the sum of its shares, in order: of the weight's, then of the bias's."""
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    in_weight, place = offs < elements, offs - elements
-    in_bias = ~in_weight & (place < outer)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(shares):
-        total += tl.load(weights_ptr + offs, mask=in_weight, other=0.0)
-        total += tl.load(biases_ptr + place, mask=in_bias, other=0.0)
-        weights_ptr += elements
-        biases_ptr += outer
-    tl.store(dweight_ptr + offs, total.to(dweight_ptr.dtype.element_ty), mask=in_weight)
-    tl.store(dbias_ptr + place, total.to(dbias_ptr.dtype.element_ty), mask=in_bias)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, keep: bool = False) -> tuple[Tensor, Tensor]:
@@ -300,8 +223,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, keep: b
     return out, slope
 
 
-def input_gradient(dout: Tensor, weight: Tensor, slope: Tensor | None = None, other: Tensor | None = None) -> Tensor:
-    """(dout slope) W, plus another gradient of x, contiguous."""
+def input_gradient(
+    dout: Tensor,
+    weight: Tensor,
+    other: Tensor | None = None,
+    times: Tensor | None = None,
+) -> Tensor:
+    """dout W, plus another gradient of x, contiguous, or times the slope of what made x."""
     dout, weight = unit_stride(dout, weight)
     rows, (outer, inner) = dout.shape[0], weight.shape
     dx = dout.new_empty(rows, inner)
@@ -309,73 +237,25 @@ def input_gradient(dout: Tensor, weight: Tensor, slope: Tensor | None = None, ot
     if programs := triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(inner, chosen["BLOCK_K"]):
         linear_bwd_input_kernel[(programs,)](
             dout,
-            dout if slope is None else slope,
             weight,
-            dout if other is None else other,
+            next((t for t in (other, times) if t is not None), dout),
             dx,
             dout.stride(0),
             weight.stride(0),
             rows,
             inner,
             outer,
-            GELU=slope is not None,
             ADD=other is not None,
+            TIMES=times is not None,
             **chosen,
         )
     return dx
-
-
-def weight_gradient(dout: Tensor, x: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(dout slope)^T x and the sum of dout slope over the rows."""
-    dout, x = unit_stride(dout, x)
-    (rows, outer), inner = dout.shape, x.shape[1]
-    dweight, dbias = x.new_empty(outer, inner), x.new_empty(outer)
-    if rows == 0:
-        return dweight.zero_(), dbias.zero_()
-    chosen = tile(BWD_WEIGHT, x, math.gcd(outer, inner), gelu=slope is not None)
-    tiles = triton.cdiv(outer, chosen["BLOCK_N"]) * triton.cdiv(inner, chosen["BLOCK_K"])
-    blocks = triton.cdiv(rows, chosen["BLOCK_M"])
-    a_share = triton.cdiv(blocks, max(1, PROGRAMS // tiles))
-    shares = triton.cdiv(blocks, a_share)
-    parts = (dweight, dbias)
-    if shares > 1:
-        parts = (
-            x.new_empty(shares, outer, inner, dtype=torch.float32),
-            x.new_empty(shares, outer, dtype=torch.float32),
-        )
-    linear_bwd_weight_kernel[(tiles, shares)](
-        dout,
-        dout if slope is None else slope,
-        x,
-        *parts,
-        dout.stride(0),
-        x.stride(0),
-        rows,
-        inner,
-        outer,
-        a_share * chosen["BLOCK_M"],
-        GELU=slope is not None,
-        **chosen,
-    )
-    if shares > 1:
-        elements = outer * inner
-        grid = (triton.cdiv(elements + outer, 512),)
-        linear_bwd_sum_kernel[grid](*parts, dweight, dbias, elements, outer, shares, BLOCK=512, num_warps=4)
-    return dweight, dbias
 
 
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor, list[Tensor]]:
     """-> out (T, N), with the GELU [its slope (T, N)]."""
     out, slope = product(x, weight, bias, gelu, keep=gelu)
     return out, [slope] if gelu else []
-
-
-def linear_bwd(
-    grads: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, saved: list[Tensor]
-) -> list[Tensor]:
-    """grads [dout], saved [out] or [out, slope] -> [dx, dweight, dbias]."""
-    slope = saved[1] if gelu else None
-    return [input_gradient(grads[0], weight, slope), *weight_gradient(grads[0], x, slope)]
 
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:

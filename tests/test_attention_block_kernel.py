@@ -7,7 +7,7 @@ import numerics
 import pytest
 import test_attention_block
 import torch
-from electra_fast.kernels import attention, linear
+from electra_fast.kernels import attention, attention_block_bwd, linear, linear_weight
 from electra_fast.kernels import attention_block as kernels
 from interpreted import through_triton
 from numerics import check, dropout_factors, offsets
@@ -31,7 +31,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (attention.FWD, attention.BWD):
         for key in [key for key in table if key[0] == 4]:
             monkeypatch.setitem(table, key, large)
-    for table in (linear.FWD, linear.BWD_INPUT, linear.BWD_WEIGHT):
+    for table in (linear.FWD, linear.BWD_INPUT, linear_weight.BWD_WEIGHT):
         monkeypatch.setitem(table, (4, 1), large | dict(BLOCK_K=64))
 
 
@@ -46,6 +46,7 @@ def one_launch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(kernels, "in_one_launch", noted)
     monkeypatch.setitem(kernels.FWD, (4, 64), kernels.FWD[2, 64])
+    monkeypatch.setitem(attention_block_bwd.BWD, (4, 64), attention_block_bwd.BWD[2, 64])
     return longest
 
 

@@ -8,10 +8,16 @@ import pytest
 
 KERNELS = sorted((Path(__file__).resolve().parent.parent / "kernels").glob("*.py"))
 WIDE_CALLS = {"span": 1, "_program": 2, "_corner": 2, "_piece": 2}  # so many of their results are 64-bit, others small
-WIDE_PARAMETERS = {"load_rows": ["rows"], "finish_rows": ["start", "end"], "_squares": ["first"], "_update": ["first"]}
-WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"], "_put": ["places"]}
+WIDE_PARAMETERS = {
+    "load_rows": ["rows"],
+    "finish_rows": ["start", "end"],
+    "rows_bwd": ["start"],
+    "_squares": ["first"],
+    "_update": ["first"],
+}
+WIDE_PARAMETERS |= {"_a_tile": ["program"], "_sum": ["program"]}
+WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"]}
 SMALL_PARAMETERS = {name: ["count"] for name in ("_piece", "_squares", "_update")}  # adamw's number of tensors
-SMALL_PARAMETERS |= {"_matrix": ["row", "rows"], "encoder_fwd_kernel": ["layers"]}  # within a layer's weights
 
 
 def jitted(source: str) -> list[ast.FunctionDef]:

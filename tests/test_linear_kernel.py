@@ -8,6 +8,7 @@ import pytest
 import test_linear
 import torch
 from electra_fast.kernels import linear as kernels
+from electra_fast.kernels import linear_weight
 from interpreted import through_triton
 from numerics import check
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -57,7 +58,7 @@ def test_layouts(width: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("programs", [1, 2, 5, 132])
 @pytest.mark.parametrize("rows", [1, 16, 33, 100])
 def test_shares_of_the_rows(rows: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    monkeypatch.setattr(linear_weight, "PROGRAMS", programs)
     check(linear, test_linear.truth, test_linear.example(rows, 64, 20))
 
 
@@ -66,6 +67,42 @@ def test_another_gradient_is_added() -> None:
         dout, weight, other = torch.randn(70, 64), torch.randn(64, width), torch.randn(70, width)
         found = kernels.input_gradient(dout, weight, other=other)
         torch.testing.assert_close(found, dout @ weight + other, rtol=1e-5, atol=1e-4)
+
+
+def test_it_is_multiplied_by_a_slope() -> None:
+    dout, weight, slope = torch.randn(70, 64), torch.randn(64, 8), torch.randn(70, 8)
+    found = kernels.input_gradient(dout, weight, times=slope)
+    torch.testing.assert_close(found, dout @ weight * slope, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [(100, 100, 100), (33, 200, 0), (1, 0, 16)], ids=str)
+def test_products_and_sums_of_a_block_together(rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many rows or not, the last into slices of others; with sums of many rows, few and one."""
+    launches = []
+    plain = linear_weight._launch
+    monkeypatch.setattr(linear_weight, "_launch", lambda jobs: launches.append(len(jobs)) or plain(jobs))
+    shapes = [(20, 24), (9, 5), (7, 24)]
+    given = [(torch.randn(n, outer), torch.randn(n, inner)) for n, (outer, inner) in zip(rows, shapes, strict=True)]
+    weight, bias = torch.full((27, 24), math.nan), torch.full((27,), math.nan)
+    products = [linear_weight.Product(*pair) for pair in given[:2]]
+    products.append(linear_weight.Product(*given[2], into=(weight[20:], bias[20:])))
+    also = [(torch.randn(n, 30), torch.empty(20), torch.empty(10)) for n in (300, 5, 1)]
+    found = linear_weight.weight_gradients(*products, also=also)
+    assert sum(launches) == sum(n > 0 for n in rows) and len(launches) == (sum(launches) + 1) // 2
+    for dweight, dbias, (dout, x) in zip(found[::2], found[1::2], given, strict=True):
+        torch.testing.assert_close(dweight, dout.T @ x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(dbias, dout.sum(0), rtol=1e-4, atol=1e-4)
+    assert torch.equal(weight[20:], found[4]) and weight[:20].isnan().all()
+    for parts, first, second in also:
+        torch.testing.assert_close(torch.cat([first, second]), parts.sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_shares_fill_the_waves_and_no_more() -> None:
+    """ELECTRA-Small's attention: 8 tiles in 16 shares, one wave; Base's FFN: 144 tiles, near 12 waves, not 2."""
+    assert linear_weight.share(((2, 256), (6, 256)), 132, 2 * 64 * 128 * 256, 2**18) == 16
+    blocks = linear_weight.share(((72, 2048), (72, 2048)), 132, 2 * 64 * 128 * 256, 2 * 768 * 3072)
+    waves = -(-144 * -(-2048 // blocks) // 132)
+    assert waves * blocks < 1.11 * 144 * 2048 / 132
 
 
 def test_gelu_at_its_ends() -> None:

@@ -211,7 +211,7 @@ _attention_block = DifferentiableOp(
     cpu=Backend(_forward_cpu, _backward_cpu, _saves),
     cuda=Backend(
         launcher("attention_block", "attention_block_fwd"),
-        launcher("attention_block", "attention_block_bwd"),
+        launcher("attention_block_bwd", "attention_block_bwd"),
         saves=_saves_cuda,
         takes=lambda *args: args[0].shape[1] <= min(4096, 128 * args[10]),
         limit="rows up to 4096 wide and heads up to 128",

@@ -86,5 +86,5 @@ _linear = DifferentiableOp(
     reference=linear_reference,
     fake=_fake,
     cpu=linear_cpu,
-    cuda=Backend(launcher("linear", "linear_fwd"), launcher("linear", "linear_bwd"), _saves),
+    cuda=Backend(launcher("linear", "linear_fwd"), launcher("linear_weight", "linear_bwd"), _saves),
 )

@@ -1,0 +1,261 @@
+"""Gradients of weights and biases on the GPU: a block's products in one launch, all its sums over rows in another.
+
+linear_bwd_weight_kernel: dW = dy^T x, a tile over a share of the rows a program; db is one more product, of dy^T with
+ones, so that it costs no pass over dy and no reduction between threads. Two products of one tile, such as both of a
+block, are one launch: together they have twice the tiles, so half the shares fill the GPU, and half the bytes of sums
+are written and read again. partials.py adds the shares in order. How many there are follows from the shapes alone
+(`share`): no atomics, two runs give the same bits.
+
+Cost: 2 T K N flops, T (K + N) elements read, and 8 bytes for each of K N sums a share. ELECTRA-Small, T = 16384, bf16,
+at 790 TFLOP/s and 4.3 TB/s, of a layer:
+                          flops      us   shares   sums, us   launches (eager PyTorch)
+    attention block       8.6 GF     11   16       34 MB, 8   1 (4)    alone: 22 and 66 shares, 69 MB, and 2
+    FFN block             17 GF      22   8        34 MB, 8   1 (4)    alone: 16 shares each, 67 MB, and 2
+Base, T = 131072: 144 tiles of either FFN product's 128 x 256 on 132 multiprocessors; in 11 shares they are 12 even
+waves, where one share each leaves 60 multiprocessors idle. Planned occupancy: one program of 8 warps a multiprocessor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .linear import input_gradient, inside, tile, unit_stride
+from .partials import Sum, sum_partials
+
+PROGRAMS = 132  # at once: an H100's multiprocessors
+FLOPS, BYTES = 790e12, 4.3e12  # its roofs, a second
+
+# (bytes of an element, class of the shape[, generation]) -> tile, see device.py: BLOCK_M rows, BLOCK_N columns of dy,
+# BLOCK_K of x.
+BWD_WEIGHT = {
+    (2, 1): dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2),
+    (2, 64): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3),
+    (2, 128): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3),
+    (4, 1): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
+    (4, 64): dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2),
+    (4, 128): dict(BLOCK_M=16, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=2),
+    (2, 64, 100): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=3),
+    (2, 128, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256, 80): dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    (2, 256, 100): dict(BLOCK_M=64, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+}
+
+
+class Product(NamedTuple):
+    """dout^T x and the sum of dout over the rows: dout (T, N), x (T, K)."""
+
+    dout: Tensor
+    x: Tensor
+    into: tuple[Tensor, Tensor] | None = None  # where to put them, contiguous; else they are made
+
+
+class _Job(NamedTuple):
+    product: Product
+    chosen: dict
+    tiles: int
+    blocks: int  # of rows
+
+
+@triton.jit
+def _a_tile(
+    dout_ptr,
+    x_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    dout_row,
+    x_row,
+    rows,
+    inner,
+    outer,
+    a_share,
+    program,
+    rows_a_share,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Program (64-bit) of a product: the tiles of a share are neighbours; a share's sums are a_share numbers long."""
+    across = tl.cdiv(inner, BLOCK_K)
+    tiles = tl.cdiv(outer, BLOCK_N) * across
+    share, corner = program // tiles, program % tiles
+    offs_n = corner // across * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = corner % across * BLOCK_K + tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    sums = tl.zeros((BLOCK_N, 16), tl.float32)  # sixteen times the same: the narrowest product there is
+    ones = tl.full((BLOCK_M, 16), 1.0, x_ptr.dtype.element_ty)
+    start = share * rows_a_share
+    for first in range(start, tl.minimum(start + rows_a_share, rows), BLOCK_M):
+        offs_m = first + tl.arange(0, BLOCK_M)
+        there = inside(offs_m, rows, offs_n, outer, EVEN)
+        dout = tl.load(dout_ptr + offs_m[:, None] * dout_row + offs_n[None, :], mask=there, other=0.0)
+        there = inside(offs_m, rows, offs_k, inner, EVEN)
+        x = tl.load(x_ptr + offs_m[:, None] * x_row + offs_k[None, :], mask=there, other=0.0)
+        acc = tl.dot(tl.trans(dout), x, acc, input_precision=PRECISION)
+        sums = tl.dot(tl.trans(dout), ones, sums, input_precision=PRECISION)
+    there = (offs_n[:, None] < outer) & (offs_k[None, :] < inner)
+    places = share * a_share + offs_n[:, None] * inner + offs_k[None, :]
+    tl.store(dweight_ptr + places, acc.to(dweight_ptr.dtype.element_ty), mask=there)
+    if corner % across == 0:
+        total = tl.max(sums, 1).to(dbias_ptr.dtype.element_ty)
+        tl.store(dbias_ptr + share * a_share + offs_n, total, mask=offs_n < outer)
+
+
+@triton.jit
+def linear_bwd_weight_kernel(
+    dout_ptr,
+    x_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    dout_row,
+    x_row,
+    rows,
+    inner,
+    outer,
+    a_share,
+    other_dout_ptr,
+    other_x_ptr,
+    other_dweight_ptr,
+    other_dbias_ptr,
+    other_dout_row,
+    other_x_row,
+    other_rows,
+    other_inner,
+    other_outer,
+    other_a_share,
+    programs,
+    rows_a_share,
+    PAIR: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A product in `programs` programs, and in those after them, of a pair, another."""
+    program = tl.program_id(0).to(tl.int64)
+    if program < programs:
+        _a_tile(
+            dout_ptr,
+            x_ptr,
+            dweight_ptr,
+            dbias_ptr,
+            dout_row,
+            x_row,
+            rows,
+            inner,
+            outer,
+            a_share,
+            program,
+            rows_a_share,
+            EVEN,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            PRECISION,
+        )
+    elif PAIR:
+        _a_tile(
+            other_dout_ptr,
+            other_x_ptr,
+            other_dweight_ptr,
+            other_dbias_ptr,
+            other_dout_row,
+            other_x_row,
+            other_rows,
+            other_inner,
+            other_outer,
+            other_a_share,
+            program - programs,
+            rows_a_share,
+            EVEN,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            PRECISION,
+        )
+
+
+def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tensor]:
+    """[dweight (N, K), dbias (N,)] of each product one after the other; `also` is summed in the same launch."""
+    found, jobs, sums = [], [], list(also)
+    for dout, x, into in products:
+        dout, x = unit_stride(dout, x)
+        (rows, outer), inner = dout.shape, x.shape[1]
+        into = into or (x.new_empty(outer, inner), x.new_empty(outer))
+        found += into
+        if rows == 0:
+            for gradient in into:
+                gradient.zero_()
+            continue
+        chosen = tile(BWD_WEIGHT, x, math.gcd(outer, inner))
+        tiles = triton.cdiv(outer, chosen["BLOCK_N"]) * triton.cdiv(inner, chosen["BLOCK_K"])
+        jobs.append(_Job(Product(dout, x, into), chosen, tiles, triton.cdiv(rows, chosen["BLOCK_M"])))
+    while jobs:
+        first, *others = jobs
+        alike = [i for i, job in enumerate(others) if job.chosen == first.chosen]
+        pair = [others.pop(i) for i in alike[:1]]
+        sums += _launch([first, *pair])
+        jobs = others
+    sum_partials(*sums)
+    return found
+
+
+def _launch(jobs: list[_Job]) -> list[Sum]:
+    """One product or two; what is left to be summed."""
+    chosen, sums, given, programs = jobs[0].chosen, [], [], []
+    numbers = sum(job.product.dout.shape[1] * job.product.x.shape[1] for job in jobs)
+    step = 2 * chosen["BLOCK_M"] * chosen["BLOCK_N"] * chosen["BLOCK_K"]
+    blocks = share(tuple((job.tiles, job.blocks) for job in jobs), PROGRAMS, step, numbers)
+    for (dout, x, (dweight, dbias)), _, tiles, all_blocks in jobs:
+        (rows, outer), inner = dout.shape, x.shape[1]
+        shares, size = triton.cdiv(all_blocks, blocks), outer * inner
+        if shares > 1:
+            parts = x.new_empty(shares, size + outer, dtype=torch.float32)
+            sums.append((parts, dweight, dbias))
+            dweight, dbias = parts, parts[:, size:]
+        sizes = dout.stride(0), x.stride(0), rows, inner, outer, size + outer
+        given.append([dout, x, dweight, dbias, *sizes])
+        programs.append(tiles * shares)
+    linear_bwd_weight_kernel[(sum(programs),)](
+        *given[0],
+        *given[-1],
+        programs[0],
+        blocks * chosen["BLOCK_M"],
+        PAIR=len(jobs) > 1,
+        **chosen,
+    )
+    return sums
+
+
+@cache
+def share(products: tuple[tuple[int, int], ...], programs: int, flops: int, numbers: int) -> int:
+    """Blocks of rows a program takes, of products given as (tiles, blocks of rows), with the flops of a block and tile
+    and so many numbers summed: where full waves and few bytes of sums take the least time, by the roofs."""
+    most = max(blocks for _, blocks in products)
+    tiles = sum(tiles for tiles, _ in products)
+
+    def seconds(shares: int) -> float:
+        a_share = triton.cdiv(most, shares)
+        waves = triton.cdiv(sum(tiles * triton.cdiv(blocks, a_share) for tiles, blocks in products), programs)
+        return waves * a_share * flops * programs / FLOPS + (8 * numbers * shares / BYTES if shares > 1 else 0)
+
+    return triton.cdiv(most, min(range(1, min(most, max(16, programs // tiles)) + 1), key=seconds))
+
+
+def linear_bwd(
+    grads: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, saved: list[Tensor]
+) -> list[Tensor]:
+    """grads [dout], saved [out] or [out, slope] -> [dx, dweight, dbias]."""
+    dz = grads[0] * saved[1] if gelu else grads[0]
+    return [input_gradient(dz, weight), *weight_gradients(Product(dz, x))]
