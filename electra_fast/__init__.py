@@ -1,5 +1,8 @@
 """electra_fast: pre-train and fine-tune ELECTRA, fast, on GPU and CPU."""
 
+import importlib
+from typing import Any
+
 from electra_fast import ops
 from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, NetworkConfig, PretrainConfig
@@ -18,7 +21,17 @@ __all__ = [
     "NetworkConfig",
     "PretrainConfig",
     "Pretrainer",
+    "accelerate",
     "evaluate",
     "info",
     "ops",
+    "register_attention",
 ]
+_OF_TRANSFORMERS = {"accelerate": "interop", "register_attention": "interop_attention"}
+
+
+def __getattr__(name: str) -> Any:
+    """What imports transformers is imported when it is asked for."""
+    if name in _OF_TRANSFORMERS:
+        return getattr(importlib.import_module(f"electra_fast.{_OF_TRANSFORMERS[name]}"), name)
+    raise AttributeError(f"module 'electra_fast' has no attribute {name!r}")

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from electra_fast.kernels import attention_block as attention_kernels
-from electra_fast.kernels import encoder as kernels
-from electra_fast.kernels import ffn_block as ffn_kernels
 from numerics import EPS, offsets, poisoned_memory
 from torch import Tensor
 
 from electra_fast import Batch, ElectraConfig
+from electra_fast.kernels import attention_block as attention_kernels
+from electra_fast.kernels import encoder as kernels
+from electra_fast.kernels import ffn_block as ffn_kernels
 from electra_fast.model import GENERATOR, Encoder
 from electra_fast.ops import embedding
 from electra_fast.ops._philox import derive_seeds

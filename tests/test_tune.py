@@ -12,9 +12,9 @@ import pytest
 import tables
 import torch
 import tune
-from electra_fast.kernels import attention
 
 from electra_fast.config import ElectraConfig
+from electra_fast.kernels import attention
 
 BENCHES = Path(tune.__file__).parent
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
