@@ -116,9 +116,9 @@ class _WithoutRow(torch.autograd.Function):
 
 def _layer(layer: Any, batch: Batch, keys: Keys | None, seeds: Tensor, x: Tensor) -> Tensor:
     """One layer from its pieces: x (T, D), seeds (2,) -> (T, D); all rows look, at `keys`."""
-    tensors = _tensors(layer)
+    qkv, qkv_bias, out, out_bias, _, _, up, up_bias, down, down_bias, weight, bias = _tensors(layer)
     attention = layer.attention
-    projected = ops.linear(x, *tensors[:2]).unflatten(1, (3, attention.self.num_attention_heads, -1))
+    projected = ops.linear(x, qkv, qkv_bias).unflatten(1, (3, attention.self.num_attention_heads, -1))
     q, k, v = projected.unbind(1)
     first, second = seeds.split(1)
     offsets: dict[str, Any] = dict(cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen)
@@ -127,13 +127,13 @@ def _layer(layer: Any, batch: Batch, keys: Keys | None, seeds: Tensor, x: Tensor
         offsets |= dict(cu_seqlens_k=keys.cu_seqlens, max_seqlen_k=keys.max_seqlen)
     read = ops.attention(q, k, v, **offsets, dropout_p=_attention_p(layer), seed=first, row_ids=batch.row_ids)
     norm, p = attention.output.LayerNorm, _p(attention.output.dropout)
-    made = ops.linear(read.flatten(1), *tensors[2:4])
+    made = ops.linear(read.flatten(1), out, out_bias)
     x = ops.dropout_add_layer_norm(made, x, norm.weight, norm.bias, batch.row_ids, norm.eps, p, first)
-    numbers: dict[str, Any] = dict(eps=layer.output.LayerNorm.eps, dropout_p=_p(layer.output.dropout), seed=second)
-    return ops.ffn_block(x, *tensors[6:], row_ids=batch.row_ids, **numbers)
+    eps, p = layer.output.LayerNorm.eps, _p(layer.output.dropout)
+    return ops.ffn_block(x, up, up_bias, down, down_bias, weight, bias, batch.row_ids, eps, p, second)
 
 
-def _tensors(layer: Any) -> list[Any]:
+def _tensors(layer: Any) -> list[Tensor]:
     """As ops.encoder takes them. Joining the three projections copies 3 D D numbers forward and back, about one in
     B S / 4 of those that the products read and write."""
     looks = [getattr(layer.attention.self, name) for name in ("query", "key", "value")]
