@@ -72,7 +72,7 @@ def attend(
 
     Raises NotImplementedError in one sentence on what is not computed here, TypeError on half precision on the CPU.
     """
-    if asked := [name for name in UNUSED if kwargs.get(name) not in (None, False)]:
+    if asked := [name for name in UNUSED if kwargs.get(name) is not None and kwargs[name] is not False]:
         raise NotImplementedError(f"{NAME}: {', '.join(asked)} asked for, which it does not compute; use eager or sdpa")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if causal and attention_mask is None and query.shape[2] > 1:

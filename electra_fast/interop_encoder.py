@@ -52,6 +52,8 @@ def encode(model: Any, given: dict[str, Any], reads_padding: bool) -> Any:
     batch = Batch.from_padded(ids, keep if packed else None, given.get("token_type_ids"))
     seeds = _seeds(model, ids.device)
     x = _embedded(model, batch, given.get("position_ids"), keep if packed else None, seeds)
+    if model.embeddings.word_embeddings._forward_hooks and torch.is_grad_enabled() and not x.requires_grad:
+        x.requires_grad_()  # enable_input_require_grads: reentrant checkpoints over frozen embeddings need it
     keys = None if keep is None or packed else Keys.of(keep)
     states = [x]
     if keys is None and not wants_states and (numbers := _alike(model)) is not None:

@@ -13,7 +13,7 @@ SERVED = {  # arguments of ElectraModel.forward that are computed here or change
     "self", "kwargs", "input_ids", "attention_mask", "token_type_ids", "position_ids",
     "return_dict", "output_hidden_states", "output_attentions", "use_cache", "num_items_in_batch",
 }  # fmt: skip
-CAPTURE = "transformers.utils.output_capturing"  # its hooks look on
+HOOKS = ("output_capturing_hook", "make_inputs_require_grads")  # transformers' own: one looks on, one encode() honours
 
 
 def misfit(model: Any) -> str:
@@ -83,13 +83,18 @@ def unlike(module: nn.Module, kind: type) -> str:
         return "has a forward of its own"
     if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has hooks"
-    if module._forward_hooks and any(hook.__module__ != CAPTURE for hook in module._forward_hooks.values()):
+    if module._forward_hooks and not all(_known(hook) for hook in module._forward_hooks.values()):
         return "has hooks"
     if kind is nn.Linear and module.bias is None:
         return "has no bias"
     if kind is nn.LayerNorm and (module.weight is None or module.bias is None):
         return "has no weight or no bias"
     return ""
+
+
+def _known(hook: Any) -> bool:
+    module, name = (str(getattr(hook, label, "")) for label in ("__module__", "__name__"))
+    return module.startswith("transformers.") and name in HOOKS
 
 
 def is_gelu(activation: Any) -> bool:
