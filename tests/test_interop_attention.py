@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from test_interop import QUIET, SIZES, check, made, padded, results
-from torch import nn
+from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
@@ -108,12 +108,13 @@ def test_what_it_cannot_serve_is_said(asked: dict[str, Any], said: str) -> None:
         attend(nn.Module(), q, q, q, asked.pop("attention_mask", None), **asked)
 
 
-def test_decoders_are_refused() -> None:
+@pytest.mark.parametrize("mask", [None, padded()["attention_mask"]], ids=["full", "padded"])
+def test_decoders_are_refused(mask: Tensor | None) -> None:
     config = transformers.GPT2Config(vocab_size=90, n_embd=32, n_layer=1, n_head=2, n_positions=40)
     model = transformers.GPT2LMHeadModel(config).eval()
     model.set_attn_implementation("electra_fast")
-    with pytest.raises(NotImplementedError, match="another pattern|causal"):
-        model(torch.randint(0, 90, (2, 9)))
+    with pytest.raises(NotImplementedError, match="asks for another pattern .causal"):
+        model(torch.randint(0, 90, (4, 24)), attention_mask=mask)
 
 
 def test_beside_accelerate() -> None:

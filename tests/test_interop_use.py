@@ -192,6 +192,25 @@ def test_compiled() -> None:
         )
 
 
+def test_exported_as_transformers_is() -> None:
+    model, given = made(), padded()
+    report = ef.accelerate(model)
+    program = torch.export.export(model, (), given)
+    want = model(**given).logits
+    assert report.calls == {interop.OURS: 1}
+    real = given["attention_mask"] == 1
+    torch.testing.assert_close(program.module()(**given).logits[real], want[real], rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_of_padding_alone_is_finite() -> None:
+    given = padded()
+    given["attention_mask"][1] = 0
+    for kind in ("ElectraForPreTraining", "ElectraForQuestionAnswering"):
+        model = made(kind).train()
+        ef.accelerate(model)
+        assert all(t.isfinite().all() for t in results(model, given).values())
+
+
 def test_refusals_change_nothing() -> None:
     bert = transformers.BertModel(
         transformers.BertConfig(
