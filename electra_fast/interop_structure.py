@@ -122,10 +122,10 @@ def unserved(model: Any, given: dict[str, Any]) -> str:
             return f"{name} of shape {tuple(tensor.shape)}"
     if why := misfit(model):
         return why
-    kinds = {(p.dtype, p.device.type) for p in model.parameters()}
-    if len({p.device for p in model.parameters()} | {ids.device}) > 1 or len(kinds) > 1:
-        return "parameters of several dtypes or devices"
-    ((dtype, device),) = kinds
+    found = {(p.dtype, p.device) for p in model.parameters()}
+    if len(found) > 1 or any(device != ids.device for _, device in found):
+        return "parameters of several dtypes or devices, or input_ids on another"
+    dtype, device = next(iter(found))[0], ids.device.type
     if device not in ("cpu", "cuda") or (device == "cpu" and dtype not in (torch.float32, torch.float64)):
         return f"{dtype} on {device}"
     return ""
