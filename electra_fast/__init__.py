@@ -21,17 +21,15 @@ __all__ = [
     "NetworkConfig",
     "PretrainConfig",
     "Pretrainer",
-    "accelerate",
     "evaluate",
     "info",
     "ops",
-    "register_attention",
 ]
-_OF_TRANSFORMERS = {"accelerate": "interop", "register_attention": "interop_attention"}
+_OF_TRANSFORMERS = {"accelerate": "interop", "register_attention": "interop_attention"}  # not of *: they import it
 
 
 def __getattr__(name: str) -> Any:
-    """What imports transformers is imported when it is asked for."""
+    """What imports transformers is imported when it is asked for: accelerate, register_attention."""
     if name in _OF_TRANSFORMERS:
         return getattr(importlib.import_module(f"electra_fast.{_OF_TRANSFORMERS[name]}"), name)
     raise AttributeError(f"module 'electra_fast' has no attribute {name!r}")

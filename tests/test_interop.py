@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,16 @@ def test_copies_pickles_and_files(tmp_path: Path) -> None:
     torch.save(model.state_dict(), file)
     file.seek(0)
     made().load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_names_are_found_when_asked_for() -> None:
+    code = """
+import sys
+from electra_fast import *
+import electra_fast
+assert "transformers" not in sys.modules
+assert electra_fast.accelerate.__module__ == "electra_fast.interop" and "transformers" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'accelerated'"):
+        _ = ef.accelerated
