@@ -1,5 +1,8 @@
 """electra_fast: pre-train and fine-tune ELECTRA, fast, on GPU and CPU."""
 
+import importlib
+from typing import Any
+
 from electra_fast import ops
 from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, NetworkConfig, PretrainConfig
@@ -22,3 +25,11 @@ __all__ = [
     "info",
     "ops",
 ]
+_OF_TRANSFORMERS = {"accelerate": "interop", "register_attention": "interop_attention"}  # not of *: they import it
+
+
+def __getattr__(name: str) -> Any:
+    """What imports transformers is imported when it is asked for: accelerate, register_attention."""
+    if name in _OF_TRANSFORMERS:
+        return getattr(importlib.import_module(f"electra_fast.{_OF_TRANSFORMERS[name]}"), name)
+    raise AttributeError(f"module 'electra_fast' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_accelerate
 import bench_adamw
 import bench_attention_block
 import bench_discriminator_head
@@ -290,6 +291,22 @@ def test_inference_is_judged(shape: str) -> None:
     bias = case.model.get_parameter("encoder.layers.0.up.bias")
     bias += 0.01
     assert "a logit is off by" in check(bench_inference.ours(case))
+
+
+@pytest.mark.parametrize("shape", ["2x32", "3x32 ragged"])
+def test_accelerate_is_judged(shape: str) -> None:
+    """Before and after are right with all their gradients, and wrong once a bias is off."""
+    case = bench_accelerate.Case.make("tiny", shape, "cpu")
+    check = bench_accelerate.right(case)
+    before, after = case.hf(), case.ours()
+    assert after.model.electra_fast_report.calls == {} and not hasattr(before.model, "electra_fast_report")
+    for step in (before, after):
+        assert not check(step) and step().isfinite() and step.model.training
+        assert all(p.grad is not None for p in step.model.parameters())
+    assert after.model.electra_fast_report.calls == {"electra_fast": 2}
+    with torch.no_grad():
+        after.model.electra.encoder.layer[0].intermediate.dense.bias += 0.01
+    assert "a logit is off by" in check(after)
 
 
 def test_inference_races_what_is_asked() -> None:

@@ -348,3 +348,16 @@ def test_without_the_core_one_warning_and_the_same_bits(tmp_path):
     if with_core["core"]:
         assert with_core["warnings"] == [] and any(said["cpu"].startswith("C++") for said in with_core["ops"].values())
     assert all(map(torch.equal, with_core["found"], without["found"]))
+
+
+def test_autocast_on_the_cpu_computes_in_float32() -> None:
+    weight, bias = torch.randn(6, 8, requires_grad=True), torch.randn(6, requires_grad=True)
+    low = torch.randn(5, 8, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.linear(low, weight, bias, gelu=True)
+    want = ops.linear(low.detach().float().requires_grad_(), weight, bias, gelu=True)
+    assert out.dtype == torch.float32 and torch.equal(out, want)
+    out.sum().backward()
+    assert low.grad is not None and low.grad.dtype == torch.bfloat16 and weight.grad.dtype == torch.float32
+    with pytest.raises(TypeError, match="one floating-point dtype"):
+        ops.linear(low, weight, bias)

@@ -18,9 +18,12 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_floats(op: str, **tensors: Tensor | None) -> None:
-    """All tensors of one floating-point dtype."""
+    """All tensors of one floating-point dtype; under torch.autocast the dispatcher makes them so (_library.py)."""
     found = {name: t.dtype for name, t in tensors.items() if t is not None}
-    if len(set(found.values())) > 1 or not all(dtype.is_floating_point for dtype in found.values()):
+    floats = all(dtype.is_floating_point for dtype in found.values())
+    if floats and any(t is not None and torch.is_autocast_enabled(t.device.type) for t in tensors.values()):
+        return
+    if len(set(found.values())) > 1 or not floats:
         said = ", ".join(f"{name} is {dtype}" for name, dtype in _unlike(found))
         raise TypeError(f"{op}: {said}; one floating-point dtype is allowed: convert with .to(dtype)")
 

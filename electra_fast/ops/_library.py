@@ -174,6 +174,8 @@ class DifferentiableOp:
             limit=cuda.limit if cuda else "",
         )
         LIBRARY.impl(f"{name}_fwd", self._autograd, "Autograd")
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(f"{name}_fwd", self._autocast(device.lower()), f"Autocast{device}")
 
     def _differentiated(self, args: Sequence[Any]) -> list[Tensor]:
         """The tensors that backward has gradients for."""
@@ -203,6 +205,23 @@ class DifferentiableOp:
             return (*outputs, saved)
         with torch._C._AutoDispatchBelowAutograd():
             return self.fwd(*args, **keep)
+
+    def _autocast(self, device: str) -> Callable[..., Any]:
+        """Under torch.autocast everything is float32 on the CPU, whose only precision that is, and of autocast's dtype
+        on CUDA; float64 stays."""
+
+        def cast(value: Any, dtype: torch.dtype) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [cast(v, dtype) for v in value]
+            floats = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            return value.to(dtype) if floats else value
+
+        def forward(*args: Any, **keep: bool) -> Any:
+            dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+            with torch.autocast(device, enabled=False):
+                return self.fwd(*cast(args, dtype), **keep)
+
+        return forward
 
     def through_autograd(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Backend:
         """A backend of a function of the arguments: it saves nothing, and its backward is autograd's, run anew."""

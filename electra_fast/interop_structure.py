@@ -1,0 +1,131 @@
+"""Whether a transformers ELECTRA has the structure that is computed here, and whether a call asks for more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.electra import modeling_electra as theirs
+
+SERVED = {  # arguments of ElectraModel.forward that are computed here or change nothing in an encoder
+    "self", "kwargs", "input_ids", "attention_mask", "token_type_ids", "position_ids",
+    "return_dict", "output_hidden_states", "output_attentions", "use_cache", "num_items_in_batch",
+}  # fmt: skip
+HOOKS = ("output_capturing_hook", "make_inputs_require_grads")  # transformers' own: one looks on, one encode() honours
+
+
+def misfit(model: Any) -> str:
+    """In what the ElectraModel's structure differs from ELECTRA's, in words; "" where it does not.
+
+    Asked again at every call: adapters, quantisation, pruning and hooks come later, and are left to transformers.
+    """
+    if not isinstance(model, theirs.ElectraModel):
+        return f"there is a {type(model).__name__} where an ElectraModel is expected"
+    config = model.config
+    if config.is_decoder or config.add_cross_attention:
+        return "the model is a decoder (is_decoder, add_cross_attention)"
+    for name, module, kind in _parts(model):
+        if why := unlike(module, kind):
+            return f"{name} {why}"
+    width, words = config.hidden_size, model.embeddings.word_embeddings
+    if words.max_norm is not None or words.scale_grad_by_freq or words.sparse:
+        return "embeddings.word_embeddings has max_norm, scale_grad_by_freq or sparse set"
+    if not hasattr(model, "embeddings_project") and words.embedding_dim != width:
+        return f"embeddings are {words.embedding_dim} wide, the encoder {width}, and there is no embeddings_project"
+    for i, layer in enumerate(model.encoder.layer):
+        if not is_gelu(layer.intermediate.intermediate_act_fn):
+            return f"encoder.layer.{i} has another activation than the erf GELU (hidden_act = 'gelu')"
+        attention = layer.attention.self
+        if hasattr(attention, "distance_embedding"):
+            return f"encoder.layer.{i} has relative positions"
+        if attention.num_attention_heads * attention.attention_head_size != width:
+            return f"encoder.layer.{i} has {attention.num_attention_heads} heads that do not fill its {width} columns"
+    return ""
+
+
+def _parts(model: Any) -> Iterator[tuple[str, nn.Module, type]]:
+    """Every module whose own forward is not called any more, by name, and what it must be."""
+    embeddings = model.embeddings
+    yield "embeddings", embeddings, theirs.ElectraEmbeddings
+    for table in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        yield f"embeddings.{table}", getattr(embeddings, table), nn.Embedding
+    yield "embeddings.LayerNorm", embeddings.LayerNorm, nn.LayerNorm
+    yield "embeddings.dropout", embeddings.dropout, nn.Dropout
+    if hasattr(model, "embeddings_project"):
+        yield "embeddings_project", model.embeddings_project, nn.Linear
+    yield "encoder", model.encoder, theirs.ElectraEncoder
+    for i, layer in enumerate(model.encoder.layer):
+        at = f"encoder.layer.{i}"
+        attention, inner, output = layer.attention, layer.intermediate, layer.output
+        yield at, layer, theirs.ElectraLayer
+        yield f"{at}.attention", attention, theirs.ElectraAttention
+        yield f"{at}.attention.self", attention.self, theirs.ElectraSelfAttention
+        for name in ("query", "key", "value"):
+            yield f"{at}.attention.self.{name}", getattr(attention.self, name), nn.Linear
+        yield f"{at}.attention.self.dropout", attention.self.dropout, nn.Dropout
+        yield f"{at}.intermediate", inner, theirs.ElectraIntermediate
+        yield f"{at}.intermediate.dense", inner.dense, nn.Linear
+        for where, end, kind in (("attention.output", attention.output, theirs.ElectraSelfOutput),
+                                 ("output", output, theirs.ElectraOutput)):  # fmt: skip
+            yield f"{at}.{where}", end, kind
+            yield f"{at}.{where}.dense", end.dense, nn.Linear
+            yield f"{at}.{where}.LayerNorm", end.LayerNorm, nn.LayerNorm
+            yield f"{at}.{where}.dropout", end.dropout, nn.Dropout
+
+
+def unlike(module: nn.Module, kind: type) -> str:
+    """Why calling the module is more than the formula of its class; "" where it is not."""
+    if type(module) is not kind:
+        return f"is a {type(module).__name__}, not a {kind.__name__}"
+    if "forward" in module.__dict__:
+        return "has a forward of its own"
+    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "has hooks"
+    if module._forward_hooks and not all(_known(hook) for hook in module._forward_hooks.values()):
+        return "has hooks"
+    if kind is nn.Linear and module.bias is None:
+        return "has no bias"
+    if kind is nn.LayerNorm and (module.weight is None or module.bias is None):
+        return "has no weight or no bias"
+    return ""
+
+
+def _known(hook: Any) -> bool:
+    module, name = (str(getattr(hook, label, "")) for label in ("__module__", "__name__"))
+    return module.startswith("transformers.") and name in HOOKS
+
+
+def is_gelu(activation: Any) -> bool:
+    """The erf GELU, as transformers or torch name it."""
+    if isinstance(activation, nn.GELU):
+        return activation.approximate == "none"
+    return activation is nn.functional.gelu or getattr(activation, "act", None) is nn.functional.gelu
+
+
+def unserved(model: Any, given: dict[str, Any]) -> str:
+    """Why a call of ElectraModel.forward with these arguments is left to transformers; "" where it is not."""
+    if beyond := [name for name, value in given.items() if name not in SERVED and value is not None]:
+        return f"{', '.join(beyond)} given"
+    ids = given.get("input_ids")
+    if ids is None or ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+        return "no input_ids of (sequences, columns)"
+    if given.get("output_attentions", getattr(model.config, "output_attentions", False)):
+        return "output_attentions asked for"
+    if not isinstance(given.get("output_hidden_states") or False, bool):
+        return "some of the hidden states asked for"
+    rows, columns = ids.shape
+    for name, allowed in (("attention_mask", (rows,)), ("token_type_ids", (rows,)), ("position_ids", (1, rows))):
+        tensor = given.get(name)
+        if tensor is not None and tuple(tensor.shape) not in [(count, columns) for count in allowed]:
+            return f"{name} of shape {tuple(tensor.shape)}"
+    if why := misfit(model):
+        return why
+    found = {(p.dtype, p.device) for p in model.parameters()}
+    if len(found) > 1 or any(device != ids.device for _, device in found):
+        return "parameters of several dtypes or devices, or input_ids on another"
+    dtype, device = next(iter(found))[0], ids.device.type
+    if device not in ("cpu", "cuda") or (device == "cpu" and dtype not in (torch.float32, torch.float64)):
+        return f"{dtype} on {device}"
+    return ""
