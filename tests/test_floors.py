@@ -14,7 +14,7 @@ FLOORS = [  # a module may import from its own floor and from those before it
     {"config"},
     {"text", "tokenizer", "examples", "shards", "corpus", "weights", "convert", "batch", "budget", "flops", "info"},
     {"model", "optim", "reference"},
-    {"checkpoint", "metrics", "report", "interop", "tasks"},
+    {"checkpoint", "metrics", "report", "interop", "rows", "squad", "tasks", "scores", "predictions"},
     {"prepare", "trainer", "graph"},
     {"pretrain", "finetune"},
     {"cli"},
