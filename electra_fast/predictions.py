@@ -41,7 +41,7 @@ def write_predictions(
     if path.is_dir():
         glue = dataset.name is not None and dataset.kind in ("classification", "regression")
         path /= f"{BENCHMARKS[str(dataset.name)].title}.tsv" if glue else f"predictions{ENDINGS[dataset.kind][0]}"
-    check_ending(path, dataset.kind)
+    check_predictions_path(path, dataset.kind)
     if dataset.kind == "qa":
         answers = {question.id: text for question, text in zip(dataset.examples, predicted, strict=True)}
         files = {path: _json(answers)}
@@ -58,13 +58,19 @@ def write_predictions(
     return list(files)
 
 
-def check_ending(path: str | Path, kind: str) -> None:
-    """ValueError where predictions of the kind are not written to such a file; a directory passes."""
-    if not Path(path).is_dir() and Path(path).suffix not in ENDINGS[kind]:
+def check_predictions_path(path: str | Path, kind: str) -> None:
+    """Raises ValueError where predictions of the kind are not written to such a file, FileNotFoundError where its
+    directory is not there: worth asking before the predictions are made. A directory passes."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    if path.suffix not in ENDINGS[kind]:
         raise ValueError(
-            f"{path} ends in {Path(path).suffix or 'nothing'}; predictions of {kind} are written to "
+            f"{path} ends in {path.suffix or 'nothing'}; predictions of {kind} are written to "
             f"{', '.join(ENDINGS[kind])}: name such a file, or a directory"
         )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {path.parent}; make it, or name another file than {path}")
 
 
 def _rows(kind: str, dataset: Dataset, predicted: Sequence[Any]) -> str:

@@ -120,6 +120,7 @@ def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _comma_separated(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 unless raised: a text may be longer
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     try:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from electra_fast.predictions import check_ending, write_predictions
+from electra_fast.predictions import check_predictions_path, write_predictions
 from electra_fast.sentences import Sentence
 from electra_fast.squad import Question, read_answers
 from electra_fast.tasks import Columns, Dataset, Example, read_dataset
@@ -50,8 +50,10 @@ def test_predictions_refused(tmp_path):
     with pytest.raises(
         ValueError, match="a.csv ends in .csv; predictions of tagging are written to .txt, .conll, .jsonl"
     ):
-        check_ending(tmp_path / "a.csv", "tagging")
-    check_ending(tmp_path, "tagging")
+        check_predictions_path(tmp_path / "a.csv", "tagging")
+    with pytest.raises(FileNotFoundError, match="there is no directory .*no; make it"):
+        write_predictions(tmp_path / "no" / "a.txt", dataset, [["O"]])
+    check_predictions_path(tmp_path, "tagging")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from electra_fast.sentences import Sentence
 from electra_fast.squad import Question
 from electra_fast.tasks import Columns, Dataset, Example, check_labels, read_dataset, stream_examples
@@ -156,6 +157,12 @@ def test_columns_by_name(tmp_path):
     assert read_dataset(glue, "classification", columns=Columns(text="sentence")).name is None
 
 
+def test_a_long_field(tmp_path):
+    """Longer than the csv module takes by itself."""
+    path = write(tmp_path / "a.csv", "text,label\n" + "word " * 50_000 + ",x\n")
+    assert len(read_dataset(path, CLASSES).examples[0].texts[0]) == 250_000
+
+
 def test_labels_of_json(tmp_path):
     rows = [{"text": "a", "label": label, "id": i} for i, label in enumerate([1, True, "x ", 1.5], 5)]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
@@ -208,6 +215,11 @@ def test_stream(monkeypatch, kind, lines, wanted):
     assert list(stream_examples((line.encode() for line in lines), kind)) == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("".join(lines).encode())))
     assert read_dataset("-", kind, labelled=False).examples == wanted
+
+
+def test_columns_of_a_stream():
+    row = b'{"key": "k", "review": "a", "text": "b"}'
+    assert list(stream_examples([row], CLASSES, columns=Columns(text="review", id="key"))) == [Example("k", ("a",))]
 
 
 def test_stream_is_one_by_one():
