@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from electra_fast.config import HEADS, PRECISIONS, FinetuneConfig, PretrainConfig
-from electra_fast.finetune import FinetuneRun, finetune
+from electra_fast.finetune import FinetuneRun, chosen_device, finetune
 from electra_fast.info import info
+from electra_fast.optim import working_copy
+from electra_fast.predict import evaluate, fitted, predict, predict_stream
+from electra_fast.predictions import write_predictions
 from electra_fast.prepare import PACKINGS, prepare
 from electra_fast.pretrain import RECIPES, RunConfig, pretrain
 from electra_fast.report import tensorboard, wandb
-from electra_fast.tasks import KINDS, Columns
+from electra_fast.task_model import TaskModel
+from electra_fast.tasks import KINDS, Columns, read_dataset, stream_examples
+from electra_fast.tokenizer import Tokenizer
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -120,6 +127,23 @@ def parser() -> argparse.ArgumentParser:
     p("--precision", choices=PRECISIONS, default="auto", help="auto: bfloat16 on CUDA alone")
     p("--faithful", action="store_true", help="reproduce Google's code where it is odd")
 
+    p = command("evaluate", "the official scores of a fine-tuned model")
+    p("--model", type=Path, required=True, help="OUT/model of finetune, or a fine-tuned one of transformers")
+    p("--data", type=Path, required=True, help="file of labelled examples")
+    p("--out", type=Path, help="file of predictions to write as well")
+    columns(p)
+    p("--device", choices=DEVICES, default="auto")
+    p("--precision", choices=PRECISIONS, default="auto")
+
+    p = command("predict", "what a fine-tuned model says of examples without labels")
+    p("files", nargs="*", type=Path, metavar="FILE", help="files of finetune's formats, or .txt; stdin if none")
+    p("--model", type=Path, required=True, help="OUT/model of finetune, or a fine-tuned one of transformers")
+    p("--out", type=Path, help="write a file in the benchmark's format in place of a JSON object a line on stdout")
+    p("--at-once", type=int, default=256, help="examples that are read before the first is answered")
+    columns(p)
+    p("--device", choices=DEVICES, default="auto")
+    p("--precision", choices=PRECISIONS, default="auto")
+
     command("info", "versions, devices, and what each op runs on")
     return whole
 
@@ -162,6 +186,50 @@ def run_finetune(options: dict[str, Any]) -> int:
     return 0
 
 
+def run_evaluate(options: dict[str, Any]) -> int:
+    model, tokenizer = loaded(options)
+    data = read_dataset(
+        options["data"], model.task.kind, columns=chosen_columns(options), benchmark=model.task.benchmark
+    )
+    model.task = fitted(model.task, data, options["data"])
+    scores, found = evaluate(model, tokenizer, data)
+    if options["out"] is not None:
+        write_predictions(options["out"], data, found.values, found.null_odds or None)
+    print(json.dumps(scores, indent=2))
+    return 0
+
+
+def run_predict(options: dict[str, Any]) -> int:
+    files, out = options["files"], options["out"]
+    if options["at_once"] < 1:
+        raise ValueError(f"at_once is {options['at_once']}; it must be at least 1")
+    if out is not None and len(files) != 1:
+        raise ValueError(f"out is {out}, one file of predictions, and {len(files)} files are given; name one")
+    model, tokenizer = loaded(options)
+    task, chosen = model.task, chosen_columns(options)
+    read = functools.partial(read_dataset, kind=task.kind, columns=chosen, labelled=False, benchmark=task.benchmark)
+    if out is not None:
+        data = read(files[0])
+        found = predict(model, tokenizer, data.examples)
+        print("\n".join(map(str, write_predictions(out, data, found.values, found.null_odds or None))))
+        return 0
+    sources: Iterable[Any] = (example for file in files for example in read(file).examples)
+    if not files:
+        sources = stream_examples(sys.stdin.buffer, task.kind, columns=chosen)
+    try:
+        for row in predict_stream(model, tokenizer, sources, options["at_once"]):
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def loaded(options: dict[str, Any]) -> tuple[TaskModel, Tokenizer]:
+    """The fine-tuned model on the device, in the precision asked for."""
+    model, tokenizer = TaskModel.load(options["model"])
+    return working_copy(model.to(chosen_device(options["device"])), options["precision"]), tokenizer
+
+
 def columns(p: Callable[..., argparse.Action]) -> None:
     p("--text-column", metavar="NAME", help="of the text; this and the next three where a file is not GLUE's")
     p("--text2-column", metavar="NAME", help="of the second text, if there is one")
@@ -180,4 +248,11 @@ def run_info(options: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"prepare": run_prepare, "pretrain": run_pretrain, "finetune": run_finetune, "info": run_info}
+COMMANDS = {
+    "prepare": run_prepare,
+    "pretrain": run_pretrain,
+    "finetune": run_finetune,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "info": run_info,
+}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,10 @@ from electra_fast.features import Feature, Featurizer, bucketed, collate
 from electra_fast.heads import Dropout, TaskBatch, wide
 from electra_fast.scores import classification_scores, regression_scores, tagging_scores
 from electra_fast.squad import Question, squad_scores
-from electra_fast.task_model import TaskModel
-from electra_fast.tasks import Dataset
+from electra_fast.task_model import Task, TaskModel
+from electra_fast.tasks import Dataset, check_labels
 from electra_fast.tokenizer import Tokenizer
 
-AT_ONCE = 256  # examples of a stream that are read before the first is answered
 Advance = Callable[[int], None]  # told of features that are done
 
 
@@ -102,10 +102,27 @@ def evaluate(
     return classification_scores(found.values, gold, model.task.labels), found
 
 
-def predict_stream(model: TaskModel, tokenizer: Tokenizer, examples: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """A row for each example of a stream, in order, as soon as a group of AT_ONCE (or the end) is read."""
+def fitted(task: Task, dataset: Dataset, path: Path) -> Task:
+    """The task as this dataset asks for it. Raises ValueError where it has a label that the model does not know.
+
+    transformers' models know SQuAD v2.0 from v1.1 by the questions alone, and name classes LABEL_0, LABEL_1, ... where
+    nobody has named them.
+    """
+    if dataset.name == "squad2":
+        task = dataclasses.replace(task, benchmark="squad2")
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(task.labels)))
+    if task.labels == unnamed and len(dataset.labels) == len(unnamed):
+        task = dataclasses.replace(task, labels=tuple(dataset.labels))
+    check_labels(Dataset(task.kind, task.benchmark, [], list(task.labels)), dataset, path)
+    return task
+
+
+def predict_stream(
+    model: TaskModel, tokenizer: Tokenizer, examples: Iterable[Any], at_once: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each example of a stream, in order, as soon as a group of `at_once` (or the end) is read."""
     left = iter(examples)
-    while group := list(islice(left, AT_ONCE)):
+    while group := list(islice(left, at_once)):
         found = predict(model, tokenizer, group)
         for example, detail in zip(group, found.details, strict=True):
             yield {"id": example.id, **detail}
