@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,7 @@ class Featurizer:
             self._pieces[word] = ids or [tokenizer.unk_token_id]  # a word that the normaliser makes nothing of
         pieces = [self._pieces[word][:room] for word in sentence.words]
         starts = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).tolist()
-        for first, last, begin, end in windows(starts, room, min(self.config.stride, max(1, room // 2))):
+        for first, last, begin, end in windows(starts, room, min(self.config.stride, room // 2)):
             ids = [tokenizer.cls_token_id, *(id for p in pieces[first:last] for id in p), tokenizer.sep_token_id]
             positions = [1 + starts[word] - starts[first] for word in range(begin, end)]
             labels = [] if sentence.tags is None else [self.number[tag] for tag in sentence.tags[begin:end]]
@@ -129,22 +130,20 @@ def truncate(pieces: list[list[int]], room: int) -> list[list[int]]:
 def windows(starts: list[int], room: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
     """(first, behind the last, first counted, behind the last counted) word of each window on a sentence.
 
-    starts: token at which each word begins, and the end. Neighbours share about `stride` tokens, split in the middle.
+    starts: token at which each word begins, and the end. A window holds at most `room` tokens and begins a word, or as
+    many as `stride` tokens hold, behind the one before; the words that two share are split in the middle.
     """
     words, first, begin = len(starts) - 1, 0, 0
     while True:
-        last = first
-        while last < words and starts[last + 1] - starts[first] <= room:
-            last += 1
+        last = bisect_right(starts, starts[first] + room) - 1
         if last == words:
             yield first, last, begin, last
             return
-        after = last
-        while after - 1 > first and starts[last] - starts[after - 1] <= stride:
-            after -= 1
-        end = max(begin + 1, (after + last + 1) // 2) if after < last else last
-        yield first, last, begin, end
-        first, begin = min(after, end), end
+        after = max(first + 1, bisect_right(starts, starts[first] + stride) - 1)
+        end = (after + last + 1) // 2
+        if begin < end:
+            yield first, last, begin, end
+        first, begin = after, end
 
 
 def most_context(bounds: list[tuple[int, int]], tokens: int) -> list[int]:

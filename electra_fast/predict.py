@@ -14,7 +14,7 @@ from torch import Tensor
 
 from electra_fast.config import FinetuneConfig
 from electra_fast.features import Feature, Featurizer, bucketed, collate
-from electra_fast.heads import Dropout, TaskBatch, wide
+from electra_fast.heads import NEVER, Dropout, TaskBatch, wide
 from electra_fast.scores import classification_scores, regression_scores, tagging_scores
 from electra_fast.squad import Question, squad_scores
 from electra_fast.task_model import Task, TaskModel
@@ -165,7 +165,9 @@ def _answers(
             feature = features[name]
             span = best_span(feature, [t[row] for t in parts[:4]], config)
             best[feature.example] = max(best[feature.example], span)
-            null = float(parts[4][row]) - (span[0] if config.head == "huggingface" else 0.0)
+            null = float(parts[4][row])
+            if config.head == "huggingface":  # no answer against the best one
+                null = null - span[0] if span[0] > -float("inf") else -NEVER
             odds[feature.example] = min(odds[feature.example], null)
     can_lack = task.benchmark == "squad2"
     values, details, answers, null_odds = [], [], {}, {}
