@@ -31,6 +31,9 @@ FLOORS = [  # a module may import from its own floor and from those before it
     },
     {"interop"},
     {"prepare", "trainer", "graph"},
+    {"heads"},
+    {"features", "task_model"},
+    {"predict"},
     {"pretrain", "finetune"},
     {"cli"},
 ]
