@@ -12,7 +12,8 @@ from numerics import EPS, offsets, poisoned_memory
 from torch import Tensor
 
 from electra_fast import Batch, ElectraConfig
-from electra_fast.model import GENERATOR, Encoder
+from electra_fast.model import Encoder
+from electra_fast.objective import GENERATOR
 from electra_fast.ops import embedding
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.attention_block import attention_block_reference
