@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from electra_fast.config import PRECISIONS, PretrainConfig
+from electra_fast.config import HEADS, PRECISIONS, FinetuneConfig, PretrainConfig
+from electra_fast.finetune import FinetuneRun, chosen_device, finetune
 from electra_fast.info import info
+from electra_fast.optim import working_copy
+from electra_fast.predict import evaluate, fitted, predict, predict_stream
+from electra_fast.predictions import write_predictions
 from electra_fast.prepare import PACKINGS, prepare
 from electra_fast.pretrain import OBJECTIVES, RECIPES, RunConfig, pretrain
 from electra_fast.report import tensorboard, wandb
+from electra_fast.task_model import TaskModel
+from electra_fast.tasks import KINDS, Columns, read_dataset, stream_examples
+from electra_fast.tokenizer import Tokenizer
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,13 +96,59 @@ def parser() -> argparse.ArgumentParser:
     p("--eval-every", type=int, default=RunConfig.eval_every, help="steps")
     p("--log-every", type=int, default=RunConfig.log_every, help="steps")
     p("--seed", type=int, default=0)
-    p("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p("--device", choices=DEVICES, default="auto")
     p("--precision", choices=PRECISIONS, default="auto", help="of forward and backward; auto: bfloat16 on CUDA alone")
     p("--non-finite", choices=("stop", "skip"), default="stop", help="what a loss that is not finite does")
     p("--init-generator", type=Path, metavar="DIR", help="start from these Hugging Face weights")
     p("--init-discriminator", type=Path, metavar="DIR", help="start from these Hugging Face weights")
     p("--faithful", action="store_true", help="reproduce Google's code where it is odd")
     p("--log-to", choices=("tensorboard", "wandb"), help="send the figures there too")
+
+    p = command("finetune", "train a pre-trained model on a task, over several seeds")
+    p("--task", choices=KINDS, required=True)
+    p("--model", type=Path, required=True, help="pre-trained: a Hugging Face directory with its tokenizer")
+    p("--train", type=Path, required=True, help="file of labelled examples")
+    p("--dev", type=Path, required=True, help="file of labelled examples to measure on")
+    p("--out", type=Path, required=True, help="directory to write; it must not exist")
+    columns(p)
+    p(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="of which each trains a model; one alone: how many",
+    )
+    p("--random-init", action="store_true", help="take the model's sizes and tokenizer, and draw its weights anew")
+    p("--device", choices=DEVICES, default="auto")
+    p("--log-every", type=int, default=FinetuneRun.log_every, help="steps")
+    p("--epochs", type=float, help="3 unless given; 10 for RTE and STS-B, 2 for qa")
+    p("--learning-rate", type=float, default=FinetuneConfig.learning_rate, help="of the head, at its highest")
+    p("--layerwise-decay", type=float, default=FinetuneConfig.layerwise_decay, help="of it, from layer to layer below")
+    p("--weight-decay", type=float, default=FinetuneConfig.weight_decay)
+    p("--batch-size", type=int, default=FinetuneConfig.batch_size, help="sequences a step")
+    p("--max-length", type=int, help="tokens of a sequence; 128, or 512 for qa, unless given")
+    p("--stride", type=int, default=FinetuneConfig.stride, help="tokens between windows on a long text")
+    p("--head", choices=HEADS, default=FinetuneConfig.head, help="Google's, or what transformers' classes load")
+    p("--precision", choices=PRECISIONS, default="auto", help="auto: bfloat16 on CUDA alone")
+    p("--faithful", action="store_true", help="reproduce Google's code where it is odd")
+
+    p = command("evaluate", "the official scores of a fine-tuned model")
+    p("--model", type=Path, required=True, help="OUT/model of finetune, or a fine-tuned one of transformers")
+    p("--data", type=Path, required=True, help="file of labelled examples")
+    p("--out", type=Path, help="file of predictions to write as well")
+    columns(p)
+    p("--device", choices=DEVICES, default="auto")
+    p("--precision", choices=PRECISIONS, default="auto")
+
+    p = command("predict", "what a fine-tuned model says of examples without labels")
+    p("files", nargs="*", type=Path, metavar="FILE", help="files of finetune's formats, or .txt; stdin if none")
+    p("--model", type=Path, required=True, help="OUT/model of finetune, or a fine-tuned one of transformers")
+    p("--out", type=Path, help="write a file in the benchmark's format in place of a JSON object a line on stdout")
+    p("--at-once", type=int, default=256, help="examples that are read before the first is answered")
+    columns(p)
+    p("--device", choices=DEVICES, default="auto")
+    p("--precision", choices=PRECISIONS, default="auto")
 
     command("info", "versions, devices, and what each op runs on")
     return whole
@@ -120,9 +177,88 @@ def run_pretrain(options: dict[str, Any]) -> int:
     return 128 + result.signal
 
 
+def run_finetune(options: dict[str, Any]) -> int:
+    seeds = options.pop("seeds")
+    options["seeds"] = tuple(range(seeds[0])) if len(seeds) == 1 and seeds[0] > 0 else tuple(seeds)
+    options["columns"] = chosen_columns(options)
+    fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
+    config = FinetuneConfig(**{name: options.pop(name) for name in sorted(fields & options.keys())})
+    results = finetune(FinetuneRun(**options), config)
+    for seed, scores in results["seeds"].items():
+        print(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print(
+        f"{results['metric']}: median {results['median']:.4f}, spread {results['spread']:.4f}; wrote {options['out']}"
+    )
+    return 0
+
+
+def run_evaluate(options: dict[str, Any]) -> int:
+    model, tokenizer = loaded(options)
+    data = read_dataset(
+        options["data"], model.task.kind, columns=chosen_columns(options), benchmark=model.task.benchmark
+    )
+    model.task = fitted(model.task, data, options["data"])
+    scores, found = evaluate(model, tokenizer, data)
+    if options["out"] is not None:
+        write_predictions(options["out"], data, found.values, found.null_odds or None)
+    print(json.dumps(scores, indent=2))
+    return 0
+
+
+def run_predict(options: dict[str, Any]) -> int:
+    files, out = options["files"], options["out"]
+    if options["at_once"] < 1:
+        raise ValueError(f"at_once is {options['at_once']}; it must be at least 1")
+    if out is not None and len(files) != 1:
+        raise ValueError(f"out is {out}, one file of predictions, and {len(files)} files are given; name one")
+    model, tokenizer = loaded(options)
+    task, chosen = model.task, chosen_columns(options)
+    read = functools.partial(read_dataset, kind=task.kind, columns=chosen, labelled=False, benchmark=task.benchmark)
+    if out is not None:
+        data = read(files[0])
+        found = predict(model, tokenizer, data.examples)
+        print("\n".join(map(str, write_predictions(out, data, found.values, found.null_odds or None))))
+        return 0
+    sources: Iterable[Any] = (example for file in files for example in read(file).examples)
+    if not files:
+        sources = stream_examples(sys.stdin.buffer, task.kind, columns=chosen)
+    try:
+        for row in predict_stream(model, tokenizer, sources, options["at_once"]):
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def loaded(options: dict[str, Any]) -> tuple[TaskModel, Tokenizer]:
+    """The fine-tuned model on the device, in the precision asked for."""
+    model, tokenizer = TaskModel.load(options["model"])
+    return working_copy(model.to(chosen_device(options["device"])), options["precision"]), tokenizer
+
+
+def columns(p: Callable[..., argparse.Action]) -> None:
+    p("--text-column", metavar="NAME", help="of the text; this and the next three where a file is not GLUE's")
+    p("--text2-column", metavar="NAME", help="of the second text, if there is one")
+    p("--label-column", metavar="NAME")
+    p("--id-column", metavar="NAME")
+
+
+def chosen_columns(options: dict[str, Any]) -> Columns | None:
+    given = {name: options.pop(f"{name}_column") for name in ("text", "text2", "label", "id")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Columns(**given) if given else None
+
+
 def run_info(options: dict[str, Any]) -> int:
     print(json.dumps(info(), indent=2))
     return 0
 
 
-COMMANDS = {"prepare": run_prepare, "pretrain": run_pretrain, "info": run_info}
+COMMANDS = {
+    "prepare": run_prepare,
+    "pretrain": run_pretrain,
+    "finetune": run_finetune,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "info": run_info,
+}

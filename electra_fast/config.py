@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+HEADS = ("google", "huggingface")
 LARGEST = {  # caps checked before anything is allocated: a typing error must not ask for terabytes
     "vocab_size": 4_000_000,
     "embedding_size": 65_536,
@@ -229,3 +230,58 @@ class PretrainConfig:
     @property
     def warmup(self) -> int:
         return min(10_000, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to fine-tune: Google's code's recipe by default (configure_finetuning.py).
+
+    faithful reproduces it where it is odd: the loss is summed over the batch and so nearly always clipped, the last
+    layer's rate is decayed twice, the first step has rate 0, every token of a sentence to tag has type 1, and a window
+    without the answer counts as answerable where its question is.
+    """
+
+    learning_rate: float = 1e-4  # of the head; 5e-5 for Large
+    layerwise_decay: float = 0.8  # of the rate, from each layer to the one below; 0.9 for Large
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    epochs: float | None = None  # None: 3; 10 for RTE and STS-B, 2 for qa
+    warmup_prob: float = 0.1  # share of the steps
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    max_grad_norm: float = 1.0
+    max_length: int | None = None  # tokens of a sequence; None: 128, 512 for qa, or what the model has
+    head: str = "google"  # or "huggingface": transformers' classes load what is saved
+    double_unordered: bool | None = None  # train on (b, a) as well as (a, b); None: for MRPC and STS-B
+    query_length: int = 64  # tokens of a question, at most
+    stride: int = 128  # tokens from one window on a long text to the next
+    answer_length: int = 30  # tokens of an answer, at most
+    beam: int = 20  # starts, and ends for each, that are looked at
+    answerable_weight: float = 0.5
+    precision: str = "auto"
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("learning_rate", "layerwise_decay", "epochs", "eps", "max_grad_norm"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name, least in dict(
+            batch_size=1, query_length=1, stride=1, answer_length=1, beam=1, max_length=8,
+            weight_decay=0, answerable_weight=0,
+        ).items():  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.layerwise_decay > 1:
+            raise ValueError(f"layerwise_decay is {self.layerwise_decay}; it must be at most 1, which turns it off")
+        for name, allowed in (("head", HEADS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        _ = self.optimisation(1, 0)
+
+    def optimisation(self, steps: int, seed: int) -> PretrainConfig:
+        """The optimiser's settings over so many steps."""
+        names = "batch_size learning_rate weight_decay beta1 beta2 eps max_grad_norm precision".split()
+        warmup = int(steps * self.warmup_prob)
+        return PretrainConfig(steps=steps, warmup_steps=warmup, seed=seed, **{n: getattr(self, n) for n in names})

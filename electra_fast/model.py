@@ -221,7 +221,7 @@ class Discriminator(Network):
         return batch.pad(logits)
 
 
-def initialise(network: Network, spread: float, shared: Embeddings | None) -> None:
+def initialise(network: nn.Module, spread: float, shared: Embeddings | None = None) -> None:
     """As Google's code: truncated normal at two deviations; Glorot for the projection and the last layer; biases 0.
 
     Shared embeddings are left as the other network has them.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,21 @@ def learning_rate(config: PretrainConfig, step: int, faithful: bool = False) -> 
     return config.learning_rate * max(0.0, 1 - step / config.steps) ** config.decay_power * ramp
 
 
+def layerwise_scales(names: Iterable[str], layers: int, decay: float, faithful: bool = False) -> dict[str, float]:
+    """What multiplies the learning rate of each parameter of an encoder of n layers with a head on it.
+
+    decay^(n - i) for layer i = 0 to n - 1, less by one power in each layer above the embeddings and their projection,
+    decay^(n + 1); 1 for the head. Google's code has one power more for all but the head (faithful): its depths are 0
+    for the embeddings, i + 1 for layer i and n + 2 for the head, its scale decay^(n + 2 - depth).
+    """
+    found = {}
+    for name in names:
+        layer = re.match(r"encoder\.layers\.(\d+)\.", name)
+        depth = int(layer[1]) + 1 if layer else 0
+        found[name] = decay ** (layers + 1 + faithful - depth) if name.startswith("encoder.") else 1.0
+    return found
+
+
 def working_copy(model: Model, precision: str) -> Model:
     """What forward and backward run through: the model, or, where its dtype is not the precision's, a copy in that.
 
@@ -50,7 +66,8 @@ class AdamW:
     """AdamW over the named parameters of a model, with global-norm clipping; see ops/adamw.py for the formula.
 
     copies: the named parameters of its working copy, if it has one. Gradients are theirs then, in their dtype, and they
-    receive the new parameters rounded; parameters and moments keep the model's dtype.
+    receive the new parameters rounded; parameters and moments keep the model's dtype. scales: by name, what multiplies
+    the learning rate, where that is not 1.
     """
 
     def __init__(
@@ -58,8 +75,9 @@ class AdamW:
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         config: PretrainConfig,
         copies: Iterable[tuple[str, nn.Parameter]] = (),
+        scales: Mapping[str, float] | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.scales = config, scales or {}
         self.params = {name: p for name, p in named_parameters if p.requires_grad}
         self.copies = {name: p for name, p in copies if p.requires_grad}
         self.exp_avg = {name: torch.zeros_like(p) for name, p in self.params.items()}
@@ -97,7 +115,7 @@ class AdamW:
             [self.exp_avg[name] for name in names],
             [self.exp_avg_sq[name] for name in names],
             lr if isinstance(lr, Tensor) else torch.full((1,), lr, dtype=guard.dtype, device=guard.device),
-            [1.0] * len(names),
+            [self.scales.get(name, 1.0) for name in names],
             [config.weight_decay if decays(name) else 0.0 for name in names],
             config.beta1,
             config.beta2,

@@ -140,6 +140,26 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_finetuning(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
+    """curves.png of fine-tuning: the training loss of each seed by step, and each one's score on dev."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    for seed in seeds:
+        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == "train" and row["seed"] == seed]
+        left.plot(*zip(*points, strict=True), lw=1, label=f"seed {seed}")
+    scores = [row[metric] for row in rows if row["kind"] == "dev"]
+    right.plot([str(seed) for seed in seeds], scores, "o")
+    left.set(title="training loss", xlabel="step")
+    right.set(title=f"{metric} on dev", xlabel="seed")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def marked_sentence(tokens: list[str], sampled: dict[int, str], suspicion: Tensor, threshold: float = 0.5) -> str:
     """A sentence in which replaced words read {original>sampled 93%} and words wrongly suspected {word 61%}.
 

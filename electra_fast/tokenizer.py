@@ -166,6 +166,11 @@ class Tokenizer:
             library, lines = self._bare, list(map(self._normalize, lines))
         return [line.ids for line in library.encode_batch_fast(lines, add_special_tokens=False)]
 
+    def encode_offsets(self, line: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a line, as `encode` gives them, and the characters of the line that each is: [start, end)."""
+        found = self._tokenizer.encode(line, add_special_tokens=False)
+        return found.ids, found.offsets
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -67,11 +67,20 @@ def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     return read_config(directory), read_tensors(path)
 
 
-def write_network(directory: Path, config: NetworkConfig, architecture: str, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse, for this package and for transformers, whose class of these tensors is `architecture`."""
+def write_network(
+    directory: Path,
+    config: NetworkConfig,
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """The reverse, for this package and for transformers, whose class of these tensors is `architecture`.
+
+    more: further keys of config.json, such as id2label.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory / "model.safetensors", tensors)
-    write_config(directory, config, architecture)
+    write_config(directory, config, architecture, more)
 
 
 def read_config(directory: Path) -> NetworkConfig:
@@ -95,10 +104,12 @@ def read_config(directory: Path) -> NetworkConfig:
         raise ValueError(f"{path}: {error}; correct it there, or save the model again") from None
 
 
-def write_config(directory: Path, config: NetworkConfig, architecture: str) -> None:
+def write_config(
+    directory: Path, config: NetworkConfig, architecture: str, more: Mapping[str, Any] | None = None
+) -> None:
     """config.json as transformers reads it."""
     values = dict(model_type="electra", architectures=[architecture], dtype="float32", hidden_act="gelu")
-    values |= dict(tie_word_embeddings=True) | dataclasses.asdict(config)
+    values |= dict(tie_word_embeddings=True) | dataclasses.asdict(config) | dict(more or {})
     write_file(directory / "config.json", [json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"])
 
 
