@@ -20,7 +20,7 @@ from electra_fast.optim import working_copy
 from electra_fast.predict import evaluate, fitted, predict, predict_stream
 from electra_fast.predictions import write_predictions
 from electra_fast.prepare import PACKINGS, prepare
-from electra_fast.pretrain import RECIPES, RunConfig, pretrain
+from electra_fast.pretrain import OBJECTIVES, RECIPES, RunConfig, pretrain
 from electra_fast.report import tensorboard, wandb
 from electra_fast.task_model import TaskModel
 from electra_fast.tasks import KINDS, Columns, read_dataset, stream_examples
@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     p("--tokenizer", type=Path, help="tokenizer.json, vocab.txt, or a directory with one; trained here if none")
     p("--vocab-size", type=int, help="of a vocabulary trained here; 8,192, or 1,000 without --data")
     p("--model", choices=RECIPES, default="tiny")
+    p(
+        "--objective",
+        choices=OBJECTIVES,
+        default="electra",
+        help="or mlm: one network of the discriminator's size that fills blanks",
+    )
     p("--steps", type=int, help="optimiser steps; the model's recipe unless given, as with the next three")
     p("--batch-size", type=int, help="sequences a step")
     p("--max-length", type=int, help="tokens of a sequence (of prepared data: as it was prepared)")

@@ -22,9 +22,12 @@ def step_flops(config: ElectraConfig, lengths: Sequence[int], slots: int) -> int
     Both encoders over all tokens, the generator's head over the slots, the discriminator's over all tokens; nothing
     recomputed counts, nor what an implementation saves by leaving rows out.
     """
-    generator, discriminator = config.generator, config.discriminator
-    embedding = config.embedding_size
-    generator_head = 2 * slots * (generator.hidden_size * embedding + embedding * config.vocab_size)
-    discriminator_head = 2 * sum(lengths) * (discriminator.hidden_size**2 + discriminator.hidden_size)
-    encoders = encoder_flops(generator, lengths) + encoder_flops(discriminator, lengths)
-    return 3 * (encoders + generator_head + discriminator_head)
+    discriminator = config.discriminator
+    head = 2 * sum(lengths) * (discriminator.hidden_size**2 + discriminator.hidden_size)
+    return generator_flops(config.generator, lengths, slots) + 3 * (encoder_flops(discriminator, lengths) + head)
+
+
+def generator_flops(config: NetworkConfig, lengths: Sequence[int], slots: int) -> int:
+    """The generator's part of it, which is all of a masked language model's step."""
+    head = 2 * slots * config.embedding_size * (config.hidden_size + config.vocab_size)
+    return 3 * (encoder_flops(config, lengths) + head)

@@ -36,7 +36,7 @@ class StepMetrics:
 
     losses: Tensor  # (3,): total, generator's, discriminator's
     norm: Tensor  # (1,)
-    scores: Tensor  # (T,), or more where the batch was filled up
+    scores: Tensor  # (T,), or more where the batch was filled up; (0,) without a discriminator
     is_replaced: Tensor  # bool, as many
     learning_rate: float
     tokens: int
@@ -68,7 +68,8 @@ class StepMetrics:
 
     def row(self) -> dict[str, float]:
         """All figures, rounded for a log."""
-        names = ("loss", "generator_loss", "discriminator_loss", "auc", "grad_norm", "learning_rate")
+        scored = ("discriminator_loss", "auc") if len(self.scores) else ()
+        names = ("loss", "generator_loss", *scored, "grad_norm", "learning_rate")
         return {name: float(f"{getattr(self, name):.6g}") for name in names}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,14 @@ from electra_fast import ops
 from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, NetworkConfig
 from electra_fast.convert import from_huggingface, to_huggingface
+from electra_fast.flops import step_flops
+from electra_fast.objective import DISCRIMINATOR, ElectraOutput, Objective, scalars
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.masking import Masked
 from electra_fast.weights import match, read_json, read_network, write_network
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# Streams of random numbers within a step: what Philox is asked for is (seed, stream, step, row, element).
-MASKING, SAMPLING, GENERATOR, DISCRIMINATOR = 0, 1, 1 << 16, 2 << 16
 
 
 class Embeddings(nn.Module):
@@ -239,45 +238,18 @@ def initialise(network: nn.Module, spread: float, shared: Embeddings | None = No
             nn.init.zeros_(module.bias)
 
 
-@dataclass(frozen=True)
-class ElectraOutput:
-    """Losses are means over the prediction slots and over the tokens; M slots, T packed tokens.
-
-    Without any slot in use, or any token, they are 0 and so are their gradients, where torch's own mean is NaN.
-    """
-
-    loss: Tensor  # gen_weight * generator_loss + disc_weight * discriminator_loss
-    generator_loss: Tensor
-    discriminator_loss: Tensor
-    corrupted_ids: Tensor  # (T,): the discriminator's input
-    is_replaced: Tensor  # (T,) bool
-    discriminator_logits: Tensor  # (T,)
-    slots: Masked  # with the slots that only fill
-    slot_samples: Tensor  # (M,)
-    slot_rows: Tensor  # (M, E): the generator's head before the word table
-
-    @property
-    def masked_positions(self) -> Tensor:
-        """(M,) index into the packed tokens, of the slots in use."""
-        return self.slots.positions[self.slots.labels != -100]
-
-    @property
-    def sampled_ids(self) -> Tensor:
-        """(M,) the generator's samples at masked_positions."""
-        return self.slot_samples[self.slots.labels != -100]
-
-
-class Electra(nn.Module):
+class Electra(Objective):
     """Generator and discriminator with one set of embeddings (Clark et al., ICLR 2020).
 
     Given networks are taken as they are, the discriminator's embeddings for both; else they are made from the config.
     """
 
+    leading = "discriminator"
+
     def __init__(
         self, config: ElectraConfig, generator: Generator | None = None, discriminator: Discriminator | None = None
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         given = discriminator or generator
         embeddings = None if given is None else given.encoder.embeddings
         self.discriminator = discriminator or Discriminator(config.discriminator, embeddings)
@@ -298,31 +270,6 @@ class Electra(nn.Module):
             )
         self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
 
-    @property
-    def special_ids(self) -> list[int]:
-        """Tokens that are never masked. [UNK] is not among them."""
-        config = self.config
-        return [config.pad_token_id, config.cls_token_id, config.sep_token_id, config.mask_token_id]
-
-    def mask(self, batch: Batch, seed: int | Tensor = 0, step: int | Tensor = 0) -> Masked:
-        """Choose what the generator predicts: a pure function of (seed, step, row ids)."""
-        config = self.config
-        key, at = (_scalar(value, batch.input_ids.device) for value in (seed, step))
-        slots, num_slots, max_slots = batch.slots(config.mask_prob, config.max_predictions)
-        return ops.masking(
-            batch.input_ids,
-            batch.cu_seqlens,
-            slots,
-            num_slots,
-            max_slots,
-            batch.row_ids,
-            self.special_ids,
-            config.mask_token_id,
-            config.replace_prob,
-            config.faithful,
-            derive_seeds(key, at, MASKING, 1),
-        )
-
     def forward(
         self,
         batch: Batch,
@@ -331,36 +278,24 @@ class Electra(nn.Module):
         masked: Masked | None = None,
         denominators: tuple[Tensor, int | Tensor] | None = None,
     ) -> ElectraOutput:
-        """Mask, fill, corrupt, score: one pass of the objective, every random number keyed by (seed, step).
-
-        denominators (slots in use, tokens) are those of the whole batch where this is one of its micro-batches.
-        """
+        """Mask, fill, corrupt, score."""
         config = self.config
-        key, at = (_scalar(value, batch.input_ids.device) for value in (seed, step))
+        key, at = scalars(batch, seed, step)
         masked = self.mask(batch, key, at) if masked is None else masked
         used, tokens = denominators or ((masked.labels != -100).sum(), batch.tokens)
-
-        hidden = self.generator.encoder(batch, masked.masked_ids, key, at, GENERATOR, masked)
-        rows = self.generator.transform(hidden)
-        losses, sampled = self.generator.head(
-            rows,
-            masked.labels,
-            seed=derive_seeds(key, at, SAMPLING, 1),
-            row_ids=masked.sample_rows,
-            temperature=config.temperature,
-            disallow_correct=config.disallow_correct,
-        )
-        wide = torch.promote_types(losses.dtype, torch.float32)  # for sums, where the networks run in bfloat16
-        generator_loss = losses.sum(dtype=wide) / (used.to(wide) + 1e-6)
+        generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
 
         corrupted, is_replaced = ops.corrupt(batch.input_ids, masked.positions, masked.labels, sampled, config.faithful)
         hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
         losses, logits = self.discriminator.score(hidden, is_replaced)
-        discriminator_loss = batch.counted(losses).sum(dtype=wide) / (tokens + 1e-6)
+        discriminator_loss = batch.counted(losses).sum(dtype=generator_loss.dtype) / (tokens + 1e-6)
 
         loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
         found = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())
         return ElectraOutput(loss, generator_loss, discriminator_loss, *found)
+
+    def step_flops(self, lengths: list[int], slots: int) -> int:
+        return step_flops(self.config, lengths, slots)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -389,7 +324,3 @@ class Electra(nn.Module):
         self.generator.save_pretrained(Path(path) / "generator")
         self.discriminator.save_pretrained(Path(path) / "discriminator")
         (Path(path) / "electra.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-
-
-def _scalar(value: int | Tensor, device: torch.device) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.int64, device=device)

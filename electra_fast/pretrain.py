@@ -20,11 +20,12 @@ from electra_fast.batch import Batch
 from electra_fast.budget import Budget
 from electra_fast.config import ElectraConfig, PretrainConfig
 from electra_fast.corpus import Corpus, check_free, examples_at
-from electra_fast.flops import step_flops
 from electra_fast.graph import StepGraph
 from electra_fast.info import info
 from electra_fast.metrics import StepMetrics
+from electra_fast.mlm import MaskedLanguageModel
 from electra_fast.model import Discriminator, Electra, Generator
+from electra_fast.objective import Objective
 from electra_fast.ops._core import why
 from electra_fast.prepare import prepare
 from electra_fast.report import (
@@ -54,6 +55,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "large": dict(batch_size=2048, learning_rate=2e-4, steps=400_000, max_length=512),
 }
 
+OBJECTIVES: dict[str, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -64,6 +67,7 @@ class RunConfig:
     tokenizer: Path | None = None  # None: trained on the text, or that of the weights to start from
     vocab_size: int | None = None  # of a tokenizer trained here; None: 8,192, or 1,000 for the text Python carries
     model: str = "tiny"
+    objective: str = "electra"
     max_length: int | None = None  # None: the data's, or the model's recipe
     init_generator: Path | None = None
     init_discriminator: Path | None = None
@@ -79,6 +83,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.model not in RECIPES:
             raise ValueError(f"model is {self.model!r}; allowed: {', '.join(RECIPES)}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective is {self.objective!r}; allowed: {', '.join(OBJECTIVES)}")
+        if self.objective == "mlm" and self.init_discriminator is not None:
+            raise ValueError(
+                f"objective is mlm, which has no discriminator, and init_discriminator is {self.init_discriminator}; "
+                f"leave it out, or start by --init-generator from the final/generator of another run of mlm"
+            )
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; allowed: auto, cpu, cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -98,7 +109,7 @@ class Result:
 
 
 def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None = None) -> Result:
-    """Run it, or go on with it: OUT/checkpoint-STEP, metrics.jsonl, curves.png, final/{generator,discriminator}.
+    """Run it, or go on with it: OUT/checkpoint-STEP, metrics.jsonl, curves.png, final/NETWORK.
 
     Raises ValueError (and its kin CheckpointError) for settings, data or checkpoints that do not fit, OSError where OUT
     cannot be written, FloatingPointError for a loss that is not finite.
@@ -184,7 +195,7 @@ def _prepared(run: RunConfig) -> Corpus:
     return corpus
 
 
-def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Electra:
+def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     """The preset fitted to the tokenizer, or the given weights; initial weights are a function of the seed."""
     torch.manual_seed(seed)
     tokenizer = corpus.tokenizer
@@ -197,15 +208,19 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Electra:
     )
     if run.faithful:
         preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))
-    generator = None if run.init_generator is None else Generator.from_pretrained(run.init_generator)
-    discriminator = None if run.init_discriminator is None else Discriminator.from_pretrained(run.init_discriminator)
-    if discriminator is not None:
-        preset = dataclasses.replace(preset, **asdict(discriminator.config) | {"vocab_size": corpus.vocab_size})
-    if generator is not None and discriminator is not None:
-        tables = [network.encoder.embeddings.word.weight for network in (generator, discriminator)]
+    given: dict[str, Any] = {}
+    if run.init_generator is not None:
+        given["generator"] = Generator.from_pretrained(run.init_generator)
+    if run.init_discriminator is not None:
+        given["discriminator"] = Discriminator.from_pretrained(run.init_discriminator)
+    objective = OBJECTIVES[run.objective]
+    if leading := given.get(objective.leading):
+        preset = dataclasses.replace(preset, **asdict(leading.config) | {"vocab_size": corpus.vocab_size})
+    if len(given) == 2:
+        tables = [network.encoder.embeddings.word.weight for network in given.values()]
         if tables[0].shape == tables[1].shape and not torch.equal(*tables):
             print("note: the two networks come with different embeddings; the discriminator's are taken for both")
-    return Electra(preset, generator, discriminator)
+    return objective(preset, **given)
 
 
 def budget_for(trainer: Pretrainer, corpus: Corpus) -> Budget:
@@ -227,7 +242,7 @@ class _Run:
     """The loop and what it keeps at hand."""
 
     def __init__(
-        self, run: RunConfig, config: PretrainConfig, corpus: Corpus, model: Electra, callback: Callback | None
+        self, run: RunConfig, config: PretrainConfig, corpus: Corpus, model: Objective, callback: Callback | None
     ) -> None:
         self.run, self.config, self.corpus, self.callback = run, config, corpus, callback
         if len(corpus) < config.batch_size:
@@ -284,7 +299,7 @@ class _Run:
         metrics = self.take_step(batch)
         done = trainer.steps_done
         slots = int(batch.slots(trainer.model.config.mask_prob, trainer.model.config.max_predictions)[1])
-        self.progress.step(metrics.tokens, step_flops(trainer.model.config, batch.lengths.tolist(), slots))
+        self.progress.step(metrics.tokens, trainer.model.step_flops(batch.lengths.tolist(), slots))
         if done % run.log_every == 0 or done == config.steps:
             trainer.check()
             figures = metrics.row() | self.progress.speed() | {"skipped": trainer.skipped}
@@ -330,7 +345,8 @@ class _Run:
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
         data = {"sha256": self.corpus.sha256, "max_length": self.corpus.max_length}
-        return {"model": asdict(self.trainer.model.config), "pretrain": asdict(self.config), "data": data}
+        model, config = self.trainer.model.config, self.config
+        return {"objective": self.run.objective, "model": asdict(model), "pretrain": asdict(config), "data": data}
 
     def _environment(self) -> dict[str, Any]:
         versions = info()["versions"]
@@ -352,7 +368,8 @@ class _Run:
     def _finish(self, figures: dict[str, float]) -> None:
         run, model = self.run, self.trainer.model
         model.save_pretrained(run.out / "final")
-        for network in ("generator", "discriminator"):
+        networks = [name for name, _ in model.named_children()]
+        for network in networks:
             self.corpus.tokenizer.save(run.out / "final" / network)
         rows = read_log(run.out / "metrics.jsonl")
         plot_curves(rows, run.out / "curves.png")
@@ -360,15 +377,17 @@ class _Run:
         report = closing_report(before, figures, self._sentences())
         if skipped := self.trainer.skipped:
             report += f"\n\n{skipped} of {self.config.steps} steps were left out: a loss or gradient was not finite"
-        print(f"\n{report}\n\nwrote {run.out}/final/{{generator,discriminator}}, curves.png, metrics.jsonl")
+        print(f"\n{report}\n\nwrote {run.out}/final/{{{','.join(networks)}}}, curves.png, metrics.jsonl")
 
     @torch.no_grad()
     def _sentences(self, count: int = 3, longest: int = 40) -> list[str]:
-        """Held-out text with the generator's replacements and the discriminator's suspicions marked."""
+        """Held-out text, the generator's replacements and the discriminator's suspicions marked, if one is there."""
         model, tokenizer = self.trainer.model.eval(), self.corpus.tokenizer
         batch = self.heldout[0].split(count)[0].to(self.device)
         out = model(batch, self.config.seed)
         suspicion = out.discriminator_logits.sigmoid()
+        if not len(suspicion):
+            return []
         sentences = []
         for start, end in zip(batch.cu_seqlens.tolist(), batch.cu_seqlens.tolist()[1:], strict=False):
             end = min(end, start + longest)

@@ -46,8 +46,9 @@ class Progress:
         return found
 
     def show(self, figures: dict[str, float]) -> None:
+        auc = f", AUC {figures['auc']:.3f}" if "auc" in figures else ""
         self.bar.set_postfix_str(
-            f"loss {figures['loss']:.3f}, AUC {figures['auc']:.3f}, {figures['tokens_per_s']:,.0f} tokens/s, "
+            f"loss {figures['loss']:.3f}{auc}, {figures['tokens_per_s']:,.0f} tokens/s, "
             f"{figures['peak_share']:.0%} of peak"
         )
 
@@ -113,18 +114,19 @@ def wandb(directory: Path) -> Callback:
 
 
 def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """curves.png: the losses, the AUC and the speed by step, in training and on held-out text."""
+    """curves.png: those of the losses, the AUC and the speed that the rows hold, in training and on held-out text."""
     from matplotlib.figure import Figure
 
     train, heldout = ([row for row in rows if row["kind"] == kind] for kind in ("train", "heldout"))
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    panels = figure.subplots(2, 2).flat
-    shown = (
+    titles = (
         ("generator_loss", "generator: loss of the masked tokens (nats)"),
         ("discriminator_loss", "discriminator: loss of every token (nats)"),
         ("auc", "discriminator: AUC, replaced against original"),
         ("tokens_per_s", "tokens/s"),
     )
+    shown = [(name, title) for name, title in titles if any(name in row for row in rows)]
+    panels = figure.subplots(2, (len(shown) + 1) // 2).flat
     for axes, (name, title) in zip(panels, shown, strict=True):
         for kind, found, style in (("training", train, dict(lw=1)), ("held-out", heldout, dict(marker="o", ms=3))):
             points = [(row["step"], row[name]) for row in found if name in row]
@@ -188,7 +190,7 @@ def closing_report(before: dict[str, float], after: dict[str, float], sentences:
         "recall": "of the replaced, suspected",
     }
     lines = [f"{'held-out text':40s} {'before':>8s} {'after':>8s}"]
-    lines += [f"{title:40s} {before[name]:8.3f} {after[name]:8.3f}" for name, title in names.items()]
+    lines += [f"{title:40s} {before[name]:8.3f} {after[name]:8.3f}" for name, title in names.items() if name in after]
     if sentences:
         lines += [
             "",

@@ -10,13 +10,13 @@ from torch import Tensor
 from electra_fast.batch import Batch
 from electra_fast.config import PretrainConfig
 from electra_fast.metrics import NonFinite, StepMetrics, auc, precision_recall
-from electra_fast.model import Electra
+from electra_fast.objective import Objective
 from electra_fast.optim import AdamW, learning_rate, working_copy
 from electra_fast.weights import match
 
 
 class Pretrainer:
-    """Trains an Electra, one optimiser step a call.
+    """Trains an Electra, or another Objective, one optimiser step a call.
 
     Every random number is a function of (config.seed, step, row ids): a run resumed at a step goes on as it would have.
     Forward and backward run in config.precision, through `working`; the model keeps its parameters' dtype, as do the
@@ -24,7 +24,7 @@ class Pretrainer:
     bfloat16 on the CPU.
     """
 
-    def __init__(self, model: Electra, config: PretrainConfig | None = None) -> None:
+    def __init__(self, model: Objective, config: PretrainConfig | None = None) -> None:
         self.model, self.config = model, config or PretrainConfig()
         self.working = working_copy(model, self.config.precision)
         copies = () if self.working is model else self.working.named_parameters()
@@ -124,11 +124,12 @@ class Pretrainer:
 
 
 @torch.no_grad()
-def evaluate(model: Electra, batches: Iterable[Batch], seed: int = 0) -> dict[str, float]:
+def evaluate(model: Objective, batches: Iterable[Batch], seed: int = 0) -> dict[str, float]:
     """Held-out figures, without dropout, masks and samples keyed by (seed, example): the same at every call.
 
     generator_loss, generator_accuracy (its most likely token), discriminator_loss, auc, precision, recall, and
-    replaced (share of the tokens, the rate a guess would have to beat). Losses are means over all slots and tokens.
+    replaced (share of the tokens, the rate a guess would have to beat); of a masked language model the first two.
+    Losses are means over all slots and tokens.
     """
     was_training = model.training
     model.eval()
@@ -147,11 +148,12 @@ def evaluate(model: Electra, batches: Iterable[Batch], seed: int = 0) -> dict[st
     model.train(was_training)
     if not tokens:
         raise ValueError("evaluate: no tokens to evaluate on; give at least one batch that is not empty")
+    filled = {"generator_loss": losses[0].item() / max(1, slots), "generator_accuracy": right / max(1, slots)}
     score, label = torch.cat(scores), torch.cat(labels)
+    if not len(score):
+        return filled
     precision, recall = precision_recall(score, label)
-    return {
-        "generator_loss": losses[0].item() / max(1, slots),
-        "generator_accuracy": right / max(1, slots),
+    return filled | {
         "discriminator_loss": losses[1].item() / tokens,
         "auc": auc(score, label),
         "precision": precision,

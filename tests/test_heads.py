@@ -166,9 +166,9 @@ def test_transformers_loads_what_is_saved_and_agrees(kind: str, tokenizer: Token
     model = model_for(kind, "huggingface").eval()
     model.save(tmp_path / "m", tokenizer)
     names = {"tagging": "TokenClassification", "qa": "QuestionAnswering"}
-    theirs, info = getattr(
-        transformers, f"ElectraFor{names.get(kind, 'SequenceClassification')}"
-    ).from_pretrained(tmp_path / "m", output_loading_info=True, attn_implementation="eager")
+    theirs, info = getattr(transformers, f"ElectraFor{names.get(kind, 'SequenceClassification')}").from_pretrained(
+        tmp_path / "m", output_loading_info=True, attn_implementation="eager"
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     if kind in ("classification", "tagging"):
         assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
