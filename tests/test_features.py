@@ -1,5 +1,6 @@
 """Examples to sequences: truncation, windows, words to pieces, answers to tokens, packing."""
 
+import itertools
 import random
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_offsets_are_of_the_ids_that_encode_gives(tokenizer: Tokenizer) -> None:
     for text in (TEXT, "  É  x [MASK] 家b\u0301c ", "", "a\u00a0b\tc"):
         ids, offsets = tokenizer.encode_offsets(text)
         assert ids == tokenizer.encode([text])[0] and len(ids) == len(offsets)
-        assert all(a <= b for (_, a), (b, _) in zip(offsets, offsets[1:], strict=False))
+        assert all(a <= b for (_, a), (b, _) in itertools.pairwise(offsets))
 
 
 def test_answers_are_found_by_their_characters(tokenizer: Tokenizer) -> None:
@@ -168,4 +169,4 @@ def test_batches_for_inference_are_of_like_length_and_hold_each_feature_once(tok
     assert sorted(i for batch in found for i in batch) == list(range(2000)) and len(found) > 3
     lengths = [[len(features[i].ids) for i in batch] for batch in found]
     assert all(sum(each) <= 4096 for each in lengths)
-    assert all(max(a) <= min(b) for a, b in zip(lengths, lengths[1:], strict=False))
+    assert all(max(a) <= min(b) for a, b in itertools.pairwise(lengths))
