@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.config import PRECISIONS, PretrainConfig
+from electra_fast.google import convert
 from electra_fast.info import info
 from electra_fast.prepare import PACKINGS, prepare
 from electra_fast.pretrain import RECIPES, RunConfig, pretrain
@@ -87,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
     p("--faithful", action="store_true", help="reproduce Google's code where it is odd")
     p("--log-to", choices=("tensorboard", "wandb"), help="send the figures there too")
 
+    p = command(
+        "convert", "weights of Google's TensorFlow checkpoints, or of transformers -> OUT/generator, discriminator"
+    )
+    p("source", type=Path, metavar="SOURCE", help="model.ckpt[.index], or a directory with it or model.safetensors")
+    p("out", type=Path, metavar="OUT", help="directory to write; it must not exist")
+    p("--tokenizer", type=Path, help="tokenizer.json, vocab.txt, or a directory; that beside the weights unless given")
+
     command("info", "versions, devices, and what each op runs on")
     return whole
 
@@ -114,9 +122,14 @@ def run_pretrain(options: dict[str, Any]) -> int:
     return 128 + result.signal
 
 
+def run_convert(options: dict[str, Any]) -> int:
+    print(*convert(**options), sep="\n")
+    return 0
+
+
 def run_info(options: dict[str, Any]) -> int:
     print(json.dumps(info(), indent=2))
     return 0
 
 
-COMMANDS = {"prepare": run_prepare, "pretrain": run_pretrain, "info": run_info}
+COMMANDS = {"prepare": run_prepare, "pretrain": run_pretrain, "convert": run_convert, "info": run_info}
