@@ -15,6 +15,7 @@ from typing import Any
 
 from electra_fast.config import HEADS, PRECISIONS, FinetuneConfig, PretrainConfig
 from electra_fast.finetune import FinetuneRun, chosen_device, finetune
+from electra_fast.google import convert
 from electra_fast.info import info
 from electra_fast.optim import working_copy
 from electra_fast.predict import evaluate, fitted, predict, predict_stream
@@ -150,6 +151,13 @@ def parser() -> argparse.ArgumentParser:
     p("--device", choices=DEVICES, default="auto")
     p("--precision", choices=PRECISIONS, default="auto")
 
+    p = command(
+        "convert", "weights of Google's TensorFlow checkpoints, or of transformers -> OUT/generator, discriminator"
+    )
+    p("source", type=Path, metavar="SOURCE", help="model.ckpt[.index], or a directory with it or model.safetensors")
+    p("out", type=Path, metavar="OUT", help="directory to write; it must not exist")
+    p("--tokenizer", type=Path, help="tokenizer.json, vocab.txt, or a directory; that beside the weights unless given")
+
     command("info", "versions, devices, and what each op runs on")
     return whole
 
@@ -249,6 +257,11 @@ def chosen_columns(options: dict[str, Any]) -> Columns | None:
     return Columns(**given) if given else None
 
 
+def run_convert(options: dict[str, Any]) -> int:
+    print(*convert(**options), sep="\n")
+    return 0
+
+
 def run_info(options: dict[str, Any]) -> int:
     print(json.dumps(info(), indent=2))
     return 0
@@ -260,5 +273,6 @@ COMMANDS = {
     "finetune": run_finetune,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "convert": run_convert,
     "info": run_info,
 }

@@ -130,11 +130,15 @@ class Network(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
         """From a Hugging Face directory (config.json, model.safetensors). Raises ValueError with what does not fit."""
-        config, tensors = read_network(Path(path))
+        return cls.from_tensors(*read_network(Path(path)), str(path))
+
+    @classmethod
+    def from_tensors(cls, config: NetworkConfig, tensors: dict[str, Tensor], source: str) -> Self:
+        """From tensors under transformers' names. Raises ValueError with what of the source does not fit."""
         network = cls(config)
         own = network.state_dict()
         found = from_huggingface(tensors)
-        match({name: t.shape for name, t in to_huggingface(own).items()}, to_huggingface(found), str(path))
+        match({name: t.shape for name, t in to_huggingface(own).items()}, to_huggingface(found), source)
         network.load_state_dict(found)
         return network.eval()
 
