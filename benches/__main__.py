@@ -23,6 +23,7 @@ COMMANDS = (
     "gpu",
     "launches",
     "memory",
+    "transfer",
     "tune",
 )  # modules that race nothing themselves, each with a main(arguments)
 

@@ -1,7 +1,7 @@
 """Examples to sequences: truncation, windows, words to pieces, answers to tokens, packing."""
 
-import itertools
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -81,7 +81,8 @@ def test_windows_count_every_word_once_in_the_middle() -> None:
         starts = [0]
         for _ in range(dice.randint(1, 40)):
             starts.append(starts[-1] + dice.randint(1, min(4, room)))
-        counted, words = [], len(starts) - 1
+        words = len(starts) - 1
+        counted: list[int] = []
         for first, last, begin, end in windows(starts, room, stride):
             assert first <= begin < end <= last and starts[last] - starts[first] <= room
             counted += range(begin, end)
@@ -103,7 +104,7 @@ def test_offsets_are_of_the_ids_that_encode_gives(tokenizer: Tokenizer) -> None:
     for text in (TEXT, "  É  x [MASK] 家b\u0301c ", "", "a\u00a0b\tc"):
         ids, offsets = tokenizer.encode_offsets(text)
         assert ids == tokenizer.encode([text])[0] and len(ids) == len(offsets)
-        assert all(a <= b for (_, a), (b, _) in itertools.pairwise(offsets))
+        assert all(a <= b for (_, a), (b, _) in pairwise(offsets))
 
 
 def test_answers_are_found_by_their_characters(tokenizer: Tokenizer) -> None:
@@ -169,4 +170,4 @@ def test_batches_for_inference_are_of_like_length_and_hold_each_feature_once(tok
     assert sorted(i for batch in found for i in batch) == list(range(2000)) and len(found) > 3
     lengths = [[len(features[i].ids) for i in batch] for batch in found]
     assert all(sum(each) <= 4096 for each in lengths)
-    assert all(max(a) <= min(b) for a, b in itertools.pairwise(lengths))
+    assert all(max(a) <= min(b) for a, b in pairwise(lengths))
