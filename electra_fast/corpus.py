@@ -233,20 +233,20 @@ class CorpusWriter:
 
 
 def check_free(path: str | Path) -> None:
-    """Raise FileExistsError unless path is free for a corpus: not there, or an empty directory. Nothing is deleted.
+    """Raise FileExistsError unless path is free to be written: not there, or an empty directory. Nothing is deleted.
 
     Raises NotADirectoryError where it would lie below a file.
     """
     path = Path(path)
     above = next((parent for parent in path.absolute().parents if parent.exists()), path)
     if not above.is_dir():
-        raise NotADirectoryError(f"{path} would lie in {above}, which is a file; name another --out")
+        raise NotADirectoryError(f"{path} would lie in {above}, which is a file; name another place")
     if (path / MANIFEST).exists():
         raise FileExistsError(
             f"{path} already holds a corpus; use it, write to another --out, or remove it: rm -r {path}"
         )
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
-        raise FileExistsError(f"{path} exists and is no empty directory; name another --out, nothing there is touched")
+        raise FileExistsError(f"{path} exists and is no empty directory; name another place, nothing there is touched")
 
 
 def _sync(path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from electra_fast.config import FinetuneConfig
+from electra_fast.corpus import check_free
 from electra_fast.features import STSB_HIGHEST, Feature, Featurizer, collate
 from electra_fast.optim import AdamW, layerwise_scales, learning_rate, working_copy
 from electra_fast.predict import Predictions, evaluate
@@ -61,7 +62,7 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     on dev and errors.txt. Raises ValueError for files, models and settings that do not fit, FileExistsError where OUT
     is not free, FloatingPointError for a loss that is not finite.
     """
-    check_out(run.out)
+    check_free(run.out)
     device = chosen_device(run.device)
     train = read_dataset(run.train, run.task, columns=run.columns)
     dev = read_dataset(run.dev, run.task, columns=run.columns, benchmark=train.name)
@@ -80,15 +81,6 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return results
-
-
-def check_out(out: Path) -> None:
-    """Raise FileExistsError unless out is not there, or an empty directory."""
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise FileExistsError(f"{out} exists and is no empty directory; name another --out, nothing there is touched")
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(f"{out} would lie in {above}, which is a file; name another --out")
 
 
 def chosen_device(name: str) -> torch.device:

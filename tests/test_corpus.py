@@ -368,7 +368,7 @@ def test_a_target_in_use_is_refused(original, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for name in ("full", "file"):
-        with pytest.raises(FileExistsError, match=f"{name} exists and is no empty directory; name another --out"):
+        with pytest.raises(FileExistsError, match=f"{name} exists and is no empty directory; name another place"):
             write(tmp_path / name, tokenizer, {"train": make_examples(2)})
     assert before == sorted(path.name for path in original.iterdir())
     assert (tmp_path / "full" / "thesis.tex").read_text() == "years of work"

@@ -275,7 +275,7 @@ def test_a_used_directory_is_refused_before_any_work(book, tokenizer, tmp_path, 
         prepare(book, tmp_path / "c", vocab_size=500, **QUIET)
     assert (tmp_path / "c/corpus.json").read_bytes() == before and json.loads(before)
     with pytest.raises(
-        NotADirectoryError, match=r"x/c would lie in .*corpus.json, which is a file; name another --out"
+        NotADirectoryError, match=r"x/c would lie in .*corpus.json, which is a file; name another place"
     ):
         prepare(book, tmp_path / "c/corpus.json/x/c", vocab_size=500, **QUIET)
 
