@@ -32,6 +32,7 @@ from electra_fast.weights import write_file
 
 EPOCHS = {"rte": 10, "stsb": 10, "squad1": 2, "squad2": 2}  # Google's; 3 elsewhere
 UNORDERED = ("mrpc", "stsb")
+RESULTS = "results.json"
 SHOWN = 20  # errors that errors.txt holds
 
 
@@ -59,8 +60,9 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     """Train a model a seed, measure each on dev, and return what results.json holds.
 
     OUT appears when all is done: model/ (of the best seed), results.json, metrics.jsonl, curves.png, the predictions
-    on dev and errors.txt. Raises ValueError for files, models and settings that do not fit, FileExistsError where OUT
-    is not free, FloatingPointError for a loss that is not finite.
+    on dev and errors.txt; after a failure or Ctrl-C too, with the seeds that were done by then, if any was. Raises
+    ValueError for files, models and settings that do not fit, FileExistsError where OUT is not free, FloatingPointError
+    for a loss that is not finite.
     """
     check_free(run.out)
     device = chosen_device(run.device)
@@ -74,13 +76,13 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     staging = run.out.with_name(f".{run.out.name}.tmp-{os.getpid()}")
     staging.mkdir(parents=True)
     try:
-        results = _Finetuning(run, config, train, dev, device, staging, callback).go()
-        if run.out.exists():
-            run.out.rmdir()
-        staging.rename(run.out)
+        return _Finetuning(run, config, train, dev, device, staging, callback).go()
     finally:
+        if (staging / RESULTS).exists():
+            if run.out.exists():
+                run.out.rmdir()
+            staging.rename(run.out)
         shutil.rmtree(staging, ignore_errors=True)
-    return results
 
 
 def chosen_device(name: str) -> torch.device:
@@ -156,7 +158,20 @@ class _Finetuning:
         self.best = -float("inf")
 
     def go(self) -> dict[str, Any]:
-        seeds = {seed: self._seed(seed) for seed in self.run.seeds}
+        """Every seed in turn; what is known is written after each."""
+        done: dict[int, dict[str, float]] = {}
+        for seed in self.run.seeds:
+            try:
+                done[seed] = self._seed(seed)
+            except (Exception, KeyboardInterrupt):
+                if done:
+                    named = ", ".join(map(str, done))
+                    print(f"seed {seed} was not finished; {self.run.out} holds what is done: seed {named}")
+                raise
+            results = self._write(done)
+        return results
+
+    def _write(self, seeds: dict[int, dict[str, float]]) -> dict[str, Any]:
         values = [scores[self.primary] for scores in seeds.values()]
         results = {
             "task": self.run.task,
@@ -171,7 +186,7 @@ class _Finetuning:
             "random_init": self.run.random_init,
             "settings": asdict(self.config),
         }
-        write_file(self.out / "results.json", [json.dumps(results, indent=2).encode() + b"\n"])
+        write_file(self.out / RESULTS, [json.dumps(results, indent=2).encode() + b"\n"])
         plot_finetuning(read_log(self.out / "metrics.jsonl"), self.primary, self.out / "curves.png")
         return results
 

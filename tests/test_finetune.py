@@ -15,6 +15,7 @@ from electra_fast.features import Featurizer
 from electra_fast.finetune import Finetuner, FinetuneRun, batches, finetune
 from electra_fast.model import Discriminator, Electra, Encoder, Generator
 from electra_fast.optim import layerwise_scales, learning_rate
+from electra_fast.predict import evaluate
 from electra_fast.task_model import Task, TaskModel, load_encoder
 from electra_fast.tasks import Example
 from electra_fast.tokenizer import Tokenizer
@@ -279,6 +280,25 @@ def test_an_interrupted_run_leaves_nothing(
     monkeypatch.setattr("electra_fast.finetune.evaluate", interrupted)
     assert cli(world, tmp_path / "out") == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_seeds_outlive_the_next(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measures = iter([evaluate])
+
+    def once(*arguments: Any) -> Any:
+        for measure in measures:
+            return measure(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("electra_fast.finetune.evaluate", once)
+    assert cli(world, tmp_path / "out", seeds=3) == 130
+    assert f"seed 1 was not finished; {tmp_path / 'out'} holds what is done: seed 0" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["seeds"]) == ["0"]
+    assert TaskModel.load(tmp_path / "out" / "model")
 
 
 def test_seeds_by_number_or_by_name(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
