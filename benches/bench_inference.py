@@ -30,8 +30,8 @@ from harness import Options, Race
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
-from electra_fast.convert import to_huggingface
 from electra_fast.flops import encoder_flops
+from electra_fast.huggingface import to_huggingface
 from electra_fast.model import Discriminator
 from electra_fast.reference import ReferenceDiscriminator
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from electra_fast import Batch, Electra, ElectraConfig, PretrainConfig, Pretrainer
-from electra_fast.convert import to_huggingface
 from electra_fast.corpus import Corpus, examples_at
+from electra_fast.huggingface import to_huggingface
 from electra_fast.ops.masking import Masked
 from electra_fast.optim import learning_rate
 from electra_fast.reference import ReferenceAdamW, ReferenceElectra, ReferenceOutput

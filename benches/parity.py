@@ -14,7 +14,7 @@ from torch import Tensor
 
 from electra_fast import Batch, Electra, ElectraConfig, ElectraOutput, PretrainConfig, Pretrainer
 from electra_fast.batch import PLACES
-from electra_fast.convert import from_huggingface, to_huggingface
+from electra_fast.huggingface import from_huggingface, to_huggingface
 from electra_fast.objective import DISCRIMINATOR, GENERATOR
 from electra_fast.ops._philox import derive_seeds, dropout_mask, dropout_scale, dropout_threshold
 from electra_fast.optim import learning_rate

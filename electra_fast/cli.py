@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.config import HEADS, PRECISIONS, FinetuneConfig, PretrainConfig
+from electra_fast.convert import convert
 from electra_fast.finetune import FinetuneRun, chosen_device, finetune
-from electra_fast.google import convert
 from electra_fast.info import info
 from electra_fast.optim import working_copy
 from electra_fast.predict import evaluate, fitted, predict, predict_stream

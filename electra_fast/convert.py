@@ -1,79 +1,97 @@
-"""Weights between our names and Hugging Face's.
-
-Ours differ in one thing that is not a name: Q, K and V are one matrix, as the kernels read them.
-"""
+"""Other people's weights to ours: Google's TensorFlow checkpoints, and directories of transformers."""
 
 from __future__ import annotations
 
-import re
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-NAMES = {  # ours -> Hugging Face's; in a layer, {} is its number
-    "encoder.embeddings.word.weight": "electra.embeddings.word_embeddings.weight",
-    "encoder.embeddings.position.weight": "electra.embeddings.position_embeddings.weight",
-    "encoder.embeddings.token_type.weight": "electra.embeddings.token_type_embeddings.weight",
-    "encoder.embeddings.norm": "electra.embeddings.LayerNorm",
-    "encoder.embeddings_projection": "electra.embeddings_project",
-    "encoder.layers.{}.out": "electra.encoder.layer.{}.attention.output.dense",
-    "encoder.layers.{}.attention_norm": "electra.encoder.layer.{}.attention.output.LayerNorm",
-    "encoder.layers.{}.up": "electra.encoder.layer.{}.intermediate.dense",
-    "encoder.layers.{}.down": "electra.encoder.layer.{}.output.dense",
-    "encoder.layers.{}.ffn_norm": "electra.encoder.layer.{}.output.LayerNorm",
-    "dense": "discriminator_predictions.dense",
-    "out": "discriminator_predictions.dense_prediction",
-    "transform.dense": "generator_predictions.dense",
-    "transform.norm": "generator_predictions.LayerNorm",
-    "vocabulary_bias": "generator_lm_head.bias",
-}
-_PART = re.compile(r"electra\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)")
-_QKV = "electra.encoder.layer.{}.attention.self.{}.{}"
-_TIED = ("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight")
-_IGNORED = ("electra.embeddings.position_ids", _TIED[0])  # a constant, and the word table once more
+from electra_fast.corpus import check_free
+from electra_fast.google import HEADS, NETWORKS, read_google
+from electra_fast.model import Network
+from electra_fast.tokenizer import Tokenizer
+from electra_fast.weights import read_network, sync_directory, write_file, write_tensors
 
 
-def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a Generator or Discriminator under transformers' keys. Copies nothing but what it splits."""
-    found = {}
-    for name, tensor in state.items():
-        if fused := re.fullmatch(r"encoder\.layers\.(\d+)\.qkv\.(weight|bias)", name):
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                found[_QKV.format(fused[1], part, fused[2])] = rows
-        else:
-            found[_rename(name, NAMES)] = tensor
-    return found
+def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]:
+    """Write OUT/generator and OUT/discriminator, as far as the source holds them; returns a line on each thing done.
 
-
-def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse. A key that has no name here is kept as it is, for the caller to refuse with all the others.
-
-    Raises ValueError where the generator's output matrix is not the word table: ELECTRA's is tied to it.
+    source: a checkpoint of Google's TensorFlow code (a directory with one, or the path with or without .index), or a
+    directory of transformers' (config.json and model.safetensors, or generator/ and discriminator/ with those). The
+    sizes are read off the shapes; what these do not tell is taken from a config.json beside a checkpoint, else heads
+    are 64 wide. tokenizer goes with each network; None: that beside the weights, if there is one. Adam's moments go to
+    OUT/optimizer.safetensors under the names of Pretrainer's optimiser. Raises ValueError where the source is damaged,
+    is no ELECTRA or does not fit the tokenizer, and where OUT exists; then nothing is written.
     """
-    if all(name in state for name in _TIED) and not torch.equal(*(state[name] for name in _TIED)):
-        raise ValueError(f"{_TIED[0]} differs from {_TIED[1]}; ELECTRA's generator ties them: this is another model")
-    theirs = {value: key for key, value in NAMES.items()}
-    found: dict[str, Tensor] = {}
-    fused: dict[tuple[str, str], dict[str, tuple[str, Tensor]]] = {}
-    for name, tensor in state.items():
-        if part := re.fullmatch(
-            r"electra\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)", name
-        ):
-            fused.setdefault((part[1], part[3]), {})[part[2]] = (name, tensor)
-        elif name not in _IGNORED:
-            found[_rename(name, theirs)] = tensor
-    for (layer, kind), parts in fused.items():
-        whole = [parts[part][1] for part in ("query", "key", "value") if part in parts]
-        if len(whole) == 3 and len({t.shape for t in whole}) == 1:
-            found[f"encoder.layers.{layer}.qkv.{kind}"] = torch.cat(whole)
-        else:
-            found |= dict(parts.values())
-    return found
+    check_free(out)
+    if not source.is_dir():
+        prefix = source.with_name(source.name.removesuffix(".index"))
+        if source.is_file() and source.suffix != ".index":
+            raise ValueError(
+                f"{source} is no checkpoint that is read; name PREFIX.index of a TensorFlow checkpoint or a directory"
+            )
+        networks, moments, lines = read_google(prefix)
+        beside = prefix.parent
+    elif indexes := sorted(source.glob("*.index")):
+        if len(indexes) > 1:
+            names = ", ".join(path.name for path in indexes)
+            raise ValueError(f"{source} holds several checkpoints ({names}); name one of them")
+        networks, moments, lines = read_google(indexes[0].with_suffix(""))
+        beside = source
+    else:
+        pair = [source / name for name in NETWORKS if (source / name).is_dir()]
+        networks, moments, lines = dict(map(read_transformers, pair or [source])), {}, []
+        beside = (pair or [source])[-1]
+    if tokenizer is None and any((beside / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        tokenizer = beside
+    words = None if tokenizer is None else Tokenizer.load(tokenizer)
+    for name, network in networks.items():
+        if words is not None and words.vocab_size != network.config.vocab_size:
+            raise ValueError(
+                f"{tokenizer} has {words.vocab_size} entries and the {name} knows {network.config.vocab_size} words; "
+                f"name the tokenizer that it was trained with: --tokenizer PATH"
+            )
+    _write(out, networks, moments, words)
+    lines += [f"{out / name}: {network.config}" for name, network in networks.items()]
+    if moments:
+        lines.append(f"{out / 'optimizer.safetensors'}: Adam's moments, {len(moments)} tensors")
+    if words is None:
+        lines.append("no tokenizer.json or vocab.txt was found beside the weights; name one: --tokenizer PATH")
+    return lines
 
 
-def _rename(name: str, names: dict[str, str]) -> str:
-    if name in names:
-        return names[name]
-    number = re.search(r"\.(\d+)\.", name)
-    stem, _, kind = re.sub(r"\.\d+\.", ".{}.", name, count=1).rpartition(".")
-    return f"{names[stem].format(number[1] if number else '')}.{kind}" if stem in names else name
+def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Tensor], words: Tokenizer | None) -> None:
+    """All of it or nothing, in one rename."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    try:
+        for name, network in networks.items():
+            network.save_pretrained(staging / name)
+            if words is not None:
+                words.save(staging / name)
+        if moments:
+            write_tensors(staging / "optimizer.safetensors", moments)
+        if words is not None:
+            names = ("pad", "unk", "cls", "sep", "mask")
+            ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in names}
+            write_file(staging / "electra.json", [json.dumps(ids, indent=2).encode() + b"\n"])
+        os.rename(staging, out)  # over an empty directory at most
+        sync_directory(out.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # renamed, it is not there any more
+
+
+def read_transformers(directory: Path) -> tuple[str, Network]:
+    """Which network a transformers directory holds, by its head, and the network."""
+    _, tensors = read_network(directory)
+    for name, head in HEADS.items():
+        if any(key.startswith(head) for key in tensors):
+            return name, NETWORKS[name].from_pretrained(directory)
+    raise ValueError(
+        f"{directory} has neither {' nor '.join(HEADS.values())} among its {len(tensors)} tensors; a model fine-tuned "
+        f"for a task is not converted: take the pre-trained one"
+    )

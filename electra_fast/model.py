@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from electra_fast import ops
 from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, NetworkConfig
-from electra_fast.convert import from_huggingface, to_huggingface
 from electra_fast.flops import step_flops
+from electra_fast.huggingface import from_huggingface, to_huggingface
 from electra_fast.objective import DISCRIMINATOR, ElectraOutput, Objective, scalars
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.masking import Masked

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from electra_fast.config import FinetuneConfig, NetworkConfig
-from electra_fast.convert import from_huggingface, to_huggingface
 from electra_fast.heads import Dropout, TaskBatch, make_head
+from electra_fast.huggingface import from_huggingface, to_huggingface
 from electra_fast.model import DISCRIMINATOR, Encoder, initialise
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.tokenizer import Tokenizer

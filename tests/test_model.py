@@ -34,7 +34,7 @@ def test_padded_logits_equal_the_reference(ours: type, plain: type, dtype: torch
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     reference = plain(config).eval().to(dtype)
-    from electra_fast.convert import to_huggingface
+    from electra_fast.huggingface import to_huggingface
 
     reference.load_state_dict(to_huggingface(model.state_dict()), strict=False)
     ids, mask, types = padded()
