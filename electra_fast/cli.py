@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, formatter_class=formatter).add_argument
 
     p = command("prepare", "text -> tokenizer and hashed shards of examples")
-    p("files", nargs="+", type=Path, metavar="FILE", help=".txt, .jsonl, .parquet, or these with .gz or .xz")
+    p("files", nargs="+", type=Path, metavar="FILE", help=".txt, .tokens, .jsonl, .parquet, or .gz or .xz of them")
     p("--out", type=Path, required=True, help="directory to write; it must not exist")
     p("--vocab-size", type=int, help="of the vocabulary trained on the text; 30,522 unless given")
     p("--tokenizer", type=Path, help="in its stead: tokenizer.json, vocab.txt, or a directory with one")

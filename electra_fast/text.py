@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-KINDS = (".txt", ".jsonl", ".parquet")
+KINDS = (".txt", ".tokens", ".jsonl", ".parquet")
 PACKED: dict[str, Callable[[BinaryIO], Any]] = {".xz": lzma.open, ".gz": gzip.open}
 BLOCK = 1 << 20  # bytes read at once; a line longer than this is split
+TITLE = re.compile(r"\s*= (?!=).* =\s*")  # of an article of WikiText; a section's is `= = ... = =`
 LONGEST_RECORD = 1 << 28  # bytes of one .jsonl line: it must be parsed whole, so it is refused beyond this
 MOST_LINES, MOST_CHARACTERS = 1000, 1_000_000  # of one document; what is longer is handed out in pieces
 
@@ -44,8 +45,9 @@ class Counts:
 def documents(paths: str | Path | Iterable[str | Path], counts: Counts | None = None) -> Iterator[list[str]]:
     """The documents of the files, in order.
 
-    `.txt`: a blank line ends a document. `.jsonl`: the field "text" of each line is a document. `.parquet`: each row
-    of the column "text". The first two may be packed with xz or gz. `counts` is filled while reading.
+    `.txt`: a blank line ends a document. `.tokens`: WikiText, where a line ` = Title = ` begins one. `.jsonl`: the field
+    "text" of each line is a document. `.parquet`: each row of the column "text". All but the last may be packed with xz
+    or gz. `counts` is filled while reading.
 
     Raises FileNotFoundError or ValueError naming the file (and the line) for a missing or empty file, a directory, an
     unknown ending, a damaged archive, and a record without text. Files are checked before the first is read.
@@ -68,7 +70,7 @@ def checked_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if kind not in KINDS or (kind == ".parquet" and packed):
             raise ValueError(
                 f"{path} ends in {''.join(path.suffixes[-2:]) or 'nothing'}; text is read from {', '.join(KINDS)}, "
-                f"the first two also packed as {' or '.join(PACKED)}: unpack, rename or convert it"
+                f"all but the last also packed as {' or '.join(PACKED)}: unpack, rename or convert it"
             )
         if path.is_file() and not path.stat().st_size:
             raise ValueError(f"{path} is empty (0 bytes); leave it out, or write it anew")
@@ -90,7 +92,7 @@ def _documents(files: list[Path], counts: Counts) -> Iterator[list[str]]:
                 yield from _parquet(path, counts)
             else:
                 with path.open("rb") as raw, PACKED[packed](raw) if packed else raw as stream:
-                    read = {".txt": _plain, ".jsonl": _jsonl}[kind]
+                    read = {".txt": _plain, ".tokens": _wikitext, ".jsonl": _jsonl}[kind]
                     for document in read(path, stream, counts):
                         counts.read = start + raw.tell()
                         yield document
@@ -103,6 +105,12 @@ def _documents(files: list[Path], counts: Counts) -> Iterator[list[str]]:
 
 def _plain(path: Path, stream: BinaryIO, counts: Counts) -> Iterator[list[str]]:
     return _group(_lines(path, stream, counts), counts)
+
+
+def _wikitext(path: Path, stream: BinaryIO, counts: Counts) -> Iterator[list[str]]:
+    """Blank lines, which stand around every paragraph there, end nothing; a title does."""
+    lines = (line for line in _lines(path, stream, counts) if line.strip())
+    return _group((part for line in lines for part in (["", line] if TITLE.fullmatch(line) else [line])), counts)
 
 
 def _lines(path: Path, stream: BinaryIO, counts: Counts) -> Iterator[str]:

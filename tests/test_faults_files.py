@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Callable[[World], object], str | Callable[[World], obje
     "row35-pickled-text": (
         lambda w: pickled_array(w, w.root / "text.npy"),
         lambda w: w.prepare(text=w.root / "text.npy"),
-        ["text.npy ends in .npy; text is read from .txt, .jsonl, .parquet", "convert it"],
+        ["text.npy ends in .npy; text is read from .txt, .tokens, .jsonl, .parquet", "convert it"],
     ),
     "row36-truncated-between-runs": (
         lambda w: os.truncate(w.shard, 200),

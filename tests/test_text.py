@@ -43,6 +43,13 @@ def test_formats_agree(tmp_path, pack, kind):
     assert counts.read == (tmp_path / f"a.{kind}{ending}").stat().st_size
 
 
+def test_an_article_of_wikitext_is_a_document(tmp_path):
+    content = " \n = One = \n \n A line . \n \n = = Part = = \n \n b = c = d \n \n = 2 = \n \n = = = Deep = = = \n E \n"
+    found, counts = read(write(tmp_path / "wiki.train.tokens.xz", lzma.compress(content.encode())))
+    assert found == [["= One =", "A line .", "= = Part = =", "b = c = d"], ["= 2 =", "= = = Deep = = =", "E"]]
+    assert (counts.documents, counts.lines) == (2, 7)
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -133,7 +140,7 @@ def test_long_documents_come_in_pieces(tmp_path):
         ("no.txt", None, FileNotFoundError, "there is no text file .*no.txt; check the name"),
         ("a.txt", b"", ValueError, r"a.txt is empty \(0 bytes\)"),
         ("a.txt", b"\n \n\n", ValueError, "a.txt holds no text, blank lines at most"),
-        ("a.csv", b"x", ValueError, r"a.csv ends in .csv; text is read from .txt, .jsonl, .parquet"),
+        ("a.csv", b"x", ValueError, r"a.csv ends in .csv; text is read from .txt, .tokens, .jsonl, .parquet"),
         ("a.parquet.gz", b"x", ValueError, r"a.parquet.gz ends in .parquet.gz; .*unpack"),
         ("a.parquet", b"not parquet at all", ValueError, "a.parquet is no readable parquet file"),
         ("text", b"x", ValueError, "text ends in nothing"),
