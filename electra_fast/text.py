@@ -45,9 +45,9 @@ class Counts:
 def documents(paths: str | Path | Iterable[str | Path], counts: Counts | None = None) -> Iterator[list[str]]:
     """The documents of the files, in order.
 
-    `.txt`: a blank line ends a document. `.tokens`: WikiText, where a line ` = Title = ` begins one. `.jsonl`: the field
-    "text" of each line is a document. `.parquet`: each row of the column "text". All but the last may be packed with xz
-    or gz. `counts` is filled while reading.
+    `.txt`: a blank line ends a document. `.tokens`: WikiText, where a line ` = Title = ` begins one. `.jsonl`: the
+    field "text" of each line is a document. `.parquet`: each row of the column "text". All but the last may be packed
+    with xz or gz. `counts` is filled while reading.
 
     Raises FileNotFoundError or ValueError naming the file (and the line) for a missing or empty file, a directory, an
     unknown ending, a damaged archive, and a record without text. Files are checked before the first is read.
