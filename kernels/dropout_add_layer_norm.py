@@ -177,21 +177,6 @@ def dropout_add_layer_norm_bwd_kernel(
 ):
     """AGAIN: the residual, part of the sum by now, is made again from the norm before."""
     start, step = tl.program_id(0).to(tl.int64) * BLOCK_M, tl.num_programs(0) * BLOCK_M
-    if AGAIN:
-        rows_again(
-            before_ptr,
-            before_mean_ptr,
-            before_rstd_ptr,
-            before_weight_ptr,
-            before_bias_ptr,
-            residual_ptr,
-            start,
-            rows,
-            step,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_D,
-        )
     rows_bwd(
         dout_ptr,
         x_ptr,
@@ -218,6 +203,21 @@ def dropout_add_layer_norm_bwd_kernel(
         BLOCK_M,
         BLOCK_D,
     )
+    if AGAIN:
+        rows_again(
+            before_ptr,
+            before_mean_ptr,
+            before_rstd_ptr,
+            before_weight_ptr,
+            before_bias_ptr,
+            residual_ptr,
+            start,
+            rows,
+            step,
+            WIDTH,
+            BLOCK_M,
+            BLOCK_D,
+        )
 
 
 def dropout_add_layer_norm_bwd(

@@ -8,6 +8,7 @@ import pytest
 import test_attention_block_kernel
 import test_encoder
 import torch
+from electra_fast.kernels import encoder as kernels
 from electra_fast.kernels import ffn_block
 from interpreted import through_triton
 from numerics import check
@@ -57,9 +58,8 @@ def test_a_wider_layer_in_one_launch_a_block() -> None:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("asking", [(5, 0, 3), (0, 0, 0)], ids=str)
 def test_only_some_rows_ask_in_the_last_layer(asking: tuple, depth: int, whole: None) -> None:
-    for dtype in (torch.float32, torch.float16)[: 1 + (depth == 2)]:
-        check(named, truth, example(width=64, heads=1, inner=64, depth=depth, asking=asking), dtype)
-    check(named, truth, example(width=24, heads=2, depth=depth, asking=asking), torch.float16)
+    check(named, truth, example(width=64, heads=1, inner=64, depth=depth, asking=asking), torch.float16)
+    check(named, truth, example(width=24, heads=2, depth=depth, asking=asking))
 
 
 def test_rows_asked_for_twice_add_up() -> None:
@@ -105,6 +105,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> li
 def test_inference_gives_the_same_and_keeps_nothing(asking: tuple | None, monkeypatch: pytest.MonkeyPatch) -> None:
     given, cuda = arguments(monkeypatch, (5, 9), depth=2, asking=asking), MODULE._encoder.cuda
     out, saved = cuda.forward(*given)
+    monkeypatch.setattr(kernels, "encoder_fwd", None)  # which holds what every layer keeps until its end
     plain, nothing = cuda.forward(*given, keep=False)
     assert torch.equal(out, plain) and saved and nothing == []
 
