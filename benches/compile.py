@@ -35,6 +35,7 @@ from electra_fast.kernels import (
     embedding,
     ffn_block,
     generator_head,
+    layer_norm,
     linear,
     linear_weight,
     masking,
@@ -90,6 +91,9 @@ def attention_calls() -> Iterator[tuple[str, Callable]]:
         def call(arguments: tuple = arguments) -> None:
             out, saved = attention.attention_fwd(*arguments)
             attention.attention_bwd([torch.empty_like(out)], *arguments, [out, *saved])
+            if attention.reads_again(out, arguments[6]):
+                found = [torch.empty_like(t) for t in arguments[:3]]
+                attention.put_gradients(found, out, *arguments, [out, *saved], again=True)
 
         yield f"{kind} {TYPES[types[size]]} width={width} dropout={p}", call
 
@@ -117,9 +121,12 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
         x, weight, rows = meta(16384, width, dtype=dtype), meta(width, dtype=dtype), meta(16384, dtype=I64)
         arguments = (x, x, weight, weight, rows, seed, 1e-12, p)
 
-        def call(arguments: tuple = arguments) -> None:
+        def call(arguments: tuple = arguments, p: float = p) -> None:
             out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments)
             dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], *arguments, [out, *saved])
+            dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments, into_x=True)
+            for rows in (out, layer_norm.Normed(out, *saved, *arguments[2:4])):  # made again in an encoder
+                dropout_add_layer_norm.row_gradients(out, out, rows, *arguments[2:6], p, *saved)
 
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
 
@@ -190,7 +197,8 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = ffn_block.ffn_block_fwd(*arguments)
-            ffn_block.ffn_block_bwd([out], *arguments, [out, *saved])
+            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # made again in an encoder
+                ffn_block.ffn_block_bwd([out], rows, *arguments[1:], [out, *saved])
 
         yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
 
@@ -205,7 +213,8 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = attention_block.attention_block_fwd(*arguments)
-            attention_block_bwd.attention_block_bwd([out], *arguments, [out, *saved])
+            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # made again in an encoder
+                attention_block_bwd.attention_block_bwd([out], rows, *arguments[1:], [out, *saved])
 
         yield f"bf16 {width} dropout={p}", call
 

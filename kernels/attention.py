@@ -4,11 +4,7 @@ attention_fwd_kernel: a program takes a block of queries of one sequence and hea
 keys fit in one block (WHOLE) there is no running maximum, and up to 128 tokens are one program, which reads K and V
 once. It saves the log-sum-exps (H, T), in powers of two.
 
-attention_bwd_kernel: where all keys fit in one block (WHOLE) one program a sequence and head keeps K and V, goes over
-the queries, takes S = Q K^T and dP = dO V^T once and gives dQ, dK and dV: five products. Longer sequences: a program
-gives dK and dV of its block of keys, then dQ of its block of queries, computing the scores for each: seven products.
-Gradients go wherever strides say, as into one (T, 3, H, D). Nothing is added from two programs, so no atomics, and two
-runs give the same bits. rowsum(dO O) is taken on the way. 129 to 512 keys: attention_resident.py, where the table says.
+The backward is attention_bwd.py's kernel. 129 to 512 keys: attention_resident.py both ways, where the table says.
 
 Cost at N sequences of S tokens, H heads of D: 4 N H S^2 D flops forward, 10 backward in place of 4 (14 where S > 128);
 bytes in bf16: 8 T H D + 4 T H forward, 16 T H D + 4 T H backward. ELECTRA-Small, 128 x 128 tokens, 4 heads of 64:
@@ -30,8 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .attention_bwd import attention_bwd_kernel
 from .attention_resident import attention_bwd_resident_kernel, attention_fwd_resident_kernel
-from .attention_tiles import LOG2E, pair, span
+from .attention_tiles import LOG2E, program_of, span
 from .device import entry
 from .philox import dropout_keep
 from .rows import put_rows, rows_of
@@ -100,11 +97,9 @@ def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int) -> dict:
     return chosen | follows | dict(WHOLE=max_seqlen_k <= chosen["BLOCK_N"])
 
 
-@triton.jit
-def _program(blocks, heads):
-    """Sequence, head and block of this program, 64-bit: blocks of a head side by side, then heads."""
-    pid = tl.program_id(0).to(tl.int64)
-    return pid // blocks // heads, pid // blocks % heads, (pid % blocks).to(tl.int32)
+def reads_again(q: Tensor, max_seqlen_k: int) -> bool:
+    """Whether the backward makes again what was read: where one block has all keys, and registers for one more sum."""
+    return q.element_size() == 2 and q.shape[2] <= 64 and tile(BWD, q, 0, max_seqlen_k).get("WHOLE", False)
 
 
 @triton.jit
@@ -138,7 +133,7 @@ def attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    n, head, block = _program(blocks, heads)
+    n, head, block = program_of(blocks, heads)
     start, queries = span(cu_seqlens_ptr, n)
     start_k, keys = span(cu_seqlens_k_ptr, n)
     if block * BLOCK_M >= queries:
@@ -208,144 +203,6 @@ def attention_fwd(
     return out, [lse]
 
 
-@triton.jit
-def attention_bwd_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    dout_ptr,
-    lse_ptr,
-    dq_ptr,
-    dk_ptr,
-    dv_ptr,
-    cu_seqlens_ptr,
-    cu_seqlens_k_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    dout_row,
-    dout_head,
-    dq_row,
-    dq_head,
-    dk_row,
-    dk_head,
-    dv_row,
-    dv_head,
-    tokens,
-    heads,
-    blocks,
-    scale,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
-    WHOLE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    n, head, block = _program(blocks, heads)
-    start, queries = span(cu_seqlens_ptr, n)
-    start_k, keys = span(cu_seqlens_k_ptr, n)
-    seed = tl.load(seed_ptr)
-    q_ptr += start * q_row + head * q_head
-    k_ptr += start_k * k_row + head * k_head
-    v_ptr += start_k * v_row + head * v_head
-    dout_ptr += start * dout_row + head * dout_head
-    packed = heads * WIDTH
-    out_ptr += (start * heads + head) * WIDTH
-    dq_ptr += start * dq_row + head * dq_head
-    dk_ptr += start_k * dk_row + head * dk_head
-    dv_ptr += start_k * dv_row + head * dv_head
-    lse_ptr += head * tokens + start
-    row_ids_ptr += start
-    slope = tl.where(keys > 1, scale, 0.0)  # the softmax of one score is 1 whatever the score
-
-    if block * BLOCK_N < keys or WHOLE:  # dK and dV of a block of keys
-        offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-        v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
-        dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        for first in tl.range(0, queries, BLOCK_M, disable_licm=True):
-            offs_m = first + tl.arange(0, BLOCK_M)
-            there = offs_m < queries
-            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = rows_of(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
-            delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-            lse = tl.load(lse_ptr + offs_m, mask=there, other=0.0)
-            ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
-            p, ds = pair(
-                q,
-                k,
-                v,
-                dout,
-                lse,
-                delta,
-                ids,
-                (offs_n[:, None] < keys) & there[None, :],
-                seed,
-                1 + head,
-                block * BLOCK_N,
-                scale,
-                threshold,
-                keep_scale,
-                DROPOUT,
-                PRECISION,
-            )
-            dv = tl.dot(p, dout, dv, input_precision=PRECISION)
-            dk = tl.dot(ds, q, dk, input_precision=PRECISION)
-            if WHOLE:
-                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
-                put_rows(dq_ptr, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
-        put_rows(dk_ptr, dk_row, offs_n, keys, dk * slope, WIDTH, BLOCK_D)
-        put_rows(dv_ptr, dv_row, offs_n, keys, dv, WIDTH, BLOCK_D)
-
-    if not WHOLE:  # noqa: SIM102  decided as it compiles
-        if block * BLOCK_M < queries:  # dQ of a block of queries
-            offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-            there = offs_m < queries
-            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = rows_of(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
-            delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-            lse = tl.load(lse_ptr + offs_m, mask=there, other=0.0)
-            ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
-            dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-            for first in tl.range(0, keys, BLOCK_N, disable_licm=True):
-                offs_n = first + tl.arange(0, BLOCK_N)
-                k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-                v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
-                _, ds = pair(
-                    q,
-                    k,
-                    v,
-                    dout,
-                    lse,
-                    delta,
-                    ids,
-                    (offs_n[:, None] < keys) & there[None, :],
-                    seed,
-                    1 + head,
-                    first,
-                    scale,
-                    threshold,
-                    keep_scale,
-                    DROPOUT,
-                    PRECISION,
-                )
-                dq = tl.dot(tl.trans(ds), k, dq, input_precision=PRECISION)
-            put_rows(dq_ptr, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
-
-
 def attention_bwd(grads: list[Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
     """grads [dout], saved [out, lse] -> [dq, dk, dv]."""
     found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
@@ -368,8 +225,10 @@ def put_gradients(
     softmax_scale: float,
     dropout_p: float,
     saved: list[Tensor],
+    again: bool = False,
 ) -> None:
-    """dq, dk and dv are put where `found` says, such as side by side in one gradient of a packed projection."""
+    """dq, dk and dv are put where `found` says, such as side by side in one gradient of a packed projection. `again`:
+    out, the first saved, is put there too, where `reads_again`."""
     out, lse = saved
     q, k, v, dout = _unit_stride(q, k, v, dout)
     tokens, heads, _ = q.shape
@@ -379,17 +238,17 @@ def put_gradients(
         return
     offsets = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), row_ids.contiguous(), seed)
     strides = [stride for t in (q, k, v, dout, *found) for stride in t.stride()[:2]]
-    numbers = (softmax_scale, threshold, 256 / max(1, 256 - threshold))
+    numbers, kind = (softmax_scale, threshold, 256 / max(1, 256 - threshold)), dict(DROPOUT=threshold > 0)
     given = (q, k, v, out.contiguous(), dout, lse)
     if "LENGTH" in chosen:
         kept = sequences * heads, chosen["LENGTH"]
         given = (*given, lse.new_empty(2, *kept), row_ids.new_empty(kept), *found, *offsets, *strides, tokens, heads)
-        attention_bwd_resident_kernel[(2 * kept[0],)](*given, *numbers, DROPOUT=threshold > 0, **chosen)
+        attention_bwd_resident_kernel[(2 * kept[0],)](*given, *numbers, **kind, **chosen)
         return
     blocks = max(triton.cdiv(max_seqlen, chosen["BLOCK_M"]), triton.cdiv(max_seqlen_k, chosen["BLOCK_N"]))
     blocks = 1 if chosen["WHOLE"] else blocks
     attention_bwd_kernel[(sequences * heads * blocks,)](
-        *given, *found, *offsets, *strides, tokens, heads, blocks, *numbers, DROPOUT=threshold > 0, **chosen
+        *given, *found, *offsets, *strides, tokens, heads, blocks, *numbers, AGAIN=again, **kind, **chosen
     )
 
 

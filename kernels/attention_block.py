@@ -31,10 +31,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attention_fwd
+from .attention import attention_fwd, reads_again
 from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_fwd
-from .ffn_block import finish_rows
+from .layer_norm import finish_rows
 from .linear import product, unit_stride
 from .philox import dropout_keep
 
@@ -76,7 +76,7 @@ def attention_block_fwd_kernel(
     qkv_ptr,
     read_ptr,
     lse_ptr,
-    projected_ptr,
+    z_ptr,
     out_ptr,
     mean_ptr,
     rstd_ptr,
@@ -144,9 +144,9 @@ def attention_block_fwd_kernel(
         acc = tl.dot(read, tl.trans(weight), acc, input_precision=PRECISION)
     acc += tl.load(out_bias_ptr + columns).to(tl.float32)[None, :]
     places = rows[:, None] * WIDTH + columns[None, :]
-    tl.store(projected_ptr + places, acc.to(x.dtype), mask=there[:, None])
+    tl.store(z_ptr + places, acc.to(x.dtype), mask=there[:, None])
     finish_rows(
-        projected_ptr,
+        z_ptr,
         x_ptr,
         norm_weight_ptr,
         norm_bias_ptr,
@@ -182,10 +182,11 @@ def _one_launch(
     eps: float,
     attention_dropout_p: float,
     dropout_p: float,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """out, [z, mean, rstd, lse], [qkv], read (T, H, D / H)."""
     x, qkv_weight, out_weight = unit_stride(x, qkv_weight, out_weight)
     tokens, width = x.shape
-    out, projected, read = (x.new_empty(x.shape) for _ in range(3))
+    out, z, read = (x.new_empty(x.shape) for _ in range(3))
     qkv, lse = x.new_empty(tokens, 3 * width), x.new_empty(num_heads, tokens, dtype=torch.float32)
     mean, rstd = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
     thresholds = [round(256 * p) for p in (attention_dropout_p, dropout_p)]
@@ -204,7 +205,7 @@ def _one_launch(
             qkv,
             read,
             lse,
-            projected,
+            z,
             out,
             mean,
             rstd,
@@ -223,7 +224,7 @@ def _one_launch(
             enable_fp_fusion=True,
             **entry(FWD, (x.element_size(), width), x),
         )
-    return out, [qkv, read.unflatten(1, (num_heads, -1)), lse, projected, mean, rstd]
+    return out, [z, mean, rstd, lse], [qkv], read.unflatten(1, (num_heads, -1))
 
 
 def attention_block_fwd(
@@ -245,31 +246,45 @@ def attention_block_fwd(
     eps: float,
     attention_dropout_p: float,
     dropout_p: float,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (R, D), [qkv (T, 3 D) or queries (R, D) and keys and values (T, 2 D), read (R, H, D / H), lse (H, R),
-    projected (R, D), mean, rstd (R,)]; all rows ask, R = T, without `rows`."""
-    width = x.shape[1]
+    """-> out (R, D), [z (R, D), mean, rstd (R,), lse (H, R), qkv (T, 3 D) or queries (R, D) and keys and values
+    (T, 2 D), and unless the backward makes it again, read (R, H, D / H)]; all rows ask, R = T, without `rows`.
+    ids: of the rows that ask, if they are at hand."""
+    width, weights = x.shape[1], (qkv_weight, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
     if rows is None and in_one_launch(x, max_seqlen, num_heads):
-        weights = (qkv_weight, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
-        return _one_launch(x, *weights, cu_seqlens, row_ids, num_heads, seed, eps, attention_dropout_p, dropout_p)
-    asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
-    if rows is None:
-        projections = [product(x, qkv_weight, qkv_bias)[0]]
+        numbers = (row_ids, num_heads, seed, eps, attention_dropout_p, dropout_p)
+        out, saved, projections, read = _one_launch(x, *weights, cu_seqlens, *numbers)
     else:
-        queries, _ = product(asking, qkv_weight[:width], qkv_bias[:width])
-        projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
-    scale = 1 / math.sqrt(width // num_heads)
-    read, (lse,) = attention_fwd(*heads_of(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
-    projected, _ = product(read.flatten(1), out_weight, out_bias)
-    out, statistics = dropout_add_layer_norm_fwd(projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p)
-    return out, [*projections, read, lse, projected, *statistics]
+        asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
+        if rows is None:
+            projections = [product(x, qkv_weight, qkv_bias)[0]]
+        else:
+            queries, _ = product(asking, qkv_weight[:width], qkv_bias[:width])
+            projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
+        scale = 1 / math.sqrt(width // num_heads)
+        read, lse = attention_fwd(*heads_of(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
+        z, _ = product(read.flatten(1), out_weight, out_bias)
+        norm = (norm_weight, norm_bias, ids, seed, eps, dropout_p)
+        out, statistics = dropout_add_layer_norm_fwd(z, asking, *norm, into_x=True)
+        saved = [z, *statistics, *lse]
+    return out, [*saved, *projections, *([] if reads_again(read, max_seqlen) else [read])]
 
 
-def asking_rows(x: Tensor, row_ids: Tensor, cu: Tensor, longest: int, rows: Tensor | None, *cu_rows: Any) -> list:
+def asking_rows(
+    x: Any,
+    row_ids: Tensor,
+    cu: Tensor,
+    longest: int,
+    rows: Tensor | None,
+    cu_rows: Tensor | None,
+    max_rows: int,
+    ids: Tensor | None,
+) -> list:
     """The rows that ask, their ids, and the offsets and longest sequence of these and of the keys."""
     if rows is None:
         return [x, row_ids, cu, longest, cu, longest]
-    return [x[rows], row_ids[rows], *cu_rows, cu, longest]
+    return [x[rows], row_ids[rows] if ids is None else ids, cu_rows, max_rows, cu, longest]
 
 
 def heads_of(projections: list[Tensor], heads: int) -> list[Tensor]:

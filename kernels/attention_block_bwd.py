@@ -30,7 +30,8 @@ from torch import Tensor
 from .attention import put_gradients
 from .attention_block import asking_rows, heads_of
 from .device import entry
-from .dropout_add_layer_norm import row_gradients, rows_bwd
+from .dropout_add_layer_norm import row_gradients
+from .layer_norm import Normed, rows_again, rows_bwd, rows_or_room
 from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
 from .partials import Sum
@@ -47,7 +48,7 @@ BWD = {
 @triton.jit
 def attention_block_bwd_kernel(
     dout_ptr,
-    projected_ptr,
+    z_ptr,
     x_ptr,
     norm_weight_ptr,
     row_ids_ptr,
@@ -59,24 +60,46 @@ def attention_block_bwd_kernel(
     parts_ptr,
     weight_ptr,
     dread_ptr,
+    before_ptr,
+    before_mean_ptr,
+    before_rstd_ptr,
+    before_weight_ptr,
+    before_bias_ptr,
     dout_row,
-    x_row,
     weight_row,
     rows,
     threshold,
     keep_scale,
     DROPOUT: tl.constexpr,
+    AGAIN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """AGAIN: x is made again from the norm before, and put there."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
+    end = tl.minimum(start + BLOCK_M, rows)
+    if AGAIN:
+        rows_again(
+            before_ptr,
+            before_mean_ptr,
+            before_rstd_ptr,
+            before_weight_ptr,
+            before_bias_ptr,
+            x_ptr,
+            start,
+            end,
+            BLOCK_R,
+            WIDTH,
+            BLOCK_R,
+            WIDTH,
+        )
     rows_bwd(
         dout_ptr,
-        projected_ptr,
-        x_ptr,
+        z_ptr,
+        z_ptr,  # with the residual in it
         norm_weight_ptr,
         row_ids_ptr,
         seed_ptr,
@@ -87,13 +110,14 @@ def attention_block_bwd_kernel(
         parts_ptr,
         dout_row,
         WIDTH,
-        x_row,
+        WIDTH,
         start,
-        tl.minimum(start + BLOCK_M, rows),
+        end,
         BLOCK_R,
         threshold,
         keep_scale,
         DROPOUT,
+        True,
         WIDTH,
         BLOCK_R,
         WIDTH,
@@ -111,34 +135,33 @@ def attention_block_bwd_kernel(
 
 def _to_read(
     dout: Tensor,
-    projected: Tensor,
-    x: Tensor,
+    z: Tensor,
+    x: Tensor | Normed,
     norm_weight: Tensor,
     norm_bias: Tensor,
     row_ids: Tensor,
     seed: Tensor,
-    eps: float,
     dropout_p: float,
-    out: Tensor,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Sum]:
-    """dprojected, dx of the residual, dread (R, D), and what the norm's gradients are the sums of."""
-    rows, width = x.shape
-    size = x.element_size()
-    chosen = entry(BWD, (size, width), x)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Sum]:
+    """dprojected, dx of the residual, dread (R, D), x, and what the norm's gradients are the sums of."""
+    rows, width = z.shape
+    size = z.element_size()
+    chosen = entry(BWD, (size, width), z)
     if not chosen or rows == 0:
-        norm = (norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
-        dprojected, dx, left = row_gradients([dout], projected, x, *norm, [out, mean, rstd])
-        return dprojected, dx, input_gradient(dprojected, weight), left
-    dout, x, weight = unit_stride(dout, x, weight)
+        norm = (norm_weight, norm_bias, row_ids, seed, dropout_p, mean, rstd)
+        dprojected, dx, x, left = row_gradients(dout, z, x, *norm)
+        return dprojected, dx, input_gradient(dprojected, weight), x, left
+    x, before, again = rows_or_room(x)
+    dout, weight = unit_stride(dout, weight)
     programs, threshold = triton.cdiv(rows, chosen["BLOCK_M"]), round(256 * dropout_p)
-    dprojected, dx, dread = (x.new_empty(x.shape) for _ in range(3))
-    parts = x.new_empty(programs, 2, width, dtype=torch.float32)
+    dprojected, dx, dread = (torch.empty_like(z) for _ in range(3))
+    parts = z.new_empty(programs, 2, width, dtype=torch.float32)
     attention_block_bwd_kernel[(programs,)](
         dout,
-        projected,
+        z,
         x,
         norm_weight.contiguous(),
         row_ids.contiguous(),
@@ -150,24 +173,25 @@ def _to_read(
         parts,
         weight,
         dread,
+        *before,
         dout.stride(0),
-        x.stride(0),
         weight.stride(0),
         rows,
         threshold,
         256 / max(1, 256 - threshold),
         DROPOUT=threshold > 0,
+        AGAIN=again,
         WIDTH=width,
         PRECISION="ieee" if size == 4 else "tf32",  # of 32-bit products; others have none
         enable_fp_fusion=True,
         **chosen,
     )
-    return dprojected, dx, dread, (parts, torch.empty_like(norm_weight), torch.empty_like(norm_bias))
+    return dprojected, dx, dread, x, (parts, torch.empty_like(norm_weight), torch.empty_like(norm_bias))
 
 
 def attention_block_bwd(
     grads: list[Tensor],
-    x: Tensor,
+    x: Tensor | Normed,
     qkv_weight: Tensor,
     qkv_bias: Tensor,
     out_weight: Tensor,
@@ -186,23 +210,27 @@ def attention_block_bwd(
     attention_dropout_p: float,
     dropout_p: float,
     saved: list[Tensor],
+    ids: Tensor | None = None,
 ) -> list[Tensor]:
-    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
-    out, *projections, read, lse, projected, mean, rstd = saved
-    asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows)
-    width = x.shape[1]
-    given = (grads[0], projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p, out, mean, rstd)
-    dprojected, dasking, dread, norm = _to_read(*given, out_weight)
-    dread = dread.unflatten(1, read.shape[1:])
-    scale = 1 / math.sqrt(width // num_heads)
+    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x, which may be a norm before if
+    all rows ask, to norm_bias. ids: of the rows that ask, if they are at hand."""
+    _, z, mean, rstd, lse, *projections = saved
+    kept = projections.pop() if len(projections) > 1 + (rows is not None) else None
+    asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
+    width, scale = z.shape[1], 1 / math.sqrt(z.shape[1] // num_heads)
+    given = (grads[0], z, asking, norm_weight, norm_bias, ids, seed, dropout_p, mean, rstd)
+    dprojected, dasking, dread, asking, norm = _to_read(*given, out_weight)
+    dread = dread.unflatten(1, (num_heads, width // num_heads))
+    read = torch.empty_like(dread) if kept is None else kept
     gradients = [torch.empty_like(t) for t in projections]
     heads, found = heads_of(projections, num_heads), heads_of(gradients, num_heads)
-    put_gradients(found, dread, *heads, *offsets, ids, seed, scale, attention_dropout_p, [read, lse])
+    numbers = (ids, seed, scale, attention_dropout_p, [read, lse])
+    put_gradients(found, dread, *heads, *offsets, *numbers, again=kept is None)
     into = torch.empty_like(qkv_weight, memory_format=torch.contiguous_format), qkv_bias.new_empty(3 * width)
     if rows is None:
         (dqkv,) = gradients
         dx = input_gradient(dqkv, qkv_weight, other=dasking)
-        parts = [Product(dqkv, x, into=into)]
+        parts = [Product(dqkv, asking, into=into)]
     else:
         dq, dkv = gradients
         dasking = input_gradient(dq, qkv_weight[:width], other=dasking)

@@ -181,7 +181,7 @@ def attention_bwd_resident_kernel(
             dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             for i in tl.static_range(LENGTH // BLOCK_M):
-                p, ds = pair(
+                p, ds, _ = pair(
                     qs[i],
                     k,
                     v,
@@ -197,6 +197,7 @@ def attention_bwd_resident_kernel(
                     threshold,
                     keep_scale,
                     DROPOUT,
+                    False,
                     PRECISION,
                 )
                 dv = tl.dot(p, douts[i], dv, input_precision=PRECISION)
@@ -221,7 +222,7 @@ def attention_bwd_resident_kernel(
             ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
             dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
             for i in tl.static_range(LENGTH // BLOCK_N):
-                _, ds = pair(
+                _, ds, _ = pair(
                     q,
                     ks[i],
                     vs[i],
@@ -237,6 +238,7 @@ def attention_bwd_resident_kernel(
                     threshold,
                     keep_scale,
                     DROPOUT,
+                    False,
                     PRECISION,
                 )
                 dq = tl.dot(tl.trans(ds), ks[i], dq, input_precision=PRECISION)

@@ -1,4 +1,4 @@
-"""What the kernels of attention share: where a sequence lies, and P and dS of a pair of blocks."""
+"""What the kernels of attention share: whose a program is, where a sequence lies, and P and dS of a pair of blocks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def span(cu_ptr, n):
 
 
 @triton.jit
+def program_of(blocks, heads):
+    """Sequence, head and block of this program, 64-bit: blocks of a head side by side, then heads."""
+    pid = tl.program_id(0).to(tl.int64)
+    return pid // blocks // heads, pid // blocks % heads, (pid % blocks).to(tl.int32)
+
+
+@triton.jit
 def pair(
     q,
     k,
@@ -34,16 +41,24 @@ def pair(
     threshold,
     keep_scale,
     DROPOUT: tl.constexpr,
+    AGAIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """P after dropout and dS, (keys, queries) both, of a block of queries and a block of keys from first_key on."""
+    """P after dropout and dS, (keys, queries) both, of a block of queries and a block of keys from first_key on; and
+    delta, rowsum(dO O). AGAIN, where these are all keys: in its place what the queries read, (queries, D), of which it
+    is made, and None is given."""
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(allowed, s, float("-inf")) - lse[None, :])
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    dropped = p
     if DROPOUT:
         keep = dropout_keep(seed, ids, first_key, plane, threshold, q.shape[0], k.shape[0]).trans()
-        ds = p * (tl.where(keep, dp * keep_scale, 0.0) - delta[None, :])
-        p = tl.where(keep, p * keep_scale, 0.0)
-    else:
-        ds = p * (dp - delta[None, :])
-    return p.to(q.dtype), ds.to(q.dtype)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+        dropped = tl.where(keep, p * keep_scale, 0.0)
+    dropped = dropped.to(q.dtype)
+    read = delta
+    if AGAIN:
+        read = tl.dot(tl.trans(dropped), v, input_precision=PRECISION)
+        delta = tl.sum(read * dout.to(tl.float32), 1)
+    ds = p * (dp - delta[None, :])
+    return dropped, ds.to(q.dtype), read

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .layer_norm import Normed, load_rows, normalise, rows_again, rows_bwd, rows_or_room
 from .linear import unit_stride
 from .partials import Sum, sum_partials
 from .philox import dropout_keep
@@ -55,37 +56,6 @@ def tile(width: int) -> dict:
 
 
 @triton.jit
-def load_rows(ptr, stride, rows, there):
-    """Rows of ptr as float32, 0 where not there: rows (M, 1) int64, there (M, D)."""
-    columns = tl.arange(0, there.shape[1])
-    return tl.load(ptr + rows * stride + columns[None, :], mask=there, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def normalise(z, there, eps, WIDTH: tl.constexpr):
-    """Mean (M, 1), 1 / deviation (M, 1) and the normalised rows of z (M, D), which is 0 where not there."""
-    mean = tl.div_rn(tl.sum(z, 1), WIDTH + 0.0)[:, None]
-    centred = tl.where(there, z - mean, 0.0)
-    left = tl.div_rn(tl.sum(centred, 1), WIDTH + 0.0)[:, None]
-    centred = tl.where(there, centred - left, 0.0)
-    variance = tl.div_rn(tl.sum(centred * centred, 1), WIDTH + 0.0)[:, None]
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
-    return mean, rstd, centred * rstd
-
-
-@triton.jit
-def normalise_bwd(z, mean, rstd, dout, weight, there, WIDTH: tl.constexpr):
-    """dz and the normalised rows; mean and rstd (M, 1) are those of `normalise`."""
-    dxhat = dout * weight[None, :]
-    centred = tl.where(there, z - mean, 0.0)
-    left = tl.sum(centred, 1)[:, None] / WIDTH
-    along = tl.sum(dxhat, 1)[:, None] / WIDTH
-    across = (tl.sum(dxhat * centred, 1)[:, None] / WIDTH - left * along) * rstd
-    xhat = (centred - left) * rstd
-    return (dxhat - along - xhat * across) * rstd, xhat
-
-
-@triton.jit
 def dropout_add_layer_norm_fwd_kernel(
     x_ptr,
     residual_ptr,
@@ -103,10 +73,12 @@ def dropout_add_layer_norm_fwd_kernel(
     threshold,
     keep_scale,
     DROPOUT: tl.constexpr,
+    SUM: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """SUM: what is normalised takes x's place, rounded as it is there."""
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
@@ -118,7 +90,12 @@ def dropout_add_layer_norm_fwd_kernel(
         ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)
         keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
         x = tl.where(keep, x * keep_scale, 0.0)
-    mean, rstd, xhat = normalise(residual + x, there, eps, WIDTH)
+    z = residual + x
+    if SUM:
+        kept = z.to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + offs_m[:, None] * x_row + columns[None, :], kept, mask=there)
+        z = kept.to(tl.float32)
+    mean, rstd, xhat = normalise(z, there, eps, WIDTH)
     out = xhat * weight[None, :] + bias[None, :]
     ptrs = out_ptr + offs_m[:, None] * WIDTH + columns[None, :]
     tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=there)
@@ -135,8 +112,9 @@ def dropout_add_layer_norm_fwd(
     seed: Tensor,
     eps: float,
     dropout_p: float,
+    into_x: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [mean, rstd (T,) float32]."""
+    """-> out (T, D), [mean, rstd (T,) float32]; into_x: the sum is put where x is, contiguous."""
     rows, width = x.shape
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
@@ -160,66 +138,10 @@ def dropout_add_layer_norm_fwd(
             threshold,
             256 / max(1, 256 - threshold),
             DROPOUT=threshold > 0,
+            SUM=into_x,
             **chosen,
         )
     return out, [mean, rstd]
-
-
-@triton.jit
-def rows_bwd(
-    dout_ptr,
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    mean_ptr,
-    rstd_ptr,
-    dx_ptr,
-    dresidual_ptr,
-    parts_ptr,
-    dout_row,
-    x_row,
-    residual_row,
-    start,
-    end,
-    step,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """dx and dresidual of BLOCK_M rows at a time, every `step` from start to end; their sums for dweight and dbias."""
-    program = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK_D)
-    weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    dbias = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first in range(start, end, step):
-        offs_m = first + tl.arange(0, BLOCK_M)
-        there = (offs_m[:, None] < end) & (columns[None, :] < WIDTH)
-        dout = load_rows(dout_ptr, dout_row, offs_m[:, None], there)
-        x = load_rows(x_ptr, x_row, offs_m[:, None], there)
-        residual = load_rows(residual_ptr, residual_row, offs_m[:, None], there)
-        mean = tl.load(mean_ptr + offs_m[:, None], mask=offs_m[:, None] < end, other=0.0)
-        rstd = tl.load(rstd_ptr + offs_m[:, None], mask=offs_m[:, None] < end, other=0.0)
-        if DROPOUT:
-            ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < end, other=0)
-            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
-            x = tl.where(keep, x * keep_scale, 0.0)
-        dz, xhat = normalise_bwd(residual + x, mean, rstd, dout, weight, there, WIDTH)
-        dweight += dout * xhat
-        dbias += dout
-        ptrs = offs_m[:, None] * WIDTH + columns[None, :]
-        tl.store(dresidual_ptr + ptrs, dz.to(dresidual_ptr.dtype.element_ty), mask=there)
-        if DROPOUT:
-            dz = tl.where(keep, dz * keep_scale, 0.0)
-        tl.store(dx_ptr + ptrs, dz.to(dx_ptr.dtype.element_ty), mask=there)
-    ptrs = parts_ptr + program * 2 * WIDTH + columns
-    tl.store(ptrs, tl.sum(dweight, 0), mask=columns < WIDTH)
-    tl.store(ptrs + WIDTH, tl.sum(dbias, 0), mask=columns < WIDTH)
 
 
 @triton.jit
@@ -235,6 +157,11 @@ def dropout_add_layer_norm_bwd_kernel(
     dx_ptr,
     dresidual_ptr,
     parts_ptr,
+    before_ptr,
+    before_mean_ptr,
+    before_rstd_ptr,
+    before_weight_ptr,
+    before_bias_ptr,
     dout_row,
     x_row,
     residual_row,
@@ -242,10 +169,14 @@ def dropout_add_layer_norm_bwd_kernel(
     threshold,
     keep_scale,
     DROPOUT: tl.constexpr,
+    SUM: tl.constexpr,
+    AGAIN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """AGAIN: the residual, part of the sum by now, is made again from the norm before."""
+    start, step = tl.program_id(0).to(tl.int64) * BLOCK_M, tl.num_programs(0) * BLOCK_M
     rows_bwd(
         dout_ptr,
         x_ptr,
@@ -261,26 +192,35 @@ def dropout_add_layer_norm_bwd_kernel(
         dout_row,
         x_row,
         residual_row,
-        tl.program_id(0).to(tl.int64) * BLOCK_M,
+        start,
         rows,
-        tl.num_programs(0) * BLOCK_M,
+        step,
         threshold,
         keep_scale,
         DROPOUT,
+        SUM,
         WIDTH,
         BLOCK_M,
         BLOCK_D,
     )
+    if AGAIN:
+        rows_again(
+            before_ptr,
+            before_mean_ptr,
+            before_rstd_ptr,
+            before_weight_ptr,
+            before_bias_ptr,
+            residual_ptr,
+            start,
+            rows,
+            step,
+            WIDTH,
+            BLOCK_M,
+            BLOCK_D,
+        )
 
 
-def dropout_add_layer_norm_bwd(grads: list[Tensor], *arguments: Any) -> list[Tensor]:
-    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
-    dx, dresidual, left = row_gradients(grads, *arguments)
-    sum_partials(left)
-    return [dx, dresidual, *left[1:]]
-
-
-def row_gradients(
+def dropout_add_layer_norm_bwd(
     grads: list[Tensor],
     x: Tensor,
     residual: Tensor,
@@ -291,13 +231,42 @@ def row_gradients(
     eps: float,
     dropout_p: float,
     saved: list[Tensor],
+) -> list[Tensor]:
+    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
+    norm = (weight, bias, row_ids, seed, dropout_p, *saved[1:])
+    dx, dresidual, left = _row_gradients(grads[0], x, residual, Normed(x, x, x, x, x), *norm, SUM=False, AGAIN=False)
+    sum_partials(left)
+    return [dx, dresidual, *left[1:]]
+
+
+def row_gradients(dout: Tensor, z: Tensor, x: Tensor | Normed, *norm: Any) -> tuple[Tensor, Tensor, Tensor, Sum]:
+    """Of a block's end, LayerNorm(z) with z = x + dropout(y): dy, dx, x, and what the norm's gradients are sums of.
+    norm: weight, bias, row_ids, seed, dropout_p, mean, rstd."""
+    rows, before, again = rows_or_room(x)
+    dy, dx, left = _row_gradients(dout, z, rows, before, *norm, SUM=True, AGAIN=again)
+    return dy, dx, rows, left
+
+
+def _row_gradients(
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    before: Normed,
+    weight: Tensor,
+    bias: Tensor,
+    row_ids: Tensor,
+    seed: Tensor,
+    dropout_p: float,
+    mean: Tensor,
+    rstd: Tensor,
+    **kind: bool,
 ) -> tuple[Tensor, Tensor, Sum]:
     """dx, dresidual, and the sums that dweight and dbias wait for."""
     rows, width = x.shape
     dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, weight, bias))
     if x.numel() == 0:
         return dx, dresidual, (x.new_zeros(1, 2, width, dtype=torch.float32), dweight, dbias)
-    dout, x, residual = unit_stride(grads[0], x, residual)
+    dout, x, residual = unit_stride(dout, x, residual)
     chosen, threshold = tile(width), round(256 * dropout_p)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
     parts = x.new_empty(programs, 2, width, dtype=torch.float32)
@@ -308,10 +277,12 @@ def row_gradients(
         weight.contiguous(),
         row_ids.contiguous(),
         seed,
-        *saved[1:],
+        mean,
+        rstd,
         dx,
         dresidual,
         parts,
+        *before,
         dout.stride(0),
         x.stride(0),
         residual.stride(0),
@@ -319,6 +290,7 @@ def row_gradients(
         threshold,
         256 / max(1, 256 - threshold),
         DROPOUT=threshold > 0,
+        **kind,
         **chosen,
     )
     return dx, dresidual, (parts, dweight, dbias)

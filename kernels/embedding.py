@@ -25,8 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import PROGRAMS, load_rows, normalise, normalise_bwd, tile
+from .dropout_add_layer_norm import PROGRAMS, tile
 from .embedding_tables import sum_positions, sum_words
+from .layer_norm import load_rows, normalise, normalise_bwd
 from .linear import input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
 from .partials import sum_partials

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import entry
-from .dropout_add_layer_norm import load_rows
+from .layer_norm import load_rows
 from .partials import sum_partials
 
 RUN = 64  # tokens of a word that one program sums at most

@@ -34,10 +34,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import entry
-from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, load_rows, normalise, row_gradients, rows_bwd
+from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
+from .layer_norm import Normed, finish_rows, rows_again, rows_bwd, rows_or_room
 from .linear import gelu_and_slope, input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
-from .philox import dropout_keep
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
 # normalised.
@@ -70,47 +70,6 @@ def tile(table: dict, x: Tensor) -> dict:
 
 
 @triton.jit
-def finish_rows(
-    y_ptr,
-    x_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    out_ptr,
-    mean_ptr,
-    rstd_ptr,
-    x_row,
-    start,
-    end,
-    eps,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    """LayerNorm(x + dropout(y)) of rows start to end, that this program wrote: y as its threads see it by now."""
-    tl.debug_barrier()
-    columns = tl.arange(0, WIDTH)
-    weight = tl.load(norm_weight_ptr + columns).to(tl.float32)
-    bias = tl.load(norm_bias_ptr + columns).to(tl.float32)
-    for first in range(start, end, BLOCK_R):
-        offs_r = first + tl.arange(0, BLOCK_R)
-        there = (offs_r[:, None] < end) & (columns[None, :] < WIDTH)
-        y = load_rows(y_ptr, WIDTH, offs_r[:, None], there)
-        if DROPOUT:
-            ids = tl.load(row_ids_ptr + offs_r, mask=offs_r < end, other=0)
-            keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_R, WIDTH)
-            y = tl.where(keep, y * keep_scale, 0.0)
-        mean, rstd, xhat = normalise(y + load_rows(x_ptr, x_row, offs_r[:, None], there), there, eps, WIDTH)
-        out = (xhat * weight[None, :] + bias[None, :]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + offs_r[:, None] * WIDTH + columns[None, :], out, mask=there)
-        tl.store(mean_ptr + offs_r[:, None], mean, mask=offs_r[:, None] < end)
-        tl.store(rstd_ptr + offs_r[:, None], rstd, mask=offs_r[:, None] < end)
-
-
-@triton.jit
 def ffn_block_fwd_kernel(
     x_ptr,
     up_weight_ptr,
@@ -122,7 +81,7 @@ def ffn_block_fwd_kernel(
     row_ids_ptr,
     seed_ptr,
     out_ptr,
-    down_ptr,
+    z_ptr,
     mean_ptr,
     rstd_ptr,
     x_row,
@@ -153,10 +112,10 @@ def ffn_block_fwd_kernel(
         down = tl.load(down_weight_ptr + columns.to(tl.int64)[:, None] * down_row + offs_f[None, :])
         acc = tl.dot(h.to(x.dtype), tl.trans(down), acc, input_precision=PRECISION)
     acc += tl.load(down_bias_ptr + columns).to(tl.float32)[None, :]
-    places = down_ptr + offs_m[:, None] * WIDTH + columns[None, :]
-    tl.store(places, acc.to(down_ptr.dtype.element_ty), mask=offs_m[:, None] < rows)
+    places = z_ptr + offs_m[:, None] * WIDTH + columns[None, :]
+    tl.store(places, acc.to(z_ptr.dtype.element_ty), mask=offs_m[:, None] < rows)
     finish_rows(
-        down_ptr,
+        z_ptr,
         x_ptr,
         norm_weight_ptr,
         norm_bias_ptr,
@@ -190,15 +149,16 @@ def ffn_block_fwd(
     eps: float,
     dropout_p: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [down (T, D), mean, rstd (T,) float32], in pieces [..., h, slope (T, F)]."""
+    """-> out (T, D), [z (T, D), mean, rstd (T,) float32], in pieces [..., h, slope (T, F)]."""
     if not in_one_launch(x, up_weight):
         h, slope = product(x, up_weight, up_bias, gelu=True, keep=True)
-        down, _ = product(h, down_weight, down_bias)
-        out, saved = dropout_add_layer_norm_fwd(down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
-        return out, [down, *saved, h, slope]
+        z, _ = product(h, down_weight, down_bias)
+        norm = (norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
+        out, statistics = dropout_add_layer_norm_fwd(z, x, *norm, into_x=True)
+        return out, [z, *statistics, h, slope]
     x, up_weight, down_weight = unit_stride(x, up_weight, down_weight)
     rows, inner = x.shape[0], up_weight.shape[0]
-    out, down = x.new_empty(x.shape), x.new_empty(x.shape)
+    out, z = x.new_empty(x.shape), x.new_empty(x.shape)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
         chosen, threshold = tile(FWD, x), round(256 * dropout_p)
@@ -213,7 +173,7 @@ def ffn_block_fwd(
             row_ids.contiguous(),
             seed,
             out,
-            down,
+            z,
             mean,
             rstd,
             x.stride(0),
@@ -227,13 +187,13 @@ def ffn_block_fwd(
             DROPOUT=threshold > 0,
             **chosen,
         )
-    return out, [down, mean, rstd]
+    return out, [z, mean, rstd]
 
 
 @triton.jit
 def ffn_block_bwd_kernel(
     dout_ptr,
-    down_ptr,
+    z_ptr,
     x_ptr,
     norm_weight_ptr,
     row_ids_ptr,
@@ -248,6 +208,11 @@ def ffn_block_bwd_kernel(
     dz_ptr,
     dx_ptr,
     parts_ptr,
+    before_ptr,
+    before_mean_ptr,
+    before_rstd_ptr,
+    before_weight_ptr,
+    before_bias_ptr,
     dout_row,
     x_row,
     up_row,
@@ -257,17 +222,35 @@ def ffn_block_bwd_kernel(
     threshold,
     keep_scale,
     DROPOUT: tl.constexpr,
+    AGAIN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """AGAIN: x is made again from the norm before, and put there."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
+    end = tl.minimum(start + BLOCK_M, rows)
+    if AGAIN:
+        rows_again(
+            before_ptr,
+            before_mean_ptr,
+            before_rstd_ptr,
+            before_weight_ptr,
+            before_bias_ptr,
+            x_ptr,
+            start,
+            end,
+            BLOCK_R,
+            WIDTH,
+            BLOCK_R,
+            WIDTH,
+        )
     rows_bwd(
         dout_ptr,
-        down_ptr,
-        x_ptr,
+        z_ptr,
+        z_ptr,  # with the residual in it
         norm_weight_ptr,
         row_ids_ptr,
         seed_ptr,
@@ -278,13 +261,14 @@ def ffn_block_bwd_kernel(
         parts_ptr,
         dout_row,
         WIDTH,
-        x_row,
+        WIDTH,
         start,
-        tl.minimum(start + BLOCK_M, rows),
+        end,
         BLOCK_R,
         threshold,
         keep_scale,
         DROPOUT,
+        True,
         WIDTH,
         BLOCK_R,
         WIDTH,
@@ -311,7 +295,7 @@ def ffn_block_bwd_kernel(
 
 def ffn_block_bwd(
     grads: list[Tensor],
-    x: Tensor,
+    x: Tensor | Normed,
     up_weight: Tensor,
     up_bias: Tensor,
     down_weight: Tensor,
@@ -325,27 +309,27 @@ def ffn_block_bwd(
     saved: list[Tensor],
 ) -> list[Tensor]:
     """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
-    out, down, mean, rstd, *kept = saved
+    _, z, mean, rstd, *kept = saved
     if kept:
         h, slope = kept
-        ddown, dresidual, norm = row_gradients(
-            grads, down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p, [out, mean, rstd]
-        )
+        given = (norm_weight, norm_bias, row_ids, seed, dropout_p, mean, rstd)
+        ddown, dresidual, rows, norm = row_gradients(grads[0], z, x, *given)
         dz = input_gradient(ddown, down_weight, times=slope)
         dx = input_gradient(dz, up_weight, other=dresidual)
-        return [dx, *weight_gradients(Product(dz, x), Product(ddown, h), also=[norm]), *norm[1:]]
-    dout, x, up_weight, down_weight = unit_stride(grads[0], x, up_weight, down_weight)
-    (rows, width), inner = x.shape, up_weight.shape[0]
-    h, dz = (x.new_empty(rows, inner) for _ in range(2))
-    ddown, dx = (x.new_empty(x.shape) for _ in range(2))
-    chosen, threshold = tile(BWD, x), round(256 * dropout_p)
-    programs = triton.cdiv(rows, chosen["BLOCK_M"])
-    parts = x.new_empty(programs, 2, width, dtype=torch.float32)
-    if rows:
+        return [dx, *weight_gradients(Product(dz, rows), Product(ddown, h), also=[norm]), *norm[1:]]
+    rows, before, again = rows_or_room(x)
+    dout, rows, up_weight, down_weight = unit_stride(grads[0], rows, up_weight, down_weight)
+    (count, width), inner = rows.shape, up_weight.shape[0]
+    h, dz = (rows.new_empty(count, inner) for _ in range(2))
+    ddown, dx = (rows.new_empty(rows.shape) for _ in range(2))
+    chosen, threshold = tile(BWD, rows), round(256 * dropout_p)
+    programs = triton.cdiv(count, chosen["BLOCK_M"])
+    parts = rows.new_empty(programs, 2, width, dtype=torch.float32)
+    if count:
         ffn_block_bwd_kernel[(programs,)](
             dout,
-            down,
-            x,
+            z,
+            rows,
             norm_weight.contiguous(),
             row_ids.contiguous(),
             seed,
@@ -359,16 +343,18 @@ def ffn_block_bwd(
             dz,
             dx,
             parts,
+            *before,
             dout.stride(0),
-            x.stride(0),
+            rows.stride(0),
             up_weight.stride(0),
             down_weight.stride(0),
-            rows,
+            count,
             inner,
             threshold,
             256 / max(1, 256 - threshold),
             DROPOUT=threshold > 0,
+            AGAIN=again,
             **chosen,
         )
     norm = parts, norm_weight.new_empty(width), norm_bias.new_empty(width)
-    return [dx, *weight_gradients(Product(dz, x), Product(ddown, h), also=[norm]), *norm[1:]]
+    return [dx, *weight_gradients(Product(dz, rows), Product(ddown, h), also=[norm]), *norm[1:]]

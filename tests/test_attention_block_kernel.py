@@ -145,14 +145,15 @@ def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"electra_fast::{name}", "CUDA")
         assert backends[name]["cuda"].startswith("Triton for rows up to 4096 wide and heads up to 128, else")
     with FakeTensorMode():
-        kinds = (torch.bfloat16, 64, False, 6), (torch.bfloat16, 64, True, 7), (torch.bfloat16, 300, False, 0)
-        for dtype, width, some, expected in (*kinds, (torch.float64, 64, False, 0)):
+        kinds = (torch.bfloat16, 64, False, 9, 5), (torch.bfloat16, 64, True, 9, 6), (torch.bfloat16, 300, False, 9, 0)
+        longer = (torch.bfloat16, 64, False, 129, 6), (torch.bfloat16, 64, True, 129, 7)  # what was read is kept
+        for dtype, width, some, longest, expected in (*kinds, *longer, (torch.float64, 64, False, 9, 0)):
             shapes = (9, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
             floats = [torch.empty(shape, dtype=dtype, device="cuda") for shape in shapes]
             cu, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (3, 1))
             ids, rows = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (9, 4))
             asking = (rows, cu, 3) if some else (None, None, 0)
             out, saved = torch.ops.electra_fast.attention_block_fwd(
-                *floats, cu, 9, ids, 2, *asking, seed, 1 / math.e, 0.1, 0.1
+                *floats, cu, longest, ids, 2, *asking, seed, 1 / math.e, 0.1, 0.1
             )
             assert out.shape == (4 if some else 9, width) and len(saved) == expected

@@ -146,7 +146,7 @@ def test_waits_are_seen(wait: Callable) -> None:
 @pytest.mark.parametrize("layers", ["encoder", "blocks"])
 def test_no_step_waits_nor_has_a_shape_of_its_data(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that look at values are the host's alone, and no compiler sees them; so they are left out here as there.
-    On CUDA the encoder is its blocks."""
+    Where the kernels do not take it the encoder is its blocks."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     if layers == "blocks":
         monkeypatch.setattr(torch.ops.electra_fast, "encoder", sys.modules["electra_fast.ops.encoder"]._composed)

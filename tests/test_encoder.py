@@ -7,10 +7,11 @@ import pytest
 import test_attention_block
 import test_ffn_block
 import torch
-from numerics import DEVICES, check, check_threads, offsets
+from numerics import DEVICES, check, check_threads, moved, offsets
 
 from electra_fast import ops
 from electra_fast.ops._core import core
+from electra_fast.ops._library import HAS_TRITON
 from electra_fast.ops.encoder import ATTENTION, FFN
 
 
@@ -130,14 +131,17 @@ def test_float64_is_exact():
     check(named, truth, example(asking=[2, 1, 4]), torch.float64)
 
 
-def test_elsewhere_it_is_its_blocks(monkeypatch):
+def test_where_the_kernels_do_not_take_it_it_is_its_blocks(monkeypatch):
+    """As in float64 on CUDA, for which meta tensors stand."""
     module, seen = sys.modules["electra_fast.ops.encoder"], []
     for block in (module._attention_block, module._ffn_block):
         counted = lambda *args, block=block: seen.append(block.name) or block(*args)  # noqa: E731
         monkeypatch.setattr(module, f"_{block.name}", counted)
     given = example(depth=2, asking=(1, 0, 2))
-    assert named(**{n: t.to("meta") if isinstance(t, torch.Tensor) else t for n, t in given.items()}).shape == (3, 16)
-    assert seen == 2 * ["attention_block", "ffn_block"]
+    for dtype, blocks_seen in ((torch.float64, 2 * ["attention_block", "ffn_block"]), (torch.float32, [])):
+        seen.clear()
+        assert named(**moved(given, dtype, "meta")).shape == (3, 16)
+        assert seen == (blocks_seen if HAS_TRITON else 2 * ["attention_block", "ffn_block"])
     composed = module._composed
     monkeypatch.setattr(torch.ops.electra_fast, "encoder", composed)
     assert torch.equal(named(**given), blocks(ops.attention_block, ops.ffn_block)(**given))

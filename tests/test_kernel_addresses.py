@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 KERNELS = sorted((Path(__file__).resolve().parent.parent / "kernels").glob("*.py"))
-WIDE_CALLS = {"span": 1, "_program": 2, "_corner": 2, "_piece": 2}  # so many of their results are 64-bit, others small
+WIDE_CALLS = {
+    "span": 1,
+    "program_of": 2,
+    "_corner": 2,
+    "_piece": 2,
+}  # so many of their results are 64-bit, others small
 WIDE_PARAMETERS = {
     "load_rows": ["rows"],
     "finish_rows": ["start", "end"],
     "rows_bwd": ["start"],
+    "rows_again": ["start"],
     "_squares": ["first"],
     "_update": ["first"],
 }

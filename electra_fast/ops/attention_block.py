@@ -189,14 +189,18 @@ def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
 
 
 def _saves_cuda(*args: Any) -> list[Tensor]:
-    """The projection (T, 3 D), or queries (R, D) and keys and values (T, 2 D); what was read (R, H, D / H), its
-    log-sum-exps (H, R), what goes into the dropout (R, D), mean and 1 / deviation (R,)."""
-    x, rows = args[0], args[11]
+    """What goes into the norm (R, D), its mean and 1 / deviation (R,), the scores' log-sum-exps (H, R); the projection
+    (T, 3 D), or queries (R, D) and keys and values (T, 2 D); what was read (R, H, D / H), unless the backward has all
+    of a sequence's keys at once and makes it again."""
+    from electra_fast.kernels.attention import reads_again  # which imports triton
+
+    x, max_seqlen, rows = args[0], args[8], args[11]
     _, asking, total, heads, width = _sizes(*args)
-    projections = [(total, 3 * width)] if rows is None else [(asking, width), (total, 2 * width)]
-    *first, projected = (x.new_empty(s) for s in (*projections, (asking, heads, width // heads), (asking, width)))
-    lse, mean, rstd = (x.new_empty(s, dtype=torch.float32) for s in ((heads, asking), (asking,), (asking,)))
-    return [*first, lse, projected, mean, rstd]
+    statistics = [x.new_empty(shape, dtype=torch.float32) for shape in ((asking,), (asking,), (heads, asking))]
+    shapes = [(total, 3 * width)] if rows is None else [(asking, width), (total, 2 * width)]
+    z, *projections = (x.new_empty(shape) for shape in ((asking, width), *shapes))
+    read = x.new_empty(asking, heads, width // heads)
+    return [z, *statistics, *projections, *([] if reads_again(read, max_seqlen) else [read])]
 
 
 _attention_block = DifferentiableOp(

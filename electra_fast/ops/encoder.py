@@ -2,7 +2,8 @@
 
 x (T, D) and twelve tensors a layer -> (T, D). With `rows` (R,) the last layer's queries come from these rows alone, and
 the result is (R, D). One op for all layers: at ELECTRA-Small's size what happens between two blocks, in Python and
-PyTorch, costs the CPU a twentieth of a step. On CUDA it is its blocks, each with its own gradient, as soon as there.
+PyTorch, costs the CPU a twentieth of a step; and on CUDA the rows between two blocks need not be kept, as the backward
+makes them again from what went into the norm before. Elsewhere it is its blocks, each with its own gradient.
 Cost: that of the blocks.
 """
 
@@ -25,7 +26,7 @@ from electra_fast.ops._check import (
     check_shape,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import LIBRARY, Backend, DifferentiableOp, backends, refuse_transforms
+from electra_fast.ops._library import LIBRARY, Backend, DifferentiableOp, backends, launcher, refuse_transforms
 from electra_fast.ops._philox import dropout_threshold
 from electra_fast.ops.attention_block import _attention_block, attention_block_reference
 from electra_fast.ops.ffn_block import _ffn_block, ffn_block_reference
@@ -236,10 +237,43 @@ def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
     return [dx, *found]
 
 
+def _forward_cuda(x: Tensor, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    return launcher("encoder", "encoder_fwd")(x, list(blocks(*arguments)))
+
+
+def _backward_cuda(grads: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
+    *arguments, saved = rest
+    return launcher("encoder", "encoder_bwd")(grads, x, list(blocks(*arguments)), saved)
+
+
+def _infer_cuda(x: Tensor, *arguments: Any) -> Tensor:
+    """In the memory of one layer."""
+    for attention, ffn in blocks(*arguments):
+        x, _ = launcher("attention_block", "attention_block_fwd")(x, *attention)
+        x, _ = launcher("ffn_block", "ffn_block_fwd")(x, *ffn)
+    return x
+
+
+def _saves_cuda(x: Tensor, *arguments: Any) -> list[Tensor]:
+    """What the blocks save; of the last layer, where only some rows ask, its x too if that is not the encoder's."""
+    saved: list[Tensor] = []
+    for attention, ffn in blocks(*arguments):
+        kept = _attention_block.cuda.saves(x, *attention)
+        saved += kept if not saved or attention[10] is None else [*kept, x]
+        x = kept[0]
+        saved += _ffn_block.cuda.saves(x, *ffn)
+    return saved
+
+
 def _composed(x: Tensor, *arguments: Any) -> Tensor:
     for attention, ffn in blocks(*arguments):
         x = _ffn_block(_attention_block(x, *attention), *ffn)
     return x
+
+
+def _on_cuda(*args: Any) -> Tensor:
+    """In one where the kernels take it; else a block that they take is one still."""
+    return (_encoder if _encoder._on_triton(args) else _composed)(*args)
 
 
 SCHEMA = (
@@ -254,9 +288,20 @@ _encoder = DifferentiableOp(
     reference=encoder_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
+    cuda=Backend(
+        _forward_cuda,
+        _backward_cuda,
+        saves=_saves_cuda,
+        infer=_infer_cuda,
+        takes=lambda x, *args: x.shape[1] <= min(4096, 128 * args[4]),
+        limit="rows up to 4096 wide and heads up to 128",
+    ),
 )
 LIBRARY.define(f"encoder({SCHEMA}) -> Tensor")
 LIBRARY.impl("encoder", _composed, "CompositeImplicitAutograd")
 for key in ("CPU", "AutogradCPU"):
     LIBRARY.impl("encoder", _encoder, key)
-backends["encoder"] = dict(cpu=backends["encoder_fwd"]["cpu"], cuda="its blocks")
+for key in ("CUDA", "AutogradCUDA", "AutogradMeta"):  # meta tensors are counted as CUDA's
+    LIBRARY.impl("encoder", _on_cuda, key)
+said = backends["encoder_fwd"]
+backends["encoder"] = said | dict(cuda=said["cuda"].replace("the reference", "its blocks"))

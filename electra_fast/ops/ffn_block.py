@@ -132,7 +132,7 @@ def _saves(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
 
 
 def _saves_cuda(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
-    """What goes into the dropout (T, D), LayerNorm's mean and 1 / deviation (T,); unless a row's whole way is one
+    """What goes into the norm (T, D), its mean and 1 / deviation (T,); unless a row's whole way is one
     launch, the intermediate and the GELU's slope (T, F) too."""
     from electra_fast.kernels.ffn_block import in_one_launch  # which imports triton
 
