@@ -29,7 +29,9 @@ from electra_fast.ops._core import core
 from electra_fast.ops._library import LIBRARY, Backend, DifferentiableOp, backends, launcher, refuse_transforms
 from electra_fast.ops._philox import dropout_threshold
 from electra_fast.ops.attention_block import _attention_block, attention_block_reference
+from electra_fast.ops.attention_block import _saves_cuda as _attention_saves
 from electra_fast.ops.ffn_block import _ffn_block, ffn_block_reference
+from electra_fast.ops.ffn_block import _saves_cuda as _ffn_saves
 
 ATTENTION = ("qkv_weight", "qkv_bias", "out_weight", "out_bias", "attention_norm_weight", "attention_norm_bias")
 FFN = ("up_weight", "up_bias", "down_weight", "down_bias", "ffn_norm_weight", "ffn_norm_bias")
@@ -258,10 +260,10 @@ def _saves_cuda(x: Tensor, *arguments: Any) -> list[Tensor]:
     """What the blocks save; of the last layer, where only some rows ask, its x too if that is not the encoder's."""
     saved: list[Tensor] = []
     for attention, ffn in blocks(*arguments):
-        kept = _attention_block.cuda.saves(x, *attention)
+        kept = _attention_saves(x, *attention)
         saved += kept if not saved or attention[10] is None else [*kept, x]
         x = kept[0]
-        saved += _ffn_block.cuda.saves(x, *ffn)
+        saved += _ffn_saves(x, *ffn)
     return saved
 
 
