@@ -232,6 +232,7 @@ def attention_block_bwd(
         dx = input_gradient(dqkv, qkv_weight, other=dasking)
         parts = [Product(dqkv, asking, into=into)]
     else:
+        assert isinstance(x, Tensor)
         dq, dkv = gradients
         dasking = input_gradient(dq, qkv_weight[:width], other=dasking)
         dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)

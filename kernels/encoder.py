@@ -25,7 +25,7 @@ from .attention_block_bwd import attention_block_bwd
 from .ffn_block import ffn_block_bwd, ffn_block_fwd
 from .layer_norm import Normed
 
-Layers = Sequence[tuple[tuple[Any, ...], tuple[Any, ...]]]  # what both blocks of each are given besides their rows
+Layers = Sequence[tuple[Any, Any]]  # what both blocks of each are given besides their rows
 # There: a norm's weight and bias; attention's rows that ask; their ids, which the FFN is given.
 NORM, ROWS, IDS = slice(4, 6), 10, 6
 
