@@ -22,9 +22,8 @@ def plan(tmp_path: Path) -> Plan:
     ]
     (tmp_path / "task.tsv").write_text("text\tlabel\n" + "".join(lines))
     tasks = (Task("words", "classification", tmp_path / "task.tsv", tmp_path / "task.tsv", 1),)
-    return Plan(
-        (tmp_path / "text.txt",), tasks, tmp_path / "work", 80, (Phase(16, 4, 2), Phase(32, 4, 2)), seeds=(0, 1)
-    )
+    phases = dict(start=Phase(16, 4, 2), phases=(Phase(32, 4, 2),))
+    return Plan((tmp_path / "text.txt",), tasks, tmp_path / "work", 80, **phases, seeds=(0, 1))
 
 
 def test_all_of_it_and_nothing_twice(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
