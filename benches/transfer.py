@@ -97,12 +97,12 @@ def full(data: Path, work: Path) -> Plan:
         with tarfile.open(data / "glue" / "glue-nomnli.tar.xz") as archive:
             archive.extractall(glue.with_suffix(".tmp"), filter="data")
         glue.with_suffix(".tmp").rename(glue)
-    chunks, squad = data / "conll2000", data / "squad" / "dev-v1.1.json.xz"
+    chunks, shifts, squad = data / "conll2000", data / "squadshifts", data / "squad" / "dev-v1.1.json.xz"
     tasks = (
         Task("sst2", "classification", glue / "SST-2" / "train.tsv", glue / "SST-2" / "dev.tsv", 1),
         Task("conll", "tagging", chunks / "train.txt.xz", chunks / "test.txt.xz", 2),
         Task("mrpc", "classification", glue / "MRPC" / "train.tsv", glue / "MRPC" / "dev.tsv", 2),
-        Task("squad", "qa", data / "squadshifts" / "new_wiki.json.xz", squad, 0.5, ("--stride", "96")),
+        Task("squad", "qa", shifts / "new_wiki.json.xz", squad, 0.5, ("--stride", "96", "--head", "huggingface")),
     )
     return Plan(tuple(sorted((data / "enwiki2015").glob("*.txt.xz"))), tasks, work)
 

@@ -134,12 +134,14 @@ class JointAnswerHead(nn.Module):
     def start_logits(self, hidden: Tensor, asked: TaskBatch) -> Tensor:
         return log_softmax(wide(self.start(hidden)[:, 0]), asked.batch, self._allowed(asked))
 
-    def end_logits(self, hidden: Tensor, asked: TaskBatch, starts: Tensor) -> Tensor:
-        """starts (N,) packed -> (T,) log-probabilities of each sequence's end given its start."""
-        width = hidden.shape[1]
-        weight = self.end_dense.weight  # the two halves apart: h_start's product once a sequence
-        given = F.linear(hidden[starts], weight[:, :width], self.end_dense.bias)
-        inner = F.gelu(F.linear(hidden, weight[:, width:]) + given[sequence_of(asked.batch)])
+    def end_half(self, hidden: Tensor) -> Tensor:
+        """Of dense([h_start ; h_t]) the product with h_t, (T, QA_WIDTH): the same for every start."""
+        return F.linear(hidden, self.end_dense.weight[:, hidden.shape[1] :])
+
+    def end_logits(self, hidden: Tensor, half: Tensor, asked: TaskBatch, starts: Tensor) -> Tensor:
+        """half of end_half, starts (N,) packed -> (T,) log-probabilities of each sequence's end given its start."""
+        given = F.linear(hidden[starts], self.end_dense.weight[:, : hidden.shape[1]], self.end_dense.bias)
+        inner = F.gelu(half + given[sequence_of(asked.batch)])
         return log_softmax(wide(self.end(inner)[:, 0]), asked.batch, self._allowed(asked))
 
     def impossible(self, hidden: Tensor, asked: TaskBatch, start: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class JointAnswerHead(nn.Module):
     def losses(self, hidden: Tensor, asked: TaskBatch, dropout: Dropout) -> Tensor:
         """(N,): (start + end) / 2 + answerable_weight * binary cross-entropy."""
         start = self.start_logits(hidden, asked)
-        end = self.end_logits(hidden, asked, asked.labels[:, 0])
+        end = self.end_logits(hidden, self.end_half(hidden), asked, asked.labels[:, 0])
         losses = -(start[asked.labels[:, 0]] + end[asked.labels[:, 1]]) / 2
         if self.answerable_weight:
             logits = self.impossible(hidden, asked, start)
@@ -171,8 +173,8 @@ class JointAnswerHead(nn.Module):
         batch = asked.batch
         start = self.start_logits(hidden, asked)
         scores, columns = top(start, batch, beam)
-        first = batch.cu_seqlens[:-1].long()
-        ends = [top(self.end_logits(hidden, asked, first + column), batch, beam) for column in columns.T]
+        first, half = batch.cu_seqlens[:-1].long(), self.end_half(hidden)
+        ends = [top(self.end_logits(hidden, half, asked, first + column), batch, beam) for column in columns.T]
         null = self.impossible(hidden, asked, start) if self.answerable_weight else start.new_zeros(len(batch))
         return scores, columns, torch.stack([s for s, _ in ends], 1), torch.stack([c for _, c in ends], 1), null
 
