@@ -8,7 +8,7 @@ runs give the same bits. rowsum(dO O) is taken on the way.
 
 With all keys in the block what was read can be made again (AGAIN), a sixth product beside the scores, so that an
 attention block need not keep it: 1.1 GF (1.4 us) for ELECTRA-Small at 128 x 128, and no byte more, as O is written in
-place of read. It takes 246 to 255 registers at heads of 64, and would spill at 128 or in float32 (`reads_again`).
+place of read. It takes up to 253 registers at heads of 64, and would spill at 128 or in float32 (`reads_again`).
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def pair(
     PRECISION: tl.constexpr,
 ):
     """P after dropout and dS, (keys, queries) both, of a block of queries and a block of keys from first_key on; and
-    delta, rowsum(dO O). AGAIN, where these are all keys: in its place what the queries read, (queries, D), of which it
-    is made, and None is given."""
+    delta, rowsum(dO O) = rowsum(P dP). AGAIN, where these are all keys: in its place what the queries read, (queries, D), and none
+    is given."""
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(allowed, s, float("-inf")) - lse[None, :])
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
@@ -59,6 +59,6 @@ def pair(
     read = delta
     if AGAIN:
         read = tl.dot(tl.trans(dropped), v, input_precision=PRECISION)
-        delta = tl.sum(read * dout.to(tl.float32), 1)
+        delta = tl.sum(p * dp, 0)
     ds = p * (dp - delta[None, :])
     return dropped, ds.to(q.dtype), read
