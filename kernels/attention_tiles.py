@@ -45,8 +45,8 @@ def pair(
     PRECISION: tl.constexpr,
 ):
     """P after dropout and dS, (keys, queries) both, of a block of queries and a block of keys from first_key on; and
-    delta, rowsum(dO O) = rowsum(P dP). AGAIN, where these are all keys: in its place what the queries read, (queries, D), and none
-    is given."""
+    delta, rowsum(dO O) = rowsum(P dP). AGAIN, where these are all keys: delta is not given, and in its place comes what
+    the queries read, (queries, D)."""
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(allowed, s, float("-inf")) - lse[None, :])
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
