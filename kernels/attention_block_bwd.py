@@ -31,7 +31,7 @@ from .attention import put_gradients
 from .attention_block import asking_rows, heads_of
 from .device import entry
 from .dropout_add_layer_norm import row_gradients
-from .layer_norm import Normed, rows_again, rows_bwd, rows_or_room
+from .layer_norm import Normed, finish_rows_bwd, rows_or_room
 from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
 from .partials import Sum
@@ -80,26 +80,10 @@ def attention_block_bwd_kernel(
 ):
     """AGAIN: x is made again from the norm before, and put there."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
-    end = tl.minimum(start + BLOCK_M, rows)
-    if AGAIN:
-        rows_again(
-            before_ptr,
-            before_mean_ptr,
-            before_rstd_ptr,
-            before_weight_ptr,
-            before_bias_ptr,
-            x_ptr,
-            start,
-            end,
-            BLOCK_R,
-            WIDTH,
-            BLOCK_R,
-            WIDTH,
-        )
-    rows_bwd(
+    finish_rows_bwd(
         dout_ptr,
         z_ptr,
-        z_ptr,  # with the residual in it
+        x_ptr,
         norm_weight_ptr,
         row_ids_ptr,
         seed_ptr,
@@ -108,21 +92,21 @@ def attention_block_bwd_kernel(
         dprojected_ptr,
         dx_ptr,
         parts_ptr,
+        before_ptr,
+        before_mean_ptr,
+        before_rstd_ptr,
+        before_weight_ptr,
+        before_bias_ptr,
         dout_row,
-        WIDTH,
-        WIDTH,
         start,
-        end,
-        BLOCK_R,
+        tl.minimum(start + BLOCK_M, rows),
         threshold,
         keep_scale,
         DROPOUT,
-        True,
+        AGAIN,
         WIDTH,
         BLOCK_R,
-        WIDTH,
     )
-    tl.debug_barrier()  # other threads of the program read them
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
     dprojected = tl.load(dprojected_ptr + here * WIDTH + columns[None, :])

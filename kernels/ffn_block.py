@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
-from .layer_norm import Normed, finish_rows, rows_again, rows_bwd, rows_or_room
+from .layer_norm import Normed, finish_rows, finish_rows_bwd, rows_or_room
 from .linear import gelu_and_slope, input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
 
@@ -231,49 +231,33 @@ def ffn_block_bwd_kernel(
 ):
     """AGAIN: x is made again from the norm before, and put there."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
-    end = tl.minimum(start + BLOCK_M, rows)
-    if AGAIN:
-        rows_again(
-            before_ptr,
-            before_mean_ptr,
-            before_rstd_ptr,
-            before_weight_ptr,
-            before_bias_ptr,
-            x_ptr,
-            start,
-            end,
-            BLOCK_R,
-            WIDTH,
-            BLOCK_R,
-            WIDTH,
-        )
-    rows_bwd(
+    finish_rows_bwd(
         dout_ptr,
         z_ptr,
-        z_ptr,  # with the residual in it
+        x_ptr,
         norm_weight_ptr,
         row_ids_ptr,
         seed_ptr,
         mean_ptr,
         rstd_ptr,
         ddown_ptr,
-        dx_ptr,  # the residual's, until the rest is added
+        dx_ptr,
         parts_ptr,
+        before_ptr,
+        before_mean_ptr,
+        before_rstd_ptr,
+        before_weight_ptr,
+        before_bias_ptr,
         dout_row,
-        WIDTH,
-        WIDTH,
         start,
-        end,
-        BLOCK_R,
+        tl.minimum(start + BLOCK_M, rows),
         threshold,
         keep_scale,
         DROPOUT,
-        True,
+        AGAIN,
         WIDTH,
         BLOCK_R,
-        WIDTH,
     )
-    tl.debug_barrier()  # other threads of the program read them
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
     x = tl.load(x_ptr + here * x_row + columns[None, :])

@@ -205,3 +205,77 @@ def rows_again(
         rstd = tl.load(rstd_ptr + offs_m[:, None], mask=offs_m[:, None] < end, other=0.0)
         out = _centre(z, mean, there, WIDTH) * rstd * weight[None, :] + bias[None, :]
         tl.store(out_ptr + offs_m[:, None] * WIDTH + columns[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def finish_rows_bwd(
+    dout_ptr,
+    z_ptr,
+    x_ptr,
+    norm_weight_ptr,
+    row_ids_ptr,
+    seed_ptr,
+    mean_ptr,
+    rstd_ptr,
+    dy_ptr,
+    dx_ptr,
+    parts_ptr,
+    before_ptr,
+    before_mean_ptr,
+    before_rstd_ptr,
+    before_weight_ptr,
+    before_bias_ptr,
+    dout_row,
+    start,
+    end,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    AGAIN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """dy, and of dx the residual's part, of rows start to end, for the whole program to read. AGAIN: x is made again
+    from the norm before, and put there."""
+    if AGAIN:
+        rows_again(
+            before_ptr,
+            before_mean_ptr,
+            before_rstd_ptr,
+            before_weight_ptr,
+            before_bias_ptr,
+            x_ptr,
+            start,
+            end,
+            BLOCK_R,
+            WIDTH,
+            BLOCK_R,
+            WIDTH,
+        )
+    rows_bwd(
+        dout_ptr,
+        z_ptr,
+        z_ptr,  # with the residual in it
+        norm_weight_ptr,
+        row_ids_ptr,
+        seed_ptr,
+        mean_ptr,
+        rstd_ptr,
+        dy_ptr,
+        dx_ptr,
+        parts_ptr,
+        dout_row,
+        WIDTH,
+        WIDTH,
+        start,
+        end,
+        BLOCK_R,
+        threshold,
+        keep_scale,
+        DROPOUT,
+        True,
+        WIDTH,
+        BLOCK_R,
+        WIDTH,
+    )
+    tl.debug_barrier()

@@ -7,17 +7,14 @@ from pathlib import Path
 import pytest
 
 KERNELS = sorted((Path(__file__).resolve().parent.parent / "kernels").glob("*.py"))
-WIDE_CALLS = {
-    "span": 1,
-    "program_of": 2,
-    "_corner": 2,
-    "_piece": 2,
-}  # so many of their results are 64-bit, others small
+# So many of the results of these are 64-bit, the others small.
+WIDE_CALLS = {"span": 1, "program_of": 2, "_corner": 2, "_piece": 2}
 WIDE_PARAMETERS = {
     "load_rows": ["rows"],
     "finish_rows": ["start", "end"],
     "rows_bwd": ["start"],
     "rows_again": ["start"],
+    "finish_rows_bwd": ["start"],
     "_squares": ["first"],
     "_update": ["first"],
 }
