@@ -25,6 +25,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -169,10 +170,12 @@ def pretrain(plan: Plan, objective: str) -> None:
 
 
 def finetune(plan: Plan, task: Task, init: str) -> None:
-    """WORK/finetuned/TASK-INIT, of all seeds."""
+    """WORK/finetuned/TASK-INIT, of all seeds; what a call that was cut off left, some of them, is done anew."""
     out = plan.work / "finetuned" / f"{task.name}-{init}"
     if out.exists():
-        return
+        if len(json.loads((out / "results.json").read_text())["seeds"]) == len(plan.seeds):
+            return
+        shutil.rmtree(out)
     network = "generator" if init == "mlm" else "discriminator"
     pretrained = "electra" if init == "random" else init
     model = plan.work / f"{pretrained}-{plan.phases[-1].length}" / "final" / network

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import transfer
 from test_pretrain import TEXT
 from transfer import INITS, Phase, Plan, Task
 
 from electra_fast.config import ElectraConfig
 from electra_fast.flops import generator_flops, step_flops
+from electra_fast.task_model import load_encoder
 
 
 @pytest.fixture
@@ -44,6 +46,30 @@ def test_all_of_it_and_nothing_twice(plan: Plan, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(transfer, "call", lambda *_: pytest.fail("it was done already"))
     transfer.run(plan, out, jobs=2)
     assert (plan.work / "logs" / "electra-32.log").stat() == log
+
+
+def test_seeds_that_are_missing_are_trained(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, called = plan.work / "finetuned" / "words-mlm", []
+    out.mkdir(parents=True)
+    monkeypatch.setattr(transfer, "call", lambda plan, name, arguments: called.append((name, out.exists())))
+    for seeds in ({"0": {}, "1": {}}, {"0": {}}):
+        (out / "results.json").write_text(json.dumps({"seeds": seeds}))
+        transfer.finetune(plan, plan.tasks[0], "mlm")
+    assert called == [("words-mlm", False)]
+
+
+def test_both_start_from_what_mlm_learnt(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer.prepare(plan)
+    transfer.begin(plan)
+    learnt = plan.work / "mlm-16" / "final" / "generator"
+    (mlm, _), (electra, _) = (load_encoder(path) for path in (learnt, plan.work / "discriminator"))
+    for name, weight in mlm.state_dict().items():
+        assert torch.equal(weight, electra.state_dict()[name]), name
+    starts: list[list[str | Path]] = []
+    monkeypatch.setattr(transfer, "train", lambda *given: starts.append(given[-1]) or given[0].work)
+    for objective in ("electra", "mlm"):
+        transfer.pretrain(plan, objective)
+    assert starts == [["--init-discriminator", plan.work / "discriminator"], ["--init-generator", learnt]]
 
 
 def test_mlm_takes_as_many_steps_as_cost_the_same() -> None:
