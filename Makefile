@@ -43,8 +43,8 @@ lint: $(INSTALLED)
 # of every op in C++ those that lead it through all sizes, in each instruction set, alone and on threads.
 SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SANITIZED := $(CURDIR)/build/sanitize
-SANITIZE_TESTS ?= tests/test_core.py tests/test_properties.py \
-	$(wildcard $(patsubst csrc/%.cpp,tests/test_%.py,$(wildcard csrc/*.cpp))) \
+SANITIZE_TESTS ?= tests/csrc/test_core.py tests/ops/test_properties.py \
+	$(wildcard $(patsubst csrc/%.cpp,tests/ops/test_%.py,$(wildcard csrc/*.cpp))) \
 	-k "core or properties or instruction_set or threads"
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 sanitize: $(INSTALLED)

@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import clock
-import roofs
 import torch
-from harness import Options, Race, run
-from rows import Writer, plot
+from racing import clock, roofs
+from racing.race import Options, Race, run
+from racing.results import Writer, plot
 
 HERE = Path(__file__).parent
 COMMANDS = (
     "compile",
     "gpu",
     "launches",
+    "loss_curves",
     "memory",
     "transfer",
     "tune",
@@ -88,7 +88,7 @@ def memory_elsewhere(given: argparse.Namespace, bench: str, race: Race, provider
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
-        return importlib.import_module(arguments[0]).main(arguments[1:])
+        return importlib.import_module(f"tools.{arguments[0]}").main(arguments[1:])
     given = parse(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from bench_inference import Case as Weights
 from bench_inference import Theirs
-from clock import Step
-from harness import Options, Race
+from racing.clock import Step
+from racing.race import Options, Race
 from torch import Tensor
 
 import electra_fast

@@ -17,14 +17,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from clock import Step
-from harness import Options, Race
+from racing.clock import Step
+from racing.race import Options, Race
 from torch import Tensor, nn
 
 from electra_fast import Electra, ops
 from electra_fast.config import ElectraConfig
 from electra_fast.ops.adamw import adamw_reference
-from electra_fast.optim import decays
+from electra_fast.train.optimizer import decays
 
 LR, BETA1, BETA2, EPS, NORM, DECAY = 5e-4, 0.9, 0.999, 1e-6, 1.0, 0.01
 

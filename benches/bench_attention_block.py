@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from case import EPS, Case, Op, Setting, guard, race, settings
-from harness import Options, Race
+from racing.case import EPS, Case, Op, Setting, guard, race, settings
+from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import attention_block

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clock import Step
-from harness import Options, Race
+from racing.clock import Step
+from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast import ops

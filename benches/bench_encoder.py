@@ -16,8 +16,8 @@ from typing import Any
 import bench_attention_block
 import bench_ffn_block
 import torch
-from case import EPS, SEED, Case, Op, Setting, guard, race, settings
-from harness import Options, Race
+from racing.case import EPS, SEED, Case, Op, Setting, guard, race, settings
+from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import encoder

@@ -25,15 +25,15 @@ from typing import Any
 
 import torch
 from bench_pretrain_step import huggingface
-from clock import Step
-from harness import Options, Race
+from racing.clock import Step
+from racing.race import Options, Race
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
-from electra_fast.flops import encoder_flops
-from electra_fast.huggingface import to_huggingface
-from electra_fast.model import Discriminator
+from electra_fast.model.flops import encoder_flops
+from electra_fast.model.networks import Discriminator
 from electra_fast.reference import ReferenceDiscriminator
+from electra_fast.storage.names import to_huggingface
 
 SHAPES = ("1x128", "32x128", "32x128 ragged")  # sequences x columns
 BOUND = 1e-4

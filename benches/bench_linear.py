@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from case import Case, guard, race, settings
-from harness import Options, Race
+from racing.case import Case, guard, race, settings
+from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import linear

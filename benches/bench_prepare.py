@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from clock import Step
-from harness import Options, Race
+from racing.clock import Step
+from racing.race import Options, Race
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from electra_fast.prepare import prepare
-from electra_fast.text import embedded_documents
-from electra_fast.tokenizer import SPECIAL_TOKENS, Tokenizer
+from electra_fast.data.prepare import prepare
+from electra_fast.data.text import embedded_documents
+from electra_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 WORDS = 8192
 

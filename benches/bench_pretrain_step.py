@@ -39,22 +39,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import clock
 import torch
 import torch.nn.functional as F
-from clock import Step
-from harness import Options, Race
-from parity import first_gradients_differ, first_step_differs
+from racing import clock
+from racing.clock import Step
+from racing.parity import first_gradients_differ, first_step_differs
+from racing.race import Options, Race
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from electra_fast import Batch, Electra, PretrainConfig, Pretrainer
-from electra_fast.budget import Budget
 from electra_fast.config import ElectraConfig, NetworkConfig
-from electra_fast.flops import step_flops
-from electra_fast.graph import StepGraph
+from electra_fast.data.budget import Budget
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.model.flops import step_flops
 from electra_fast.reference import ReferenceElectra, mask_tokens
-from electra_fast.tokenizer import Tokenizer
+from electra_fast.train.graph import StepGraph
 
 LEARNING_RATE = 5e-4
 GATE_TOKENS = 2048  # of the batch whose gradients are judged on CUDA

@@ -11,7 +11,7 @@ struct Normal {
 };
 
 // Phi(-a) = e^(-a^2 / 2) t q(t) with t = 1 / (1 + 0.34 a) for a >= 0; q fitted for the relative error, 5e-8, to which
-// the rounding of t adds most. So Phi is within 2.1e-7 everywhere (tests/test_core.py measures it), and shares its
+// the rounding of t adds most. So Phi is within 2.1e-7 everywhere (tests/csrc/test_core.py measures it), and shares its
 // exponential with phi.
 static inline Normal normal(Vec x) {
   const Vec a = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.34f * a), power = vexp(x * x * -0.5f);

@@ -1,4 +1,4 @@
-// exp and log of vectors, within 2 ulp (tests/test_core.py measures them over their whole range).
+// exp and log of vectors, within 2 ulp (tests/csrc/test_core.py measures them over their whole range).
 #pragma once
 
 #include "vec.h"

@@ -4,11 +4,14 @@ import importlib
 from typing import Any
 
 from electra_fast import ops
-from electra_fast.batch import Batch
 from electra_fast.config import ElectraConfig, NetworkConfig, PretrainConfig
+from electra_fast.data.batch import Batch
 from electra_fast.info import info
-from electra_fast.model import Discriminator, Electra, ElectraOutput, Generator
-from electra_fast.trainer import Pretrainer, evaluate
+from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.objectives.base import ElectraOutput
+from electra_fast.objectives.electra import Electra
+from electra_fast.train.evaluate import evaluate
+from electra_fast.train.trainer import Pretrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,7 +28,10 @@ __all__ = [
     "info",
     "ops",
 ]
-_OF_TRANSFORMERS = {"accelerate": "interop", "register_attention": "interop_attention"}  # not of *: they import it
+_OF_TRANSFORMERS = {
+    "accelerate": "interop.accelerate",
+    "register_attention": "interop.attention",
+}  # theirs import it
 
 
 def __getattr__(name: str) -> Any:

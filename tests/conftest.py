@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches"))  # its modules are tested, and serve tests
-
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     if "triton" in sys.modules:  # it reads the variable once, as it is imported
         raise RuntimeError("triton was imported before tests/conftest.py could set TRITON_INTERPRET=1; set it outside")
@@ -79,7 +77,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def world(original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A copy, in which runs go without the picture and the measured peak: these would be most of the time."""
-    from electra_fast import pretrain
+    from electra_fast.train import pretrain
 
     monkeypatch.setattr(pretrain, "plot_curves", lambda rows, path: None)
     monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e12)

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from electra_fast import Electra, ElectraConfig
-from electra_fast.cli import main
-from electra_fast.corpus import Corpus
+from electra_fast.cli.main import main
+from electra_fast.data.corpus import Corpus
 
 LINES = [f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
          for c in "red big old new dry".split()]  # fmt: skip

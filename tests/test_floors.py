@@ -1,4 +1,8 @@
-"""The floors of the package: nothing imports upward, and the light import stays light."""
+"""The floors of the house: data flows one way, no folder imports one above it, and no two import each other.
+
+Every import counts, wherever it stands in a file and whether or not it is for types alone. `pytest -s -k floors` prints
+the floors.
+"""
 
 import ast
 import subprocess
@@ -8,89 +12,91 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = [  # a module may import from its own floor and from those before it
+FLOORS = [  # from the ground; a room may import from the floors below it, and from its own floor in one direction
     {"_C", "kernels"},
     {"ops"},
-    {"config"},
-    {
-        "text",
-        "tokenizer",
-        "examples",
-        "shards",
-        "corpus",
-        "bundle",
-        "weights",
-        "huggingface",
-        "batch",
-        "budget",
-        "flops",
-        "info",
-    },
-    {"objective", "model", "mlm", "optim", "reference"},
-    {
-        "checkpoint",
-        "metrics",
-        "report",
-        "interop_attention",
-        "interop_structure",
-        "interop_encoder",
-        "benchmarks",
-        "rows",
-        "scores",
-        "sentences",
-        "squad",
-        "tasks",
-        "predictions",
-    },
-    {"interop", "google"},
-    {"convert"},
-    {"prepare", "trainer", "graph"},
-    {"heads"},
-    {"features", "task_model"},
-    {"predict"},
-    {"pretrain", "finetune"},
+    {"config", "device", "storage", "report", "info"},
+    {"data", "model", "reference"},
+    {"objectives"},
+    {"train", "tasks", "interop"},
     {"cli"},
 ]
+PACKAGE = sorted(path for path in (ROOT / "electra_fast").rglob("*.py") if "kernels" not in path.parts)
 
 
-def floor(module: str) -> int:
-    return next(i for i, names in enumerate(FLOORS) if module in names)
+def floor(room: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "electra_fast").parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of electra_fast that a file imports, wherever in it."""
+    """Modules of electra_fast that a file imports, wherever in it, as `storage.atomic`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "electra_fast":
-            found |= {f"electra_fast.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module or "")
-    return {name.split(".")[1] for name in found if name.startswith("electra_fast.")}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or path.parent.name == "kernels", f"{path}: a relative import, which hides its room"
+            if (ROOT / (node.module or "").replace(".", "/")).is_dir():
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif node.level == 0:
+                found.add(node.module or "")
+    return {name.removeprefix("electra_fast.") for name in found if name.startswith("electra_fast.")}
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("electra_fast/**/*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
-)
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_nothing_imports_upward(path: Path) -> None:
-    module = path.relative_to(ROOT / "electra_fast").parts[0].removesuffix(".py")
-    if module == "__init__":
+    if room(path) == "__init__":
         return
-    for other in imported(path) - {module}:
-        assert floor(other) <= floor(module), f"{path.name} imports {other}, which stands above it"
+    for other in sorted(imported(path)):
+        above = other.split(".")[0]
+        assert floor(above) <= floor(room(path)), f"{path.name} imports {other}, which stands above it"
+
+
+def test_no_circle() -> None:
+    """Neither rooms nor files import each other, however long the way round. Prints the floors."""
+    files = {path: imported(path) for path in PACKAGE if room(path) != "__init__"}
+    rooms: dict[str, set[str]] = {}
+    modules: dict[str, set[str]] = {}
+    for path, others in files.items():
+        rooms.setdefault(room(path), set()).update({other.split(".")[0] for other in others} - {room(path)})
+        modules[".".join(path.relative_to(ROOT / "electra_fast").with_suffix("").parts)] = others
+    for name, graph in (("rooms", rooms), ("modules", modules)):
+        for ground in storeys(graph):
+            print(f"{name}: {', '.join(ground)}")
+
+
+def storeys(graph: dict[str, set[str]]) -> list[list[str]]:
+    """From the ground up, the names that import only from those below; a circle fails."""
+    found = []
+    while graph:
+        ground = sorted(name for name, others in graph.items() if not others & graph.keys())
+        assert ground, f"these import each other: {sorted(graph)}"
+        found.append(ground)
+        graph = {name: others for name, others in graph.items() if name not in ground}
+    return found
 
 
 def test_only_ops_know_the_backends() -> None:
-    for path in ROOT.glob("electra_fast/*.py"):
-        assert not imported(path) & {"_C", "kernels"}, path.name
-    for path in ROOT.glob("kernels/*.py"):
+    for path in PACKAGE:
+        if room(path) != "ops":
+            assert not {name.split(".")[0] for name in imported(path)} & {"_C", "kernels"}, path.name
+    for path in ROOT.glob("kernels/**/*.py"):
         assert not imported(path), f"{path.name}: kernels know torch and triton only"
 
 
 def test_no_device_switch_outside_the_dispatcher() -> None:
-    for path in ROOT.glob("electra_fast/**/*.py"):
+    for path in PACKAGE:
         assert ".is_cuda" not in path.read_text(), path.name
+
+
+def test_only_the_first_init_says_anything() -> None:
+    """So that `import electra_fast` loads what its names need, and no more."""
+    for path in (ROOT / "electra_fast").glob("*/__init__.py"):
+        assert path.parent.name in ("ops", "kernels") or not path.read_text(), path
 
 
 def test_import_loads_neither_triton_nor_transformers() -> None:

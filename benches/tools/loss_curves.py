@@ -1,0 +1,126 @@
+"""Ours and reference.py from the same weights on the same batches and masks: do the loss curves lie on each other?
+
+    python benches loss_curves --corpus DIR --steps 1000 --json benches/results/loss_curves.jsonl
+
+DIR is a prepared corpus (electra-fast prepare). Masks are the same Philox keys' for both; with --forced the reference
+also takes our samples and no dropout, so that the losses must agree to rounding; without it each draws its own samples
+and its own dropout (ours Philox bits, the reference torch's), so that the curves must agree to noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import trange
+
+from electra_fast import Batch, Electra, ElectraConfig, PretrainConfig, Pretrainer
+from electra_fast.data.corpus import Corpus, examples_at
+from electra_fast.ops.masking import Masked
+from electra_fast.reference import ReferenceAdamW, ReferenceElectra, ReferenceOutput
+from electra_fast.storage.names import to_huggingface
+from electra_fast.train.schedule import learning_rate
+
+
+class ReferenceTrainer:
+    """reference.py trained as Pretrainer trains: the same weights to begin with, schedule, masks and optimiser."""
+
+    def __init__(self, model: Electra, config: PretrainConfig) -> None:
+        self.config, self.steps_done = config, 0
+        self.model = ReferenceElectra(model.config).train()
+        for network in ("generator", "discriminator"):
+            state = to_huggingface(getattr(model, network).state_dict())
+            getattr(self.model, network).load_state_dict(state, strict=False)  # the tied word table has two names
+        named: dict[int, tuple[str, nn.Parameter]] = {id(p): (name, p) for name, p in self.model.named_parameters()}
+        self.optimizer = ReferenceAdamW(named.values(), lr=0.0, eps=config.eps, weight_decay=config.weight_decay)
+
+    def step(self, batch: Batch, masked: Masked, samples: Tensor | None = None) -> ReferenceOutput:
+        """One step on the batch as padded tensors, with the masks given, and with the samples if given."""
+        flat = torch.repeat_interleave(batch.lengths) * batch.width + batch.position_ids
+        out = self.model(
+            batch.pad(batch.input_ids),
+            batch.pad(torch.ones_like(batch.input_ids)),
+            batch.pad(batch.token_type_ids),
+            batch.pad(masked.masked_ids),
+            flat[masked.positions],
+            masked.labels,
+            samples,
+        )
+        out.loss.backward()
+        self.optimizer.lr = learning_rate(self.config, self.steps_done)
+        self.optimizer.step()
+        self.steps_done += 1
+        return out
+
+
+def race(corpus: Corpus, config: PretrainConfig, forced: bool) -> list[dict[str, float]]:
+    """A row a step: both losses of ours and of the reference."""
+    torch.manual_seed(config.seed)
+    ids = {f"{n}_token_id": getattr(corpus.tokenizer, f"{n}_token_id") for n in ("pad", "unk", "cls", "sep", "mask")}
+    settings = ElectraConfig.tiny(vocab_size=corpus.vocab_size, **ids)
+    if forced:
+        settings = dataclasses.replace(settings, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = Electra(settings)
+    reference = ReferenceTrainer(model, config)
+    trainer = Pretrainer(model, config)
+    rows = []
+    for step in trange(config.steps, unit="step", smoothing=0.05):
+        first = step * config.batch_size
+        names = range(first, first + config.batch_size)
+        batch = Batch.from_examples(examples_at(corpus, config.seed, first, config.batch_size), names)
+        masked = model.mask(batch, config.seed, step)
+        samples = model.train()(batch, config.seed, step, masked).slot_samples.detach() if forced else None
+        ours, theirs = trainer.step(batch), reference.step(batch, masked, samples)
+        rows.append(
+            {
+                "step": step,
+                "generator_loss": ours.generator_loss,
+                "discriminator_loss": ours.discriminator_loss,
+                "reference_generator_loss": theirs.generator_loss.item(),
+                "reference_discriminator_loss": theirs.discriminator_loss.item(),
+            }
+        )
+    return rows
+
+
+def plot(rows: list[dict[str, float]], path: Path, window: int = 25) -> None:
+    """The two curves, each a running mean over `window` steps, on one another."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("generator_loss", "discriminator_loss"), strict=True):
+        for prefix, label, style in (("reference_", "reference.py", "-"), ("", "electra_fast", "--")):
+            values = torch.tensor([row[prefix + name] for row in rows])
+            smooth = values.unfold(0, min(window, len(rows)), 1).mean(1)
+            axes.plot(range(len(rows) - len(smooth), len(rows)), smooth, style, label=label, lw=1.5)
+        axes.set(title=name.replace("_", " ") + " (nats)", xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python benches loss_curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--forced", action="store_true")
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    config = PretrainConfig(steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate)
+    rows = race(Corpus(options.corpus), config, options.forced)
+    options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot(rows, options.json.with_suffix(".png"))
+    last = rows[-max(1, len(rows) // 10) :]
+    for name in ("generator_loss", "discriminator_loss"):
+        ours, theirs = (sum(row[prefix + name] for row in last) / len(last) for prefix in ("", "reference_"))
+        apart = max(abs(row[name] / row["reference_" + name] - 1) for row in rows)
+        print(f"{name}: last tenth {ours:.4f}, reference {theirs:.4f}; a step's largest difference {apart:.2e}")
+    return 0

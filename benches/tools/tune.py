@@ -1,0 +1,319 @@
+"""python benches tune [OP ...]: measure candidates for the kernels' tables of tiles, and print the tables to commit.
+
+An entry of a table is climbed from: its neighbours, a block, the warps or the stages a step away, are compiled ahead of
+time, and those that do not compile, spill more than the entry does or do not fit on a multiprocessor are left out; what
+is left must be right, by the reference in float64, at every shape that the entry serves, and is timed there, in turn,
+the launches it decides alone, in a CUDA graph. The one with the least time, by the geometric mean of its ratios to the
+entry's own, is where the next step starts, until none is ahead by more than the entry's own two timings differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from racing import arguments, clock
+from racing.race import quantiles
+from racing.results import machine, now
+from torch import Tensor
+
+from tools import compile, tables
+from tools.tables import Entry, Tile, text
+
+MODELS = dict(tiny="128x128", small="128x128", base="32x512", large="32x512")  # and what a GPU has of a batch at a time
+INTERPRETED = "2x16"  # the interpreter is slow
+GRAPH = 20  # calls in one CUDA graph, so that the host's time for a launch is not what is measured
+BOUND = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}  # relative error, by the 2-norm
+SAMPLES = 0.05  # that may differ from the table's own: rounding moves a bound between two words
+
+
+@dataclass
+class Case:
+    """An op at the shapes of a model."""
+
+    op: str
+    number: int  # of the op's widths, where a model has several
+    given: arguments.Given
+    launches: dict[str, list[int]] = field(default_factory=dict)  # entry -> which of the op's launches it decides
+
+    def __str__(self) -> str:
+        given = self.given
+        return f"{self.op} {self.number} {given.model} {given.part} {given.shape} {compile.TYPES[given.dtype]}"
+
+    def arguments(self, device: str) -> tuple:
+        given = replace(self.given, device=device, source=torch.Generator().manual_seed(self.number))
+        return list(arguments.OPS[self.op](given))[self.number]
+
+    @property
+    def file(self) -> str:
+        return "masking" if self.op == "corrupt" else self.op
+
+    @property
+    def declared(self) -> tuple[Any, Any]:
+        """The op as declared, and its reference."""
+        ops = importlib.import_module(f"electra_fast.ops.{self.file}")
+        return getattr(ops, f"_{self.op}"), getattr(ops, f"{self.op}_reference")
+
+    @property
+    def on_triton(self) -> bool:
+        """Whether the kernels take such shapes."""
+        op, _ = self.declared
+        return not hasattr(op, "cuda") or op.cuda.takes(*self.arguments("meta"))
+
+    def call(self, device: str, reference: bool = False) -> list[Tensor]:
+        """Outputs and gradients, by the launchers or by the reference in float64."""
+        op, plain = self.declared
+        given = self.arguments(device)
+        given = tuple(_doubled(value) for value in given) if reference else given
+        if not hasattr(op, "cuda"):  # it has no gradients
+            launch = getattr(importlib.import_module(f"electra_fast.kernels.{self.file}"), f"{self.op}_fwd")
+            found = (plain if reference else launch)(*given)
+            return [*(found if isinstance(found, tuple) else [found]), *(given[0] if self.op == "adamw" else [])]
+        backend = op.through_autograd(plain) if reference else op.cuda
+        *outputs, saved = backend.fwd(*given)
+        upstream = [_upstream(output) for output in outputs if output.is_floating_point()]
+        return [*outputs, *backend.bwd(upstream, *given, [*outputs, *saved])]
+
+    def trace(self, capability: int) -> list[tuple]:
+        """The op's launches on such a device, none of them run."""
+        launches: list[tuple] = []
+        with compile.recording(launches, capability):
+            self.call("meta")
+        return launches
+
+    @cached_property
+    def gold(self) -> list[Tensor]:
+        return self.call(self.given.device, reference=True)
+
+    def wrong(self, found: list[Tensor], before: list[Tensor]) -> str:
+        """What is wrong with the results, "" if nothing; `before` are the table's own."""
+        for i, (ours, gold, own) in enumerate(zip(found, self.gold, before, strict=True)):
+            if ours.is_floating_point():
+                error, bound = float((ours.double() - gold).norm() / gold.norm()), BOUND[self.given.dtype]
+            elif self.op == "generator_head":
+                error, bound = float((ours != own).double().mean()), SAMPLES
+            else:
+                error, bound = float((ours != gold).double().mean()), 0.0
+            if not error <= bound:
+                return f"result {i} of {self} is off by {error:.2g}, {bound:.2g} is allowed"
+        return ""
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_doubled(v) for v in value]
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _upstream(output: Tensor) -> Tensor:
+    if output.device.type == "meta":
+        return torch.empty_like(output)
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.device, output.dtype)
+
+
+def cases(ops: list[str], models: list[str], shapes: list[str], device: str, half: torch.dtype) -> Iterator[Case]:
+    for op in ops:
+        for model in models:
+            for shape in shapes or [MODELS[model]]:
+                for part in ("generator", "discriminator"):
+                    for dtype in (half, torch.float32):
+                        given = arguments.Given(model, part, shape, dtype, "meta")
+                        count = len(list(arguments.OPS[op](given)))
+                        found = (Case(op, i, replace(given, device=device)) for i in range(count))
+                        yield from (case for case in found if case.on_triton)
+
+
+def assign(found: list[Entry], there: list[Case], capability: int) -> None:
+    """Which launches of a case an entry decides: for once, each entry has a number of warps of its own."""
+    before = [entry.tile for entry in found]
+    for i, entry in enumerate(found):
+        if entry.names:
+            entry.where[entry.warps] = 1000 + i
+    traces = [case.trace(capability) for case in there]
+    for entry, tile in zip(found, before, strict=True):
+        entry.where.update(tile)
+    for case, launches in zip(there, traces, strict=True):
+        for i, (_, _, options) in enumerate(launches):
+            if options["num_warps"] >= 1000:
+                case.launches.setdefault(str(found[options["num_warps"] - 1000]), []).append(i)
+
+
+def unfit(rows: list[dict[str, Any]], own: list[dict[str, Any]]) -> str:
+    """Why what was compiled is left out, "" if it is not; `own` are the rows of the table's tile."""
+    spilled, allowed = (max(row["spill_bytes"] for row in some) for some in (rows, own))
+    if spilled > allowed:
+        return f"spills {spilled} bytes"
+    if min(row["programs_per_sm"] for row in rows) == 0:
+        return f"does not fit: {max(row['shared_bytes'] for row in rows)} bytes of shared memory"
+    return ""
+
+
+def launched(entry: Entry, tile: Tile, case: Case) -> clock.Step:
+    """The launches that the entry decides, GRAPH times over, as a CUDA graph."""
+    kept: list[tuple] = []
+    kind: Any = type(compile.masking.masking_fwd_kernel)  # interpreted or not
+    run = kind.run
+
+    def record(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kept.append((self, args, grid, options))
+        return run(self, *args, grid=grid, warmup=warmup, **options)
+
+    kind.run = record
+    try:
+        with entry.being(tile):
+            case.call(case.given.device)
+    finally:
+        kind.run = run
+
+    def step() -> None:
+        for _ in range(GRAPH):
+            for i in case.launches[str(entry)]:
+                kernel, args, grid, options = kept[i]
+                run(kernel, *args, grid=grid, warmup=False, **options)
+
+    return clock.captured(step)
+
+
+def timed(entry: Entry, tiles: list[Tile], case: Case, rounds: int) -> list[list[float]]:
+    """Seconds of one call of each tile, and of the first again: in turn, round by round."""
+    steps = [launched(entry, tile, case) for tile in [*tiles, tiles[0]]]
+    calls = [clock.warm_up(step, "cuda", False) for step in steps]
+    seconds: list[list[float]] = [[] for _ in steps]
+    for _ in range(rounds):
+        for step, count, found in zip(steps, calls, seconds, strict=True):
+            found.append(clock.sample(step, count, "cuda", False) / GRAPH)
+    return seconds
+
+
+@dataclass
+class Tuner:
+    rounds: int
+    capability: int
+    clocked: bool
+    interpreted: bool
+    file: Path | None
+    compiled: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write(self, entry: Entry, tile: Tile, **figures: Any) -> None:
+        if self.file is not None:
+            row = dict(entry=str(entry), tile=tile, **figures, **machine("cuda" if self.clocked else "cpu"), date=now())
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def rows(self, entry: Entry, tile: Tile, served: list[Case]) -> list[dict[str, Any]]:
+        """As of `python benches compile`, of all that the entry would launch with this tile."""
+        keys = []
+        for case in served:
+            with entry.being(tile):
+                launches = case.trace(self.capability)
+            for i in case.launches[str(entry)]:
+                kernel, args, options = launches[i]
+                keys.append(compile.source(kernel, args, options)[0].hash() + str(options))
+                if keys[-1] not in self.compiled:
+                    self.compiled[keys[-1]] = compile.compiled(kernel, args, options, str(case), self.capability)
+        return [self.compiled[key] for key in keys]
+
+    def reason(self, entry: Entry, tile: Tile, served: list[Case]) -> str:
+        """Why a tile is left out before it is timed, "" if it is not."""
+        if not self.interpreted:
+            try:
+                rows = self.rows(entry, tile, served)
+            except Exception as error:
+                lines = str(error).strip().splitlines() or ["no message"]
+                return f"does not compile: {type(error).__name__}: {lines[0][:100]}"
+            if said := unfit(rows, self.rows(entry, entry.tile, served)):
+                return said
+        for case in served if self.interpreted or self.clocked else []:
+            before = case.call(case.given.device)
+            with entry.being(tile):
+                found = case.call(case.given.device)
+            if said := case.wrong(found, before):
+                return said
+        return ""
+
+    def climb(self, entry: Entry, served: list[Case]) -> Tile:
+        """The best tile that steps from the entry's reach; the entry's own in a dry run."""
+        best, seen = entry.tile, [entry.tile]
+        print(f"\n{entry}  {text(best)}  serves {len(served)} shapes", flush=True)
+        while True:
+            tiles = [tile for tile in entry.neighbours(best) if tile not in seen]
+            seen += tiles
+            left = [best]
+            for tile in tiles:
+                reason = self.reason(entry, tile, served)
+                print(f"    {text(tile)}  {reason or 'remains'}", flush=True)
+                if reason or not self.clocked:
+                    self.write(entry, tile, left_out=reason)
+                if not reason:
+                    left.append(tile)
+            step = self.fastest(entry, left, served) if self.clocked else best
+            if step == best:
+                return best
+            best = step
+
+    def fastest(self, entry: Entry, tiles: list[Tile], served: list[Case]) -> Tile:
+        """The first, unless another is ahead of it by more than it is of itself."""
+        logs = [0.0] * (len(tiles) + 1)
+        for case in served:
+            seconds = timed(entry, tiles, case, self.rounds)
+            for i, found in enumerate(seconds):
+                logs[i] += math.log(statistics.median(found) / statistics.median(seconds[0])) / len(served)
+                low, median, high = (1e6 * s for s in quantiles(found))
+                tile, again = tiles[i % len(tiles)], i == len(tiles)
+                print(f"    {median:9.2f} us  {text(tile)}{' (again)' * again}  {case}", flush=True)
+                self.write(entry, tile, case=str(case), again=again, us_p20=low, us=median, us_p80=high)
+        *logs, noise = logs
+        ahead = min(range(len(tiles)), key=logs.__getitem__)
+        return tiles[ahead] if logs[ahead] < -abs(noise) else tiles[0]
+
+
+def parse(given: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python benches tune", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(arguments.OPS)}; none: all")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--shapes", nargs="+", default=[], metavar="BxS", help="sequences x tokens, such as 128x128")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per candidate and shape")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="all but the clock: compile, or with TRITON_INTERPRET run"
+    )
+    parser.add_argument("--target", default="sm_90", choices=[f"sm_{t}" for t in compile.TARGETS], help="of a dry run")
+    found = parser.parse_args(given)
+    if unknown := [op for op in found.ops if op not in arguments.OPS]:
+        parser.error(f"there is no op {', '.join(unknown)}; there are {', '.join(arguments.OPS)}")
+    if not found.dry_run and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here, and only a clock can choose; --dry-run does all but that")
+    return found
+
+
+def main(given: list[str]) -> int:
+    asked = parse(given)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    capability = int(asked.target[3:]) if asked.dry_run else compile.device.generation(torch.device("cuda", 0))
+    half = torch.float16 if interpreted else torch.bfloat16  # the interpreter's products of bfloat16 are wrong
+    shapes = asked.shapes or ([INTERPRETED] if interpreted else [])
+    tuner = Tuner(asked.rounds, capability, not asked.dry_run, interpreted, asked.json)
+    found = tables.entries()
+    there = list(
+        cases(asked.ops or list(arguments.OPS), asked.models, shapes, "cuda" if tuner.clocked else "cpu", half)
+    )
+    assign(found, there, capability)
+    files = {"masking" if op == "corrupt" else op for op in asked.ops}
+    changed = set()
+    for entry in found:
+        served = [case for case in there if str(entry) in case.launches]
+        if served and (not files or any(entry.file.startswith(file) for file in files)):
+            entry.where.update(tuner.climb(entry, served))
+            changed.add((entry.file, entry.table))
+    print(tables.python([entry for entry in found if (entry.file, entry.table) in changed]))
+    return 0

@@ -1,0 +1,206 @@
+"""Text files -> a corpus: vocabulary, held-out split, examples and shards, by several processes in bounded memory.
+
+The text is cut into chunks of whole documents, each chunk is encoded and built into examples by whoever is free, and
+the results are written in the order of the text: the corpus is the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from electra_fast.data import text
+from electra_fast.data.builder import Builder, Chunk, Part
+from electra_fast.data.corpus import Corpus, CorpusWriter
+from electra_fast.data.examples import MASK64, SHORTEST, mix64
+from electra_fast.data.shards import LONGEST, MANIFEST
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.data.workers import Workers, in_order
+from electra_fast.storage.atomic import check_free
+
+PACKINGS = ("pairs", "plain")
+CHUNK = 1 << 18  # characters of a unit of work
+
+
+def prepare(
+    files: str | Path | list[str | Path] | None,
+    out: str | Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    max_length: int = 128,
+    packing: str = "pairs",
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    heldout: float = 0.01,
+    processes: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Corpus:
+    """Make a corpus directory `out` of text files, and return its "train" split.
+
+    files: what `text.documents` reads; None: `text.embedded_documents`. vocab_size: of the vocabulary trained on the
+    text (30,522 by default, less where the text is too small for that), with lowercase and strip_accents as its rules
+    (None: strip as it lower-cases); tokenizer: one to use in its stead. max_length: tokens of an example. packing:
+    "pairs", Google's examples of two segments, or "plain", which drops nothing. heldout: the share of documents that
+    goes to the split "heldout", by a hash of the document's number; at least one where there are two. processes: None
+    chooses by the size of the text; 1 works in this process with the library's threads. seed: of the examples.
+    progress: show a bar, and a table at the end.
+
+    Raises ValueError, FileNotFoundError or FileExistsError (out is not free) before any work is done, where it can.
+    """
+    check_free(out, MANIFEST)
+    _check(max_length, packing, heldout, processes, seed)
+    if vocab_size is not None and tokenizer is not None:
+        name = "a tokenizer" if isinstance(tokenizer, Tokenizer) else f"the tokenizer {tokenizer}"
+        raise ValueError(
+            f"vocab_size {vocab_size} and {name} are both given; a tokenizer has its size: drop vocab_size"
+        )
+    source = _Source(files, progress)
+    began = time.monotonic()
+    if tokenizer is None:
+        wanted = 30522 if vocab_size is None else vocab_size
+        tokenizer = Tokenizer.train(source, wanted, lowercase=lowercase, strip_accents=strip_accents)
+        if tokenizer.vocab_size < wanted and progress:
+            _say(f"The text yields a vocabulary of {tokenizer.vocab_size:,} entries; {wanted:,} were asked for.")
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer)
+    builder = Builder(tokenizer, max_length, packing, seed)
+    settings = {"builder": packing, "seed": seed, "heldout": heldout}
+    totals = _Totals()
+    try:
+        with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
+            with Workers(builder, processes, source.size) as workers:
+                for result in in_order(workers, source.chunks(heldout)):
+                    for split, part in result.items():
+                        writer.add(split, *part.arrays())
+                        totals.add(split, part)
+            if not totals.examples.get("train"):
+                found = totals.examples
+                raise ValueError(f"the text gives no training example ({found}); give more text, or less heldout")
+            writer.finish(totals.as_dict(source.counts))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{out} could not be written ({error}); nothing of it is left: free some space, or give another --out"
+        ) from error
+    if progress:
+        _say(_table(totals, source.counts, tokenizer, time.monotonic() - began, packing))
+    return Corpus(out)
+
+
+def _check(max_length: int, packing: str, heldout: float, processes: int | None, seed: int) -> None:
+    if not SHORTEST <= max_length <= LONGEST:
+        raise ValueError(f"max_length is {max_length}; it must lie between {SHORTEST} and {LONGEST}, 128 is usual")
+    if packing not in PACKINGS:
+        raise ValueError(f"packing is {packing!r}; it must be one of {', '.join(PACKINGS)}")
+    if not 0 <= heldout < 1:
+        raise ValueError(f"heldout is {heldout}; it is a share of the documents: 0 (none) up to, not including, 1")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes is {processes}; it must be at least 1, or None to choose by the size of the text")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must fit in 64 bits")
+
+
+class _Source:
+    """The documents, readable more than once, with a progress bar a reading."""
+
+    def __init__(self, files: str | Path | list[str | Path] | None, progress: bool) -> None:
+        self.counts = text.Counts()
+        self._progress, self._label = progress, "vocabulary"
+        self._files: list[Path] = [] if files is None else text.checked_files(files)
+        self._embedded = text.embedded_documents() if files is None else []
+        self.size = sum(path.stat().st_size for path in self._files)  # bytes on disk
+
+    def __iter__(self) -> Iterator[list[str]]:
+        self.counts = counts = text.Counts()
+        size = self.size or sum(len(line) for document in self._embedded for line in document)
+        options: dict[str, Any] = dict(total=size, unit="B", unit_scale=True, disable=not self._progress)
+        with tqdm(desc=self._label, **options) as bar:
+            for document in text.documents(self._files, counts) if self._files else self._count_embedded(counts):
+                bar.update(counts.read - bar.n)
+                yield document
+            bar.update(counts.read - bar.n)
+
+    def _count_embedded(self, counts: text.Counts) -> Iterator[list[str]]:
+        for document in self._embedded:
+            counts.documents += 1
+            counts.lines += len(document)
+            counts.bytes += sum(len(line.encode()) for line in document)
+            counts.read += sum(len(line) for line in document)
+            yield document
+
+    def chunks(self, heldout: float) -> Iterator[Chunk]:
+        """Chunks of documents with their splits, the last document seeing to it that neither split is empty."""
+        self._label = "examples"
+        chunk: Chunk = []
+        size, train, held = 0, 0, 0
+        last: tuple[int, list[str]] | None = None
+        for number, document in enumerate(self):
+            if last is not None:
+                split = "heldout" if _is_heldout(last[0], heldout) else "train"
+                train, held = train + (split == "train"), held + (split == "heldout")
+                chunk.append((split, *last))
+                size += sum(map(len, last[1]))
+                if size >= CHUNK:
+                    yield chunk
+                    chunk, size = [], 0
+            last = number, document
+        if last is not None:
+            split = "heldout" if heldout and train and (not held or _is_heldout(last[0], heldout)) else "train"
+            yield [*chunk, (split, *last)]
+
+
+def _is_heldout(number: int, share: float) -> bool:
+    return mix64(number + 0x68656C646F7574 & MASK64) < share * 2.0**64  # "heldout": apart from other uses of mix64
+
+
+@dataclass
+class _Totals:
+    examples: dict[str, int] = field(default_factory=dict)
+    documents: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    unknown: int = 0
+    kept: int = 0
+
+    def add(self, split: str, part: Part) -> None:
+        self.examples[split] = self.examples.get(split, 0) + len(part.lengths)
+        self.documents[split] = self.documents.get(split, 0) + part.documents
+        self.tokens += part.tokens
+        self.unknown += part.unknown
+        self.kept += part.kept
+
+    def as_dict(self, counts: text.Counts) -> dict[str, Any]:
+        text_counts = {name: value for name, value in vars(counts).items() if name not in ("read", "documents")}
+        return {**vars(self), **text_counts}
+
+
+def _table(totals: _Totals, counts: text.Counts, tokenizer: Tokenizer, seconds: float, packing: str) -> str:
+    share = totals.kept / max(1, totals.tokens)
+    examples = ", ".join(f"{split} {number:,}" for split, number in totals.examples.items())
+    documents = ", ".join(f"{split} {number:,}" for split, number in totals.documents.items())
+    advice = "; split long lines into sentences, or use packing plain" if packing == "pairs" and share < 0.8 else ""
+    rows = {
+        "documents": documents + (f" ({counts.pieces:,} pieces of long ones)" if counts.pieces else ""),
+        "lines": f"{counts.lines:,}"
+        + (f" (over-long ones cut {counts.split_lines:,} times)" if counts.split_lines else ""),
+        "tokens": f"{totals.tokens:,}, of which {share:.1%} are in examples{advice}",
+        "examples": examples,
+        "[UNK]": f"{totals.unknown / max(1, totals.tokens):.3%} of the tokens",
+        "replaced": f"{counts.replaced:,} characters that were no UTF-8",
+        "vocabulary": f"{tokenizer.vocab_size:,} entries",
+        "time": f"{seconds:.1f} s, {counts.bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,0 +1,272 @@
+"""Text -> ids: BERT's WordPiece on the `tokenizers` library, trained reproducibly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from electra_fast.data.normalizer import NormalizedDocuments, Normalizer
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a vocabulary trained here
+LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
+SMALLEST, LARGEST = 32, 4_000_000  # entries of a vocabulary that can be asked for
+
+
+class Tokenizer:
+    """A WordPiece vocabulary and the rules that cut text into it. `Tokenizer.load` or `.train` make one."""
+
+    def __init__(self, content: bytes, source: str = "the tokenizer") -> None:
+        """content: the bytes of a tokenizer.json, kept as they are; source: what an error calls them."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(
+                f"{source} is no tokenizer.json that this version of tokenizers reads ({error}); load a vocab.txt "
+                f"instead, or train a vocabulary: electra-fast prepare FILE --out DIR --vocab-size N"
+            ) from error
+        ids = self._tokenizer.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in ids]
+        if missing:
+            raise ValueError(
+                f"{source} has no {', '.join(missing)} among its {len(ids)} entries; ELECTRA "
+                f"needs {' '.join(SPECIAL_TOKENS)}: add them to the vocabulary, or train one with electra-fast prepare"
+            )
+        if len(ids) != max(ids.values()) + 1:
+            raise ValueError(
+                f"{source} has {len(ids)} entries but ids up to {max(ids.values())}; ids without an entry cannot be "
+                f"written to a vocab.txt: number the entries without holes"
+            )
+        self._content = content
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # a text that speaks of "[MASK]" must not hold the token
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._normalize = None
+        if isinstance(self._tokenizer.normalizer, normalizers.BertNormalizer) and all(token.special for token in added):
+            self._normalize = Normalizer(self._tokenizer.normalizer)
+            self._bare = tokenizers.Tokenizer(self._tokenizer.model)
+            self._bare.pre_tokenizer = self._tokenizer.pre_tokenizer
+        special = [ids[token] for token in SPECIAL_TOKENS]
+        self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id = special
+        self.vocab_size = len(ids)
+
+    @classmethod
+    def load(cls, path: str | Path, *, lowercase: bool | None = None, strip_accents: bool | None = None) -> Tokenizer:
+        """From a tokenizer.json, a vocab.txt (a token a line), or a directory that holds either.
+
+        lowercase and strip_accents are for a vocab.txt, which does not say how its text was cut: None takes them from
+        a tokenizer_config.json beside it, else lower-cases, and strips accents as it lower-cases. A tokenizer.json
+        carries its own rules. Raises FileNotFoundError or ValueError naming the file.
+        """
+        path = Path(path)
+        if path.is_dir():
+            names = [name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+            if not names:
+                raise FileNotFoundError(
+                    f"{path} holds neither tokenizer.json nor vocab.txt; name a directory that does"
+                )
+            path = path / names[0]
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no tokenizer {path}; name a tokenizer.json, a vocab.txt or a directory")
+        if path.suffix != ".json":
+            config = _config_beside(path)
+            lowercase = config.get("do_lower_case") is not False if lowercase is None else lowercase
+            strip_accents = config.get("strip_accents") if strip_accents is None else strip_accents
+            return cls(_wordpiece(_read_vocabulary(path), lowercase, strip_accents), str(path))
+        if lowercase is not None or strip_accents is not None:
+            raise ValueError(
+                f"lowercase={lowercase}, strip_accents={strip_accents} are given with {path}, which carries its own "
+                f"rules; leave them out, or load the vocab.txt"
+            )
+        return cls(path.read_bytes(), str(path))
+
+    @classmethod
+    def train(
+        cls,
+        documents: Iterable[list[str]],
+        vocab_size: int = 30522,
+        *,
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+    ) -> Tokenizer:
+        """A vocabulary of at most vocab_size entries, a pure function of the text; less where the text is small.
+
+        documents: lists of lines, read twice (so no generator). Raises ValueError for a vocab_size outside 32 to
+        4,000,000, and for a text without words.
+        """
+        if not SMALLEST <= vocab_size <= LARGEST:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; it must lie between {SMALLEST} and {LARGEST}, 30522 is usual"
+            )
+        if isinstance(documents, Iterator):
+            raise ValueError("documents is an iterator, spent after one reading, and training reads twice; pass a list")
+        library = _empty(lowercase, strip_accents)
+        normalized = NormalizedDocuments(documents, Normalizer(library.normalizer))
+        alphabet, pinned = _alphabet(library, documents, (vocab_size - len(SPECIAL_TOKENS)) // 2)
+        if not alphabet:
+            raise ValueError("the text holds no words to train a vocabulary on; check the files")
+        # Left alone, the trainer numbers the continuing characters in the order of a hash table, and equal counts are
+        # merged by number: two runs on one text differ. Given as leading entries, the characters have fixed numbers.
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[*SPECIAL_TOKENS, *pinned],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
+        )
+        library.normalizer = None  # done already
+        library.train_from_iterator(normalized, trainer)
+        ids = library.get_vocab()
+        return cls(_wordpiece(sorted(ids, key=ids.__getitem__), lowercase, strip_accents))
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json, vocab.txt and the two files by which transformers.AutoTokenizer finds its way.
+
+        Loaded there, the ids are the same. The directory is made if need be.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        special = dict(
+            zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
+        )
+        config = {
+            # Not BertTokenizer: transformers 5 rebuilds that class from the vocabulary and so forgets the rules.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+            **self._rules(),
+            **special,
+        }
+        (directory / "tokenizer.json").write_bytes(self._content)
+        ids = self._tokenizer.get_vocab()
+        (directory / "vocab.txt").write_text(
+            "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)), "utf-8"
+        )
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (directory / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", "utf-8")
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes of tokenizer.json, as `sha256sum` gives it."""
+        return hashlib.sha256(self._content).hexdigest()
+
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        """The ids of each line, without [CLS] and [SEP]; no text yields a special token, [UNK] aside."""
+        library = self._tokenizer
+        if self._normalize is not None:
+            library, lines = self._bare, list(map(self._normalize, lines))
+        return [line.ids for line in library.encode_batch_fast(lines, add_special_tokens=False)]
+
+    def encode_offsets(self, line: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a line, as `encode` gives them, and the characters of the line that each is: [start, end)."""
+        found = self._tokenizer.encode(line, add_special_tokens=False)
+        return found.ids, found.offsets
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def token(self, id: int) -> str:
+        """The vocabulary entry of an id; raises IndexError outside the vocabulary."""
+        token = self._tokenizer.id_to_token(id) if id >= 0 else None
+        if token is None:
+            raise IndexError(f"id {id} is outside the vocabulary of {self.vocab_size} entries")
+        return token
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
+        return Tokenizer, (self._content,)
+
+    def _rules(self) -> dict[str, bool | None]:
+        normalizer = self._tokenizer.normalizer
+        if not isinstance(normalizer, normalizers.BertNormalizer):
+            return {}
+        return {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents}
+
+
+def _empty(lowercase: bool, strip_accents: bool | None) -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer(models.WordPiece({}, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
+    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece()
+    return library
+
+
+def _wordpiece(tokens: list[str], lowercase: bool, strip_accents: bool | None) -> bytes:
+    """The tokenizer.json of a vocabulary in the order of its ids."""
+    ids = {token: number for number, token in enumerate(tokens)}
+    library = _empty(lowercase, strip_accents)
+    library.model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
+    if ids.keys() >= set(SPECIAL_TOKENS):  # else the constructor refuses it, naming what is missing
+        library.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+        library.add_special_tokens(list(SPECIAL_TOKENS))
+    return library.to_str(pretty=True).encode()
+
+
+def _alphabet(library: tokenizers.Tokenizer, documents: Iterable[list[str]], most: int) -> tuple[list[str], list[str]]:
+    """The characters that get entries of their own, and those entries: characters, then ## forms, each sorted.
+
+    Kept are the most frequent 1,000 and further ones up to 99.95 % of the text, so that Chinese keeps its thousands
+    and English does not spend its vocabulary on scattered foreign letters; never more than `most` entries.
+    """
+    raw = np.zeros(sys.maxunicode + 1, np.int64)  # by code point
+    rest = iter(chain.from_iterable(documents))
+    while lines := list(islice(rest, 10_000)):
+        codes = np.frombuffer("".join(lines).encode("utf-32-le"), np.uint32)
+        raw += np.bincount(codes, minlength=len(raw))
+    counts: Counter[str] = Counter()
+    for code in raw.nonzero()[0].tolist():
+        for part in library.normalizer.normalize_str(chr(code)).strip():
+            counts[part] += int(raw[code])
+    total, covered, entries = sum(counts.values()), 0, 0
+    alphabet: list[str] = []
+    continuing: list[str] = []
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        glued = _continues_words(library, character)
+        entries += 2 if glued else 1
+        if entries > most or (len(alphabet) >= 1000 and covered >= 0.9995 * total):
+            break
+        covered += count
+        alphabet.append(character)
+        continuing += [f"##{character}"] if glued else []
+    return sorted(alphabet), sorted(alphabet) + sorted(continuing)
+
+
+def _continues_words(library: tokenizers.Tokenizer, character: str) -> bool:
+    """False for what always stands alone: punctuation, and the ideographs that the normaliser sets spaces around."""
+    normalized = library.normalizer.normalize_str(f"a{character}")
+    return any(len(word) > 1 for word, _ in library.pre_tokenizer.pre_tokenize_str(normalized))
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    try:
+        tokens = [line.rstrip("\r") for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); a vocab.txt holds one token a line") from error
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens, 1):
+        if not token or token in seen:
+            what = f"repeats {token!r} of line {seen[token]}" if token else "is empty"
+            raise ValueError(f"{path}, line {number} {what}; ids are line numbers, so each line holds one new token")
+        seen[token] = number
+    return tokens
+
+
+def _config_beside(path: Path) -> dict[str, bool | None]:
+    config = path.parent / "tokenizer_config.json"
+    if not config.is_file():
+        return {}
+    try:
+        found = json.loads(config.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is no JSON ({error}); remove it, or say lowercase=") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,249 @@
+"""accelerate(): a transformers ELECTRA, in place, on this package's ops.
+
+The modules that compute get a subclass of their own class with another `forward`; parameters, buffers, names and
+config stay the very objects they were, so optimisers, Trainer and saved files know no difference. (An instance's own
+`forward` would stay bound to the original in the copies that copy.deepcopy and DataParallel make; a class does not.)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.electra import modeling_electra
+
+from electra_fast import ops
+from electra_fast.interop.encoder import encode
+from electra_fast.interop.structure import is_gelu, misfit, unlike, unserved
+
+TESTED = ("5.24.0",)
+OURS = "electra_fast"  # in a report's calls
+REPORT = "electra_fast_report"  # the attribute of an accelerated model
+
+
+def accelerate(model: nn.Module) -> Acceleration:
+    """Make this ELECTRA of transformers run on electra_fast's ops; returns a report that prints, and can `revert()`.
+
+    model: ElectraModel, or ElectraFor- PreTraining, MaskedLM, SequenceClassification, TokenClassification,
+    QuestionAnswering or MultipleChoice. Padding inside is left out of the computation wherever the head does not read
+    it (see docs/transformers.md). A call that asks for what is not computed here (attentions, inputs_embeds, 4-D masks,
+    a cache, half precision on the CPU, adapters or hooks on the layers) runs transformers' own forward; the report
+    counts these. Dropout is transformers' in place and probability (rounded to 1/256), its masks from one seed a
+    forward, drawn from torch's generator: torch.manual_seed holds.
+
+    Raises TypeError where the model is no such ELECTRA, ValueError where it is accelerated already, is a decoder, or
+    has parts of another kind; then nothing is changed. Warns on a version of transformers that was not tested.
+    """
+    base = _checked(model)
+    swapped: list[tuple[nn.Module, type]] = []
+    layers = base.config.num_hidden_layers
+    replaced = {
+        "embeddings": "ops.embedding, with the projection" if hasattr(base, "embeddings_project") else "ops.embedding",
+        f"encoder ({layers} layers)": "ops.encoder; block by block where hidden states or checkpoints are asked for",
+    }
+    kept = {name: "a small part of the time" for name, _ in model.named_children() if model is not base}
+    kept.pop("electra", None)
+    if "generator_lm_head" in kept:
+        kept["generator_lm_head"] = "the logits of the whole vocabulary are asked for: one matrix product"
+    scores = getattr(model, "discriminator_predictions", None)
+    if scores is not None and (why := _misfit_of_scores(scores)):
+        kept["discriminator_predictions"] = why
+    elif scores is not None:
+        del kept["discriminator_predictions"]
+        replaced["discriminator_predictions"] = "ops.discriminator_head"
+        swapped.append((scores, type(scores)))
+    if type(model).forward in READS:
+        swapped.append((model, type(model)))
+    swapped.append((base, type(base)))
+    report = Acceleration(type(model).__name__, replaced, kept, swapped)
+    for module, kind in swapped:
+        module.__class__ = accelerated(kind)
+        setattr(module, REPORT, report)
+    return report
+
+
+@dataclass
+class Acceleration:
+    """What `accelerate` did to one model, and what became of its calls. Copies of the model have their own."""
+
+    name: str
+    replaced: dict[str, str]  # part -> by what
+    kept: dict[str, str]  # part that stayed transformers' -> why
+    swapped: list[tuple[nn.Module, type]] = field(repr=False)
+    calls: Counter[str] = field(default_factory=Counter)  # "electra_fast", or why transformers' forward ran -> how many
+
+    def revert(self) -> None:
+        """Make the model what it was. Raises ValueError if something else has changed its class since."""
+        for module, kind in self.swapped:
+            if type(module) is not accelerated(kind):
+                raise ValueError(
+                    f"revert: the model's {kind.__name__} is now a {type(module).__name__}; it was reverted before, or "
+                    f"another tool (such as fully_shard) changed it since and has to undo that first"
+                )
+        for module, kind in self.swapped:
+            module.__class__ = kind
+            delattr(module, REPORT)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} on electra_fast", *(f"  {part}: {by}" for part, by in self.replaced.items())]
+        if self.kept:
+            lines += ["left to transformers", *(f"  {part}: {why}" for part, why in self.kept.items())]
+        if self.calls:
+            lines += ["calls", *(f"  {number} {who}" for who, number in self.calls.most_common())]
+        return "\n".join(lines)
+
+
+class Accelerated:
+    """Marks the classes that `accelerated` makes. A pickle names their base, and how to make them again."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_revived, (type(self).__bases__[1],), *reduced[2:])
+
+
+def _revived(kind: type) -> Any:
+    return object.__new__(accelerated(kind))
+
+
+@functools.cache
+def accelerated(kind: type) -> type:
+    """The subclass of one of transformers' classes. It bears its name: config.json and the hooks that capture outputs
+    go by it."""
+    if issubclass(kind, modeling_electra.ElectraModel):
+        forward = _model_forward(kind)
+    elif issubclass(kind, modeling_electra.ElectraDiscriminatorPredictions):
+        forward = _scores_forward(kind)
+    else:
+        forward = _head_forward(kind)
+    body = dict(forward=forward, __module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__)
+    return type(kind.__name__, (Accelerated, kind), body)
+
+
+def _model_forward(kind: Any) -> Callable[..., Any]:
+    signature = inspect.signature(kind.forward)
+
+    @torch.compiler.disable
+    def run(self: Any, args: Any, kwargs: Any, reads_padding: bool) -> Any:
+        given = arguments(signature, self, args, kwargs)
+        why = unserved(self, given)
+        self.electra_fast_report.calls[why or OURS] += 1
+        return kind.forward(self, *args, **kwargs) if why else encode(self, given, reads_padding)
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, reads_padding: bool = True, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return kind.forward(self, *args, **kwargs)
+        return run(self, args, kwargs, reads_padding)
+
+    return forward
+
+
+def _head_forward(kind: Any) -> Callable[..., Any]:
+    signature, reads = inspect.signature(kind.forward), torch.compiler.disable(READS[kind.forward])
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.electra, Accelerated) and not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+            kwargs["reads_padding"] = reads(self, arguments(signature, self, args, kwargs))
+        return kind.forward(self, *args, **kwargs)
+
+    return forward
+
+
+def _scores_forward(kind: Any) -> Callable[..., Any]:
+    @functools.wraps(kind.forward)
+    def forward(self: Any, hidden: Tensor) -> Tensor:
+        dense, out = self.dense, self.dense_prediction
+        half_on_cpu = hidden.device.type == "cpu" and hidden.dtype.itemsize < 4
+        if half_on_cpu or dense.weight.dtype != hidden.dtype or _misfit_of_scores(self):
+            return kind.forward(self, hidden)
+        rows, labels = hidden.flatten(0, -2), hidden.new_zeros(hidden.shape[:-1].numel(), dtype=torch.bool)
+        _, logits = ops.discriminator_head(rows, dense.weight, dense.bias, out.weight, out.bias, labels)
+        return logits.view(hidden.shape[:-1])
+
+    return forward
+
+
+def arguments(signature: inspect.Signature, self: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """A call's arguments by name, those that transformers' **kwargs takes among them."""
+    given = signature.bind(self, *args, **kwargs).arguments
+    return {**given, **given.get("kwargs", {})}
+
+
+def _padding(given: dict[str, Any]) -> Tensor | None:
+    mask = given.get("attention_mask")
+    return None if mask is None else mask == 0
+
+
+def _never(model: Any, given: dict[str, Any]) -> bool:
+    """Its loss looks at the attention mask itself."""
+    return False
+
+
+def _if_labelled(model: Any, given: dict[str, Any]) -> bool:
+    """Its loss takes every position with a label other than -100."""
+    padding, labels = _padding(given), given.get("labels")
+    if padding is None or labels is None:
+        return False
+    return padding.shape != labels.shape or bool((padding & (labels != -100)).any())
+
+
+def _if_first(model: Any, given: dict[str, Any]) -> bool:
+    """It pools by the first column, which is padding where padding is on the left."""
+    padding = _padding(given)
+    return padding is not None and bool(padding[..., 0].any())
+
+
+def _if_summarised(model: Any, given: dict[str, Any]) -> bool:
+    return model.sequence_summary.summary_type != "first" or _if_first(model, given)
+
+
+READS: dict[Any, Callable[[Any, dict[str, Any]], bool]] = {
+    # which heads read the hidden state of padding, and when; those that are not here, and the bare model, may always
+    modeling_electra.ElectraForPreTraining.forward: _never,
+    modeling_electra.ElectraForMaskedLM.forward: _if_labelled,
+    modeling_electra.ElectraForTokenClassification.forward: _if_labelled,
+    modeling_electra.ElectraForSequenceClassification.forward: _if_first,
+    modeling_electra.ElectraForMultipleChoice.forward: _if_summarised,
+}
+HEADS = "PreTraining MaskedLM SequenceClassification TokenClassification QuestionAnswering MultipleChoice".split()
+NAMES = ("ElectraModel", *(f"ElectraFor{head}" for head in HEADS))
+
+
+def _checked(model: nn.Module) -> Any:
+    """The ElectraModel inside; all that can be wrong is found here, before anything is changed."""
+    if not isinstance(model, tuple(getattr(modeling_electra, name) for name in NAMES)):
+        raise TypeError(
+            f"accelerate: model is a {type(model).__name__}; transformers' {', '.join(NAMES)} are allowed. "
+            f"Give the model itself, before torch.compile or another wrapper; the attention "
+            f"alone of any other encoder: electra_fast.register_attention()"
+        )
+    base = model if isinstance(model, modeling_electra.ElectraModel) else getattr(model, "electra", None)
+    if any(isinstance(module, Accelerated) for module in model.modules()):
+        raise ValueError("accelerate: the model is accelerated already; its report is model.electra_fast_report")
+    if why := misfit(base):
+        raise ValueError(
+            f"accelerate: {why}; ELECTRA as Google published it is computed here. The attention alone may still be "
+            f'ours: electra_fast.register_attention(), then model.set_attn_implementation("electra_fast")'
+        )
+    if transformers.__version__ not in TESTED:
+        warnings.warn(
+            f"electra_fast.accelerate was tested with transformers {', '.join(TESTED)}, this is "
+            f"{transformers.__version__}: compare the logits once with those before accelerate()",
+            stacklevel=3,
+        )
+    return base
+
+
+def _misfit_of_scores(scores: Any) -> str:
+    if not is_gelu(scores.activation):
+        return "its activation is not the erf GELU"
+    return unlike(scores.dense, nn.Linear) or unlike(scores.dense_prediction, nn.Linear)

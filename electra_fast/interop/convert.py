@@ -1,0 +1,98 @@
+"""Other people's weights to ours: Google's TensorFlow checkpoints, and directories of transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.interop.google import HEADS, NETWORKS, read_google
+from electra_fast.model.networks import Network
+from electra_fast.storage.atomic import check_free, sync, write_file
+from electra_fast.storage.network import read_network
+from electra_fast.storage.weights import write_tensors
+
+
+def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]:
+    """Write OUT/generator and OUT/discriminator, as far as the source holds them; returns a line on each thing done.
+
+    source: a checkpoint of Google's TensorFlow code (a directory with one, or the path with or without .index), or a
+    directory of transformers' (config.json and model.safetensors, or generator/ and discriminator/ with those). The
+    sizes are read off the shapes; what these do not tell is taken from a config.json beside a checkpoint, else heads
+    are 64 wide. tokenizer goes with each network; None: that beside the weights, if there is one. Adam's moments go to
+    OUT/optimizer.safetensors under the names of Pretrainer's optimiser. Raises ValueError where the source is damaged,
+    is no ELECTRA or does not fit the tokenizer, and where OUT exists; then nothing is written.
+    """
+    check_free(out)
+    if not source.is_dir():
+        prefix = source.with_name(source.name.removesuffix(".index"))
+        if source.is_file() and source.suffix != ".index":
+            raise ValueError(
+                f"{source} is no checkpoint that is read; name PREFIX.index of a TensorFlow checkpoint or a directory"
+            )
+        networks, moments, lines = read_google(prefix)
+        beside = prefix.parent
+    elif indexes := sorted(source.glob("*.index")):
+        if len(indexes) > 1:
+            names = ", ".join(path.name for path in indexes)
+            raise ValueError(f"{source} holds several checkpoints ({names}); name one of them")
+        networks, moments, lines = read_google(indexes[0].with_suffix(""))
+        beside = source
+    else:
+        pair = [source / name for name in NETWORKS if (source / name).is_dir()]
+        networks, moments, lines = dict(map(read_transformers, pair or [source])), {}, []
+        beside = (pair or [source])[-1]
+    if tokenizer is None and any((beside / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        tokenizer = beside
+    words = None if tokenizer is None else Tokenizer.load(tokenizer)
+    for name, network in networks.items():
+        if words is not None and words.vocab_size != network.config.vocab_size:
+            raise ValueError(
+                f"{tokenizer} has {words.vocab_size} entries and the {name} knows {network.config.vocab_size} words; "
+                f"name the tokenizer that it was trained with: --tokenizer PATH"
+            )
+    _write(out, networks, moments, words)
+    lines += [f"{out / name}: {network.config}" for name, network in networks.items()]
+    if moments:
+        lines.append(f"{out / 'optimizer.safetensors'}: Adam's moments, {len(moments)} tensors")
+    if words is None:
+        lines.append("no tokenizer.json or vocab.txt was found beside the weights; name one: --tokenizer PATH")
+    return lines
+
+
+def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Tensor], words: Tokenizer | None) -> None:
+    """All of it or nothing, in one rename."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    try:
+        for name, network in networks.items():
+            network.save_pretrained(staging / name)
+            if words is not None:
+                words.save(staging / name)
+        if moments:
+            write_tensors(staging / "optimizer.safetensors", moments)
+        if words is not None:
+            names = ("pad", "unk", "cls", "sep", "mask")
+            ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in names}
+            write_file(staging / "electra.json", [json.dumps(ids, indent=2).encode() + b"\n"])
+        os.rename(staging, out)  # over an empty directory at most
+        sync(out.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # renamed, it is not there any more
+
+
+def read_transformers(directory: Path) -> tuple[str, Network]:
+    """Which network a transformers directory holds, by its head, and the network."""
+    _, tensors = read_network(directory)
+    for name, head in HEADS.items():
+        if any(key.startswith(head) for key in tensors):
+            return name, NETWORKS[name].from_pretrained(directory)
+    raise ValueError(
+        f"{directory} has neither {' nor '.join(HEADS.values())} among its {len(tensors)} tensors; a model fine-tuned "
+        f"for a task is not converted: take the pre-trained one"
+    )

@@ -1,0 +1,111 @@
+"""Electra: generator and discriminator trained together on replaced token detection."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from electra_fast import ops
+from electra_fast.config import ElectraConfig
+from electra_fast.data.batch import Batch
+from electra_fast.model.flops import step_flops
+from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.model.seeds import DISCRIMINATOR, scalars
+from electra_fast.objectives.base import ElectraOutput, Objective
+from electra_fast.ops.masking import Masked
+from electra_fast.storage.atomic import read_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Electra(Objective):
+    """Generator and discriminator with one set of embeddings (Clark et al., ICLR 2020).
+
+    Given networks are taken as they are, the discriminator's embeddings for both; else they are made from the config.
+    """
+
+    leading = "discriminator"
+
+    def __init__(
+        self, config: ElectraConfig, generator: Generator | None = None, discriminator: Discriminator | None = None
+    ) -> None:
+        super().__init__(config)
+        given = discriminator or generator
+        embeddings = None if given is None else given.encoder.embeddings
+        self.discriminator = discriminator or Discriminator(config.discriminator, embeddings)
+        self.generator = generator or Generator(config.generator, self.discriminator.encoder.embeddings)
+        shapes = [
+            {name: tuple(p.shape) for name, p in network.encoder.embeddings.named_parameters()}
+            for network in (self.discriminator, self.generator)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the discriminator's embeddings are {shapes[0]}, the generator's {shapes[1]}; "
+                f"ELECTRA's networks share them: take a pair that was trained together"
+            )
+        if shapes[0]["word.weight"][0] != config.vocab_size:
+            raise ValueError(
+                f"the networks know {shapes[0]['word.weight'][0]} words, vocab_size is {config.vocab_size}; "
+                f"use the tokenizer they were trained with"
+            )
+        self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
+
+    def forward(
+        self,
+        batch: Batch,
+        seed: int | Tensor = 0,
+        step: int | Tensor = 0,
+        masked: Masked | None = None,
+        denominators: tuple[Tensor, int | Tensor] | None = None,
+    ) -> ElectraOutput:
+        """Mask, fill, corrupt, score."""
+        config = self.config
+        key, at = scalars(batch, seed, step)
+        masked = self.mask(batch, key, at) if masked is None else masked
+        used, tokens = denominators or ((masked.labels != -100).sum(), batch.tokens)
+        generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
+
+        corrupted, is_replaced = ops.corrupt(batch.input_ids, masked.positions, masked.labels, sampled, config.faithful)
+        hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
+        losses, logits = self.discriminator.score(hidden, is_replaced)
+        discriminator_loss = batch.counted(losses).sum(dtype=generator_loss.dtype) / (tokens + 1e-6)
+
+        loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
+        found = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())
+        return ElectraOutput(loss, generator_loss, discriminator_loss, *found)
+
+    def step_flops(self, lengths: list[int], slots: int) -> int:
+        return step_flops(self.config, lengths, slots)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """From a directory with generator/ and discriminator/, each a Hugging Face directory.
+
+        electra.json beside them holds the objective; without it the config's defaults hold. Raises ValueError with what
+        does not fit.
+        """
+        path = Path(path)
+        generator = Generator.from_pretrained(path / "generator")
+        discriminator = Discriminator.from_pretrained(path / "discriminator")
+        settings = asdict(discriminator.config) | dict(
+            generator_size=generator.config.hidden_size / discriminator.config.hidden_size,
+            generator_layers=generator.config.num_hidden_layers / discriminator.config.num_hidden_layers,
+        )
+        if (path / "electra.json").exists():
+            settings |= read_json(path / "electra.json")
+        try:
+            config = ElectraConfig.small(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; correct electra.json there, or save the model again") from None
+        return cls(config, generator, discriminator).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """To a directory with generator/ and discriminator/, each of which transformers loads, and electra.json."""
+        self.generator.save_pretrained(Path(path) / "generator")
+        self.discriminator.save_pretrained(Path(path) / "discriminator")
+        (Path(path) / "electra.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")

@@ -1,0 +1,45 @@
+"""What a person reads at the end of a run: figures before and after, and marked sentences."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def marked_sentence(tokens: list[str], sampled: dict[int, str], suspicion: Tensor, threshold: float = 0.5) -> str:
+    """A sentence in which replaced words read {original>sampled 93%} and words wrongly suspected {word 61%}.
+
+    tokens: the original wordpieces; sampled: what the generator put where it did not give the original back;
+    suspicion (len(tokens),): the discriminator's probability that each token was replaced.
+    """
+    words: list[str] = []
+    for i, (token, p) in enumerate(zip(tokens, suspicion.tolist(), strict=True)):
+        piece = token.removeprefix("##")
+        if i in sampled:
+            shown = f"{{{piece}>{sampled[i].removeprefix('##')} {p:.0%}}}"
+        elif p > threshold:
+            shown = f"{{{piece} {p:.0%}}}"
+        else:
+            shown = piece
+        words.append(shown if token.startswith("##") and words else f" {shown}")
+    return "".join(words).strip()
+
+
+def closing_report(before: dict[str, float], after: dict[str, float], sentences: list[str]) -> str:
+    """The lines a person reads at the end: held-out figures before and after, and marked sentences."""
+    names = {
+        "generator_loss": "generator loss (nats a masked token)",
+        "generator_accuracy": "generator accuracy",
+        "discriminator_loss": "discriminator loss (nats a token)",
+        "auc": "discriminator AUC (0.5 is a guess)",
+        "precision": "of the tokens it suspects, replaced",
+        "recall": "of the replaced, suspected",
+    }
+    lines = [f"{'held-out text':40s} {'before':>8s} {'after':>8s}"]
+    lines += [f"{title:40s} {before[name]:8.3f} {after[name]:8.3f}" for name, title in names.items() if name in after]
+    if sentences:
+        lines += [
+            "",
+            "Held-out sentences: {original>what the generator put there, how sure the discriminator is of a fake}",
+        ]
+        lines += [f"  {sentence}" for sentence in sentences]
+    return "\n".join(lines)

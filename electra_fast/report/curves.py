@@ -1,0 +1,53 @@
+"""Plots of a run: losses, AUC and speed by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """curves.png: those of the losses, the AUC and the speed that the rows hold, in training and on held-out text."""
+    from matplotlib.figure import Figure
+
+    train, heldout = ([row for row in rows if row["kind"] == kind] for kind in ("train", "heldout"))
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    titles = (
+        ("generator_loss", "generator: loss of the masked tokens (nats)"),
+        ("discriminator_loss", "discriminator: loss of every token (nats)"),
+        ("auc", "discriminator: AUC, replaced against original"),
+        ("tokens_per_s", "tokens/s"),
+    )
+    shown = [(name, title) for name, title in titles if any(name in row for row in rows)]
+    panels = figure.subplots(2, (len(shown) + 1) // 2).flat
+    for axes, (name, title) in zip(panels, shown, strict=True):
+        for kind, found, style in (("training", train, dict(lw=1)), ("held-out", heldout, dict(marker="o", ms=3))):
+            points = [(row["step"], row[name]) for row in found if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=kind, **style)
+        axes.set(title=title, xlabel="step")
+        axes.title.set_fontsize(10)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def plot_finetuning(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
+    """curves.png of fine-tuning: the training loss of each seed by step, and each one's score on dev."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    for seed in seeds:
+        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == "train" and row["seed"] == seed]
+        left.plot(*zip(*points, strict=True), lw=1, label=f"seed {seed}")
+    scores = [row[metric] for row in rows if row["kind"] == "dev"]
+    right.plot([str(seed) for seed in seeds], scores, "o")
+    left.set(title="training loss", xlabel="step")
+    right.set(title=f"{metric} on dev", xlabel="seed")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,111 @@
+"""A network's directory in Hugging Face's form: config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from electra_fast.config import NetworkConfig
+from electra_fast.storage.atomic import read_json, shortened, write_file
+from electra_fast.storage.weights import read_tensors, write_tensors
+
+ONLY = {  # keys of config.json that change the computation, and the values computed here
+    "model_type": ("electra",), "hidden_act": ("gelu",), "position_embedding_type": ("absolute",),
+    "is_decoder": (False,), "is_encoder_decoder": (False,), "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,), "tie_word_embeddings": (True,), "pruned_heads": ({}, None),
+}  # fmt: skip
+IGNORED = frozenset(  # keys that transformers 2 to 5 write and that change nothing here
+    """_name_or_path architectures transformers_version dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss
+    _attn_implementation_autoset return_dict output_attentions output_hidden_states output_past use_cache xla_device
+    chunk_size_feed_forward gradient_checkpointing tie_encoder_decoder generator_size tokenizer_class prefix
+    finetuning_task task_specific_params problem_type num_labels id2label label2id classifier_dropout
+    summary_type summary_use_proj summary_activation summary_first_dropout summary_last_dropout summary_proj_to_labels
+    bos_token_id eos_token_id sep_token_id decoder_start_token_id max_length min_length do_sample early_stopping
+    num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens""".split()
+)
+
+
+def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """A Hugging Face directory: its config, and its tensors under the names in the file.
+
+    Raises ValueError where config.json or model.safetensors is missing, damaged or not an ELECTRA's.
+    """
+    path = directory / "model.safetensors"
+    if not path.exists():
+        found = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else "no such directory"
+        raise ValueError(
+            f"{directory} has no model.safetensors ({found}), the only weights read. Pickle files (.bin, .pt, .ckpt) "
+            f"can run code and are never opened, nor are .h5 and weights in several files: if you trust them, load "
+            f"them in transformers and model.save_pretrained(DIR, safe_serialization=True, max_shard_size='100GB')"
+        )
+    return read_config(directory), read_tensors(path)
+
+
+def write_network(
+    directory: Path,
+    config: NetworkConfig,
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """The reverse, for this package and for transformers, whose class of these tensors is `architecture`.
+
+    more: further keys of config.json, such as id2label.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory / "model.safetensors", tensors)
+    write_config(directory, config, architecture, more)
+
+
+def read_config(directory: Path) -> NetworkConfig:
+    """The network that a Hugging Face config.json describes; keys it lacks have transformers' defaults.
+
+    Raises ValueError on another model type, on settings not computed here, and on keys of unknown meaning.
+    """
+    path = directory / "config.json"
+    values = read_json(path)
+    for key, allowed in ONLY.items():
+        if (found := values.get(key, None if key == "model_type" else allowed[0])) not in allowed:
+            how = f"electra_fast computes {key} = {allowed[0]!r} only; take such a model, or run it in transformers"
+            raise ValueError(f"{path}: {key} is {shortened(found)}; {how}")
+    fields = {field.name for field in dataclasses.fields(NetworkConfig)}
+    if unknown := sorted(values.keys() - fields - ONLY.keys() - IGNORED):
+        how = "the keys transformers writes for ELECTRA are allowed; delete one that changes nothing in the computation"
+        raise ValueError(f"{path}: unknown keys {', '.join(map(shortened, unknown))}; {how}")
+    try:
+        return NetworkConfig(**{key: value for key, value in values.items() if key in fields})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; correct it there, or save the model again") from None
+
+
+def write_config(
+    directory: Path, config: NetworkConfig, architecture: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """config.json as transformers reads it."""
+    values = dict(model_type="electra", architectures=[architecture], dtype="float32", hidden_act="gelu")
+    values |= dict(tie_word_embeddings=True) | dataclasses.asdict(config) | dict(more or {})
+    write_file(directory / "config.json", [json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"])
+
+
+def match(expected: Mapping[str, Iterable[int]], found: Mapping[str, Tensor], source: str) -> None:
+    """Hold the tensors of `source` against the shapes a model expects; ValueError lists every difference."""
+    shapes = {name: tuple(shape) for name, shape in expected.items()}
+    lines = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in found]
+    lines += [f"unexpected: {shortened(name)} {tuple(found[name].shape)}" for name in found if name not in shapes]
+    wrong = [name for name, shape in shapes.items() if name in found and tuple(found[name].shape) != shape]
+    lines += [f"wrong shape: {name} is {tuple(found[name].shape)}, the model has {shapes[name]}" for name in wrong]
+    hint = "take weights of this architecture and size, or build the model from their config.json"
+    words = "electra.embeddings.word_embeddings.weight"
+    if words in wrong and found[words].shape[1:] == shapes[words][1:]:
+        theirs, ours = len(found[words]), shapes[words][0]
+        hint = f"their vocabulary has {theirs} tokens, the model's {ours}: set vocab_size to {theirs}, or train anew"
+    if lines:
+        raise ValueError(f"{source} does not fit the model; {hint}\n  " + "\n  ".join(lines))

@@ -1,0 +1,85 @@
+"""The examples of tasks: a text or two, a sentence of tagged words, a question on a context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Words, and a tag for each; None where they are to be predicted."""
+
+    id: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+
+
+KINDS = ("classification", "regression", "tagging", "qa")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text or two, and a class (str), a number (float, regression) or None where it is to be predicted."""
+
+    id: str
+    texts: tuple[str, ...]
+    label: str | float | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns (fields of .jsonl) that hold the first text, the second (if there), the label and the id."""
+
+    text: str = "text"
+    text2: str | None = "text2"
+    label: str = "label"
+    id: str = "id"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """kind: one of KINDS. name: of the benchmark that was recognised, a key of BENCHMARKS, or None. examples: Example,
+    Sentence (tagging) or Question (qa). labels: classes or tags, in the benchmark's order, else sorted; empty for
+    regression, qa and files of no benchmark that are read without labels."""
+
+    kind: str
+    name: str | None
+    examples: list[Any]
+    labels: list[str]
+
+
+def check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"the kind of task is {kind!r}; it must be one of {', '.join(KINDS)}")
+
+
+def check_labels(train: Dataset, dev: Dataset, path: str | Path) -> None:
+    """Raises ValueError where training has fewer than two classes, or dev (read from path) a label that it lacks."""
+    if train.kind == "classification" and len(train.labels) < 2:
+        raise ValueError(f"all examples of training have the label {train.labels[0]!r}; two classes or more are wanted")
+    known = set(train.labels)
+    for example in dev.examples if train.kind in ("classification", "tagging") else ():
+        found = example.tags or () if isinstance(example, Sentence) else (getattr(example, "label", None),)
+        if unseen := next((label for label in found if label is not None and label not in known), None):
+            shown = ", ".join(train.labels[:20]) + ", ..." * (len(train.labels) > 20)
+            what = "sentence" if isinstance(example, Sentence) else "example"
+            raise ValueError(
+                f"{path} has the label {unseen!r} ({what} {example.id}), which training lacks; it knows {shown}: "
+                "mend the label, or add such examples to the training file"
+            )
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a context. answers: (start, text), each text == context[start : start + len(text)].
+
+    There are none where the question is impossible to answer from the context, and where they are to be predicted.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[tuple[int, str], ...] = ()
+    impossible: bool = False

@@ -1,0 +1,166 @@
+"""What a pre-training run starts from: its settings, recipe, corpus and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from electra_fast.config import ElectraConfig
+from electra_fast.data.corpus import Corpus
+from electra_fast.data.prepare import prepare
+from electra_fast.data.shards import MANIFEST
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.device import chosen_device
+from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.objectives.base import Objective
+from electra_fast.objectives.electra import Electra
+from electra_fast.objectives.mlm import MaskedLanguageModel
+from electra_fast.storage import checkpoint
+from electra_fast.storage.atomic import check_free, read_json, write_file
+
+# The paper's table 6. tiny is ours, for minutes on two cores: among few tokens the networks find a word's neighbours
+# within some hundred steps, among 64 of them they do not in thousands.
+RECIPES: dict[str, dict[str, Any]] = {
+    "tiny": dict(batch_size=128, learning_rate=6e-4, steps=2000, max_length=16),
+    "small": dict(batch_size=128, learning_rate=5e-4, steps=1_000_000, max_length=128),
+    "small_plus": dict(batch_size=128, learning_rate=5e-4, steps=1_000_000, max_length=512),
+    "base": dict(batch_size=256, learning_rate=2e-4, steps=766_000, max_length=512),
+    "large": dict(batch_size=2048, learning_rate=2e-4, steps=400_000, max_length=512),
+}
+
+OBJECTIVES: dict[str, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run reads and writes, and how often."""
+
+    out: Path
+    data: tuple[Path, ...] = ()  # text files, or one prepared directory; none: the text CPython carries
+    tokenizer: Path | None = None  # None: trained on the text, or that of the weights to start from
+    vocab_size: int | None = None  # of a tokenizer trained here; None: 8,192, or 1,000 for the text Python carries
+    model: str = "tiny"
+    objective: str = "electra"
+    max_length: int | None = None  # None: the data's, or the model's recipe
+    init_generator: Path | None = None
+    init_discriminator: Path | None = None
+    faithful: bool = False
+    device: str = "auto"
+    resume: bool = False
+    allow_change: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
+    save_every: int = 1000
+    keep: int = 3
+    eval_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.model not in RECIPES:
+            raise ValueError(f"model is {self.model!r}; allowed: {', '.join(RECIPES)}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective is {self.objective!r}; allowed: {', '.join(OBJECTIVES)}")
+        if self.objective == "mlm" and self.init_discriminator is not None:
+            raise ValueError(
+                f"objective is mlm, which has no discriminator, and init_discriminator is {self.init_discriminator}; "
+                f"leave it out, or start by --init-generator from the final/generator of another run of mlm"
+            )
+        chosen_device(self.device)
+        for name in ("save_every", "keep", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def open_corpus(run: RunConfig) -> Corpus:
+    """The prepared data: the directory given, or text prepared into OUT/data, once: another start finds it there."""
+    if len(run.data) == 1 and (run.data[0] / MANIFEST).exists():
+        return _prepared(run)
+    for path in run.data:
+        if (path / MANIFEST).exists():
+            raise ValueError(
+                f"data holds {path}, which is prepared, and {len(run.data) - 1} more; one prepared directory alone can "
+                f"be read: prepare the text of all into one"
+            )
+    tokenizer = run.tokenizer
+    weights = [path for path in (run.init_discriminator, run.init_generator) if path is not None]
+    if tokenizer is None and weights:
+        named = ("tokenizer.json", "vocab.txt")
+        tokenizer = next((path for path in weights if any((path / name).is_file() for name in named)), None)
+        if tokenizer is None:
+            raise ValueError(
+                f"{weights[0]} holds neither tokenizer.json nor vocab.txt; name the tokenizer that these weights were "
+                f"trained with: --tokenizer PATH"
+            )
+    # The text that Python carries is small: fewer words, so that each is seen often, and a larger share held out.
+    words, share = (8192, 0.01) if run.data else (1000, 0.05)
+    vocab_size = run.vocab_size or words if tokenizer is None else run.vocab_size
+    length = run.max_length or RECIPES[run.model]["max_length"]
+    files = [f"{path.name}, {path.stat().st_size if path.exists() else 0} bytes" for path in run.data]
+    asked = {"data": files, "tokenizer": tokenizer and str(tokenizer), "vocab_size": vocab_size, "max_length": length}
+    found, source = run.out / "data", run.out / "data.json"
+    if (found / MANIFEST).exists() and source.exists():
+        changed = checkpoint.differences(read_json(source), asked)
+        if refused := [line for line in changed if line.split(":")[0] not in run.allow_change]:
+            raise ValueError(
+                f"{found} was prepared by an earlier start, with other settings than these:\n  "
+                + "\n  ".join(refused)
+                + f"\npass the old values, take it as it is by --allow-change NAME, give another --out, or remove it: "
+                f"rm -r {found}"
+            )
+        return Corpus(found)
+    check_free(found, MANIFEST)
+    write_file(source, [json.dumps(asked, indent=1).encode()])
+    return prepare(
+        list(run.data) or None, found, tokenizer=tokenizer, vocab_size=vocab_size, max_length=length, heldout=share
+    )
+
+
+def _prepared(run: RunConfig) -> Corpus:
+    corpus = Corpus(run.data[0])
+    if run.max_length not in (None, corpus.max_length):
+        raise ValueError(
+            f"{run.data[0]} holds examples of {corpus.max_length} tokens, max_length is {run.max_length}; "
+            f"pass --max-length {corpus.max_length}, or prepare the text again"
+        )
+    if run.vocab_size is not None and run.vocab_size < corpus.vocab_size:  # more: the text may have given less
+        raise ValueError(
+            f"{run.data[0]} was prepared with a vocabulary of {corpus.vocab_size} entries, vocab_size is "
+            f"{run.vocab_size}; leave --vocab-size out, or prepare the text again"
+        )
+    if run.tokenizer is not None and Tokenizer.load(run.tokenizer).sha256 != corpus.tokenizer.sha256:
+        raise ValueError(
+            f"{run.data[0]} was prepared with another tokenizer than {run.tokenizer}; leave --tokenizer out, "
+            f"or prepare the text again with it"
+        )
+    return corpus
+
+
+def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
+    """The preset fitted to the tokenizer, or the given weights; initial weights are a function of the seed."""
+    torch.manual_seed(seed)
+    tokenizer = corpus.tokenizer
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
+    preset = getattr(ElectraConfig, run.model)(
+        vocab_size=corpus.vocab_size,
+        faithful=run.faithful,
+        max_position_embeddings=max(512, corpus.max_length),
+        **ids,
+    )
+    if run.faithful:
+        preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))
+    given: dict[str, Any] = {}
+    if run.init_generator is not None:
+        given["generator"] = Generator.from_pretrained(run.init_generator)
+    if run.init_discriminator is not None:
+        given["discriminator"] = Discriminator.from_pretrained(run.init_discriminator)
+    objective = OBJECTIVES[run.objective]
+    if leading := given.get(objective.leading):
+        preset = dataclasses.replace(preset, **asdict(leading.config) | {"vocab_size": corpus.vocab_size})
+    if len(given) == 2:
+        tables = [network.encoder.embeddings.word.weight for network in given.values()]
+        if tables[0].shape == tables[1].shape and not torch.equal(*tables):
+            print("note: the two networks come with different embeddings; the discriminator's are taken for both")
+    return objective(preset, **given)

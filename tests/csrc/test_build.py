@@ -1,0 +1,166 @@
+"""What the build promises: one OpenMP runtime, no code of one instruction set where another runs, and no need of it."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from electra_fast.ops._core import core, why
+
+ROOT = Path(__file__).parents[2]
+built = pytest.mark.skipif(core is None, reason=why)
+checkout = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not a checkout")
+IMPORT = "from electra_fast.ops._core import core, why\n"
+
+
+def python(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_core_is_built_where_a_compiler_is():
+    assert core is not None or shutil.which("c++") is None, why
+
+
+@checkout
+def test_setup_is_short():
+    assert len((ROOT / "setup.py").read_text().splitlines()) <= 60
+
+
+@checkout
+@pytest.mark.skipif(shutil.which("c++") is None or shutil.which("nm") is None, reason="no compiler")
+def test_isa_objects_define_no_weak_symbols(tmp_path):
+    """The linker keeps one definition of a weak symbol: it could be the one that only a newer CPU can run."""
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    assert len(setup["ISAS"]) == len(list((ROOT / "csrc/isa").glob("*.cpp"))) or not setup["X86"]
+    compilers = []
+    for isa, flags in setup["ISAS"].items():
+        source, made = ROOT / f"csrc/isa/{isa}.cpp", tmp_path / f"{isa}.o"
+        command = ["c++", "-fPIC", "-c", *setup["FLAGS"], "-fopenmp", *flags, str(source), "-o", str(made)]
+        compilers.append(subprocess.Popen(command))
+    assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
+    for isa in setup["ISAS"]:
+        listed = subprocess.run(["nm", "-C", tmp_path / f"{isa}.o"], capture_output=True, text=True, check=True).stdout
+        assert f"ef::{isa}::ops" in listed
+        # DW.ref.* is a pointer to the exception personality: data, the same everywhere.
+        assert [line for line in listed.splitlines() if re.search(r" [WVu] (?!DW\.ref)", line)] == []
+        others = [line for line in listed.splitlines() if re.search(r" [TBDR] ", line) and f"ef::{isa}::" not in line]
+        assert others == [], "defined outside the namespace of its instruction set"
+
+
+@built
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="not Linux")
+def test_one_openmp_runtime():
+    code = IMPORT + "print({l.split()[-1] for l in open('/proc/self/maps') if any(n in l for n in ('gomp', 'iomp'))})"
+    done = python(code)
+    runtimes = eval(done.stdout)
+    assert len(runtimes) == 1, (runtimes, done.stderr)
+
+
+@built
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+def test_openmp_is_no_newer_than_torch_has():
+    """torch brings a libgomp of OpenMP 4.5 or so: a newer entry point would not resolve."""
+    needed = subprocess.run(["objdump", "-p", core.__file__], capture_output=True, text=True, check=True).stdout
+    versions = re.findall(r"\b(GOMP|OMP)_([\d.]+)", needed)
+    assert versions, "no OpenMP at all"
+    assert all(float(number) <= {"GOMP": 5.0, "OMP": 4.5}[name] for name, number in versions), versions
+
+
+@built
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="not Linux")
+def test_import_starts_no_thread():
+    """Of a pool that is there before a fork, the child would have none."""
+    count = "len(os.listdir('/proc/self/task'))"
+    imports = "import torch, numpy, tokenizers, safetensors, tqdm, matplotlib\n"
+    done = python(
+        f"import os\n{imports}before = {count}\nimport electra_fast\nprint({count} - before)", OMP_NUM_THREADS="4"
+    )
+    assert done.stdout.strip() == "0", (done.stdout, done.stderr)
+
+
+@built
+def test_forked_child_works_after_a_parallel_region():
+    mask = "core.dropout_mask(1, rows.data_ptr(), 1024, 256, 26, 0, {}.data_ptr(), 2)\n"
+    code = (
+        f"import os, signal, torch\n{IMPORT}"
+        "rows = torch.arange(1024)\n"
+        "one, two = (torch.zeros(1024, 256, dtype=torch.uint8) for _ in range(2))\n"
+        f"{mask.format('one')}"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(20)\n"
+        f"    {mask.format('two')}"
+        "    os._exit(0 if bytes(one.numpy()) == bytes(two.numpy()) else 1)\n"
+        "print(os.waitpid(child, 0)[1])\n"
+    )
+    done = python(code)
+    assert done.stdout.strip() == "0", (done.stdout, done.stderr)  # 14 is the alarm: it hung
+
+
+@built
+def test_isa_is_chosen():
+    for asked, isa in (("base", "base"), ("", core.isas()[-1])):
+        done = python(IMPORT + "print(core.isa(), 'and', why)", ELECTRA_FAST_ISA=asked)
+        assert done.stdout.strip() == f"{isa} and {isa} (of {', '.join(core.isas())})", done.stderr
+
+
+@built
+def test_wrong_isa_is_an_error():
+    done = python(IMPORT, ELECTRA_FAST_ISA="sse9")
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode != 0
+    assert said.startswith("ImportError") and "ELECTRA_FAST_ISA" in said
+    assert "'sse9'" in said and ", ".join(core.isas()) in said and "unset it" in said
+
+
+@built
+def test_wrong_isa_is_one_sentence_of_the_command_line():
+    command = Path(sys.executable).parent / "electra-fast"
+    if not command.exists():
+        pytest.skip("electra-fast is not installed beside this Python")
+    environment = os.environ | {"ELECTRA_FAST_ISA": "sse9"}
+    done = subprocess.run([command, "info"], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("electra-fast: ELECTRA_FAST_ISA") and "'sse9'" in said and "unset it" in said
+
+
+@checkout
+def test_package_works_without_the_core(tmp_path):
+    package = tmp_path / "electra_fast/ops"
+    package.mkdir(parents=True)
+    (tmp_path / "electra_fast/__init__.py").touch()
+    (package / "__init__.py").touch()
+    shutil.copy(ROOT / "electra_fast/ops/_core.py", package)
+    hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
+    done = python(hide + IMPORT + "print(core, why)", cwd=tmp_path)
+    assert done.stdout.startswith("None the C++ core is not built: install a C++17 compiler"), done.stderr
+    assert done.stderr.count("RuntimeWarning: electra_fast runs its slower reference") == 1
+    done = python(hide + IMPORT, cwd=tmp_path, ELECTRA_FAST_ISA="base")
+    assert done.returncode != 0 and "ELECTRA_FAST_ISA asks for the C++ core" in done.stderr
+
+
+@checkout
+def test_sdist_builds_from_what_it_holds(tmp_path):
+    """Headers and op bodies are included by others, so no list of sources names them."""
+    copy = tmp_path / "checkout"
+    left_out = (".venv", ".git", "build", "dist", "runs", ".*_cache", "*.egg-info", "*.so")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=120)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
+    sources = (p for folder in ("csrc", "kernels", "electra_fast") for p in (copy / folder).rglob("*.*"))
+    needed = {str(p.relative_to(copy)) for p in sources if p.suffix in (".cpp", ".h", ".inc", ".py")}
+    assert needed | {"setup.py", "pyproject.toml", "LICENSE", "Makefile", ".ci/run", "tests/csrc/test_build.py"} <= held
+    assert not any(name.endswith(".so") for name in held)

@@ -1,0 +1,327 @@
+"""Fine-tuning: rates, order, seeds, what is written, what is refused."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from electra_fast.cli.main import main
+from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.model.encoder import Encoder
+from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.objectives.electra import Electra
+from electra_fast.storage.weights import read_tensors
+from electra_fast.tasks.examples import Example
+from electra_fast.tasks.features import Featurizer
+from electra_fast.tasks.finetune import Finetuner, FinetuneRun, batches, finetune
+from electra_fast.tasks.model import Task, TaskModel, load_encoder
+from electra_fast.tasks.predict import evaluate
+from electra_fast.train.schedule import layerwise_scales, learning_rate
+
+GOOD, BAD = "fine great lovely superb".split(), "awful dull poor weak".split()
+SIZES = dict(
+    embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    max_position_embeddings=64, initializer_range=0.1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained model (with random weights), and small files of each kind."""
+    folder = tmp_path_factory.mktemp("finetune")
+    words = [*GOOD, *BAD, "a", "an", "film", "and", "of", "who", "is", "in", "the"]
+    tokenizer = Tokenizer.train([[" ".join(words)] * 3], 200)
+    torch.manual_seed(0)
+    network = Discriminator(NetworkConfig(vocab_size=tokenizer.vocab_size, **SIZES))  # type: ignore[arg-type]
+    network.save_pretrained(folder / "model")
+    tokenizer.save(folder / "model")
+    pairs = [(f"a {a} and {b} film", str(int(words is GOOD))) for words in (GOOD, BAD) for a in words for b in words]
+    text = "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in pairs)
+    (folder / "train.tsv").write_text(text)
+    (folder / "numbers.jsonl").write_text(
+        "".join(json.dumps({"text": text, "text2": "film", "label": 2 * int(label)}) + "\n" for text, label in pairs)
+    )
+    lines = [f"{word} X B-NP\n" if word in GOOD else f"{word} X O\n" for word in words]
+    (folder / "train.txt").write_text("\n".join("".join(lines[i : i + 4]) for i in range(8)))
+    contexts = [f"the film of {a} is {b}" for a in GOOD for b in BAD]
+    qas = [
+        {
+            "context": context,
+            "qas": [
+                {
+                    "id": str(i),
+                    "question": "who is in the film",
+                    "answers": [{"text": context.split()[3], "answer_start": context.index(context.split()[3])}],
+                }
+            ],
+        }
+        for i, context in enumerate(contexts)
+    ]
+    (folder / "qa.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": qas}]}))
+    half = [{"context": qa["context"], "qas": [dict(q, is_impossible=False) for q in qa["qas"]]} for qa in qas]  # type: ignore[call-overload]
+    for i, paragraph in enumerate(half):
+        if i % 2:
+            paragraph["qas"][0] |= {"is_impossible": True, "answers": [], "question": "an awful film"}
+    (folder / "qa2.json").write_text(json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": half}]}))
+    return folder
+
+
+FILES = {"classification": "train.tsv", "regression": "numbers.jsonl", "tagging": "train.txt", "qa": "qa.json"}
+
+
+def run_for(world: Path, out: Path, task: str = "classification", **changes: Any) -> FinetuneRun:
+    file = world / FILES[task]
+    return FinetuneRun(**(dict(task=task, model=world / "model", train=file, dev=file, out=out) | changes))
+
+
+FAST = FinetuneConfig(learning_rate=3e-3, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_rates_of_the_layers(faithful: bool) -> None:
+    """Google's depths: embeddings and projection 0, layer i i + 1, head n + 2; ours one power less below the head."""
+    n, d = 4, 0.8
+    model = TaskModel(
+        Encoder(NetworkConfig(**(SIZES | dict(num_hidden_layers=n)))),  # type: ignore[arg-type]
+        Task("classification", None, ("a", "b")),
+        FinetuneConfig(),
+    )
+    scales = layerwise_scales(dict(model.named_parameters()), n, d, faithful)
+    for name, scale in scales.items():
+        if name.startswith("head"):
+            depth = n + 2
+        else:
+            depth = next((i + 1 for i in range(n) if f"layers.{i}." in name), 0)
+        power = n + 2 - depth if faithful or name.startswith("head") else n + 1 - depth
+        assert scale == pytest.approx(d**power), name
+    top = "encoder.layers.3.up.weight"
+    assert scales[top] == pytest.approx(d**2 if faithful else d)
+    assert scales["encoder.embeddings_projection.weight"] == scales["encoder.embeddings.word.weight"]
+
+
+def finetuner(world: Path, config: FinetuneConfig, seed: int = 0) -> tuple[Finetuner, list[Any]]:
+    torch.manual_seed(seed)
+    encoder, tokenizer = load_encoder(world / "model")
+    model = TaskModel(encoder, Task("classification", None, ("0", "1")), config)
+    features = Featurizer(tokenizer, "classification", ("0", "1"), config, 64)
+    examples = [Example(str(i), (f"a {GOOD[i % 4]} film",), str(i % 2)) for i in range(8)]
+    return Finetuner(model, config, 10, seed), features(examples)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_step_is_adamw_at_each_layers_rate(world: Path, faithful: bool) -> None:
+    """The first step without decay moves a parameter by rate * scale * .1 / sqrt(.001) where its gradient is not 0."""
+    config = FinetuneConfig(weight_decay=0.0, faithful=faithful, warmup_prob=0.5, max_grad_norm=1e6)
+    tuner, features = finetuner(world, config)
+    if faithful:
+        tuner.step(features, range(8))
+        assert learning_rate(tuner.settings, 0, True) == 0
+    tuner.optimizer = type(tuner.optimizer)(
+        tuner.model.named_parameters(), tuner.settings, (), tuner.optimizer.scales
+    )  # fresh moments
+    before = {name: p.detach().clone() for name, p in tuner.model.named_parameters()}
+    at = tuner.steps_done
+    rate = 1e-4 * (1 - at / 10) * min(1, (at if faithful else at + 1) / 5)
+    tuner.step(features, range(8))
+    for name, scale in tuner.optimizer.scales.items():
+        moved = (dict(tuner.model.named_parameters())[name] - before[name]).abs().max().item()
+        assert moved == pytest.approx(rate * scale * 0.1 / 0.001**0.5, rel=0.1), name
+
+
+def test_the_loss_is_a_mean_or_faithfully_a_sum(world: Path) -> None:
+    norms = []
+    for faithful in (False, True):
+        tuner, features = finetuner(world, FinetuneConfig(faithful=faithful))
+        norms.append(tuner.step(features, range(8))[1])
+    assert norms[1] == pytest.approx(8 * norms[0], rel=1e-4)
+
+
+def test_every_example_comes_once_an_epoch_in_another_order() -> None:
+    found = [i for batch in batches(10, 4, 5, seed=3) for i in batch.tolist()]
+    assert sorted(found[:10]) == sorted(found[10:]) == list(range(10)) and found[:10] != found[10:]
+    assert [i for batch in batches(10, 4, 5, seed=4) for i in batch.tolist()] != found
+    assert [len(b) for b in batches(3, 8, 2, seed=0)] == [8, 8]
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_a_run_of_each_kind(world: Path, tmp_path: Path, task: str) -> None:
+    results = finetune(run_for(world, tmp_path / "out", task, seeds=(0, 1)), FAST)
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written == results and set(written["seeds"]) == {"0", "1"}
+    values = [scores[written["metric"]] for scores in written["seeds"].values()]
+    assert written["median"] == pytest.approx(sum(values) / 2)
+    assert written["spread"] == max(values) - min(values)
+    assert max(values) == written["seeds"][str(written["best_seed"])][written["metric"]]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model", "results.json", "metrics.jsonl", "curves.png", "dev", "errors.txt"}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"train", "dev"} and {row["seed"] for row in rows} == {0, 1}
+    assert all(row["tokens_per_s"] > 0 for row in rows if row["kind"] == "train")
+    model, _ = TaskModel.load(tmp_path / "out" / "model")
+    assert model.task.kind == task
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_it_learns(world: Path, tmp_path: Path) -> None:
+    results = finetune(run_for(world, tmp_path / "c"), dataclasses.replace(FAST, epochs=12))
+    assert results["median"] == 1.0 and results["metric"] == "accuracy"
+    table = (tmp_path / "c" / "errors.txt").read_text().splitlines()
+    assert [line.split() for line in table[1:3]] == [["0", "16", "0"], ["1", "0", "16"]]
+    results = finetune(run_for(world, tmp_path / "q", "qa"), dataclasses.replace(FAST, epochs=20))
+    assert results["median"] > 0.9 and results["metric"] == "f1"
+
+
+@pytest.mark.parametrize("head", ["google", "huggingface"])
+def test_questions_without_answers(world: Path, tmp_path: Path, head: str) -> None:
+    run = run_for(world, tmp_path / "q", "qa", train=world / "qa2.json", dev=world / "qa2.json")
+    results = finetune(run, dataclasses.replace(FAST, epochs=25, head=head))
+    assert results["metric"] == "best_f1" and results["median"] > 0.9
+    scores = results["seeds"]["0"]
+    model, _ = TaskModel.load(tmp_path / "q" / "model")
+    assert model.task.null_threshold == scores["best_f1_threshold"]
+
+
+def test_seeds_reproduce_bit_for_bit(world: Path, tmp_path: Path) -> None:
+    for name, seeds in (("a", (1,)), ("b", (0, 1)), ("c", (2,))):
+        finetune(run_for(world, tmp_path / name, "tagging", seeds=seeds), FAST)
+    a, b = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    assert a["seeds"]["1"] == b["seeds"]["1"]
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()[:-1]]
+        for n in "ac"
+    ]
+    assert losses[0] != losses[1]
+    first = read_tensors(tmp_path / "a" / "model" / "model.safetensors")
+    finetune(run_for(world, tmp_path / "again", "tagging", seeds=(1,)), FAST)
+    second = read_tensors(tmp_path / "again" / "model" / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+
+def test_random_init_keeps_sizes_and_tokenizer_but_no_weight(world: Path) -> None:
+    torch.manual_seed(1)
+    drawn, tokenizer = load_encoder(world / "model", random_init=True)
+    given, same = load_encoder(world / "model")
+    assert drawn.config == given.config and tokenizer.sha256 == same.sha256
+    for (name, a), b in zip(drawn.named_parameters(), given.parameters(), strict=True):
+        assert "norm" in name or "bias" in name or not torch.equal(a, b), name
+    torch.manual_seed(1)
+    again, _ = load_encoder(world / "model", random_init=True)
+    assert all(torch.equal(a, b) for a, b in zip(drawn.parameters(), again.parameters(), strict=True))
+
+
+def test_any_electra_lends_its_encoder(world: Path, tmp_path: Path) -> None:
+    import transformers
+
+    given, tokenizer = load_encoder(world / "model")
+    generator = Generator(given.config)
+    generator.encoder.load_state_dict(given.state_dict())
+    generator.save_pretrained(tmp_path / "generator")
+    transformers.ElectraModel.from_pretrained(world / "model").save_pretrained(tmp_path / "bare")
+    for name in ("generator", "bare"):
+        tokenizer.save(tmp_path / name)
+        found, _ = load_encoder(tmp_path / name)
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), given.parameters(), strict=True)), name
+
+
+def test_existing_out_is_left_alone(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(FileExistsError, match="nothing there is touched"):
+        finetune(run_for(world, tmp_path / "out"), FAST)
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def cli(world: Path, out: Path, **changes: Any) -> int:
+    options = dict(task="classification", model=world / "model", train=world / "train.tsv", dev=world / "train.tsv")
+    options |= dict(out=out, epochs=1) | changes
+    return main(["finetune", *(str(x) for name, v in options.items() for x in (f"--{name.replace('_', '-')}", v))])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(max_length=65), "max_length is 65, and .* at most 64 tokens; lower --max-length"),
+        (dict(dev="unseen.tsv"), "unseen.tsv has the label '2' .* which training lacks"),
+        (dict(train="none.tsv"), "none.tsv"),
+        (dict(model="nowhere"), "nowhere has no model.safetensors"),
+        (dict(model="wide"), "tokenizer of [0-9]+ entries and a model of 50"),
+        (dict(learning_rate=-1), "learning_rate is -1.0; it must be positive"),
+        (dict(layerwise_decay=2), "layerwise_decay is 2.0; it must be at most 1"),
+        (dict(learning_rate=1e30, batch_size=8), "step [0-9]+: the loss is .*; lower --learning-rate"),
+        (dict(label_column="nope"), "nope"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    if changes.get("model") == "wide":
+        _, tokenizer = load_encoder(world / "model")
+        Discriminator(NetworkConfig(vocab_size=50, **SIZES)).save_pretrained(tmp_path / "wide")  # type: ignore[arg-type]
+        tokenizer.save(tmp_path / "wide")
+    (tmp_path / "unseen.tsv").write_text("sentence\tlabel\na film\t2\n")
+    before = sorted(tmp_path.rglob("*"))
+    changes = {k: tmp_path / v if k in ("dev", "train", "model") else v for k, v in changes.items()}
+    assert cli(world, tmp_path / "out", **changes) == 1
+    error = capsys.readouterr().err
+    assert re.search(f"electra-fast: .*{said}", error), error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_run_leaves_nothing(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("electra_fast.finetune.evaluate", interrupted)
+    assert cli(world, tmp_path / "out") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_seeds_outlive_the_next(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measures = iter([evaluate])
+
+    def once(*arguments: Any) -> Any:
+        for measure in measures:
+            return measure(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("electra_fast.finetune.evaluate", once)
+    assert cli(world, tmp_path / "out", seeds=3) == 130
+    assert f"seed 1 was not finished; {tmp_path / 'out'} holds what is done: seed 0" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["seeds"]) == ["0"]
+    assert TaskModel.load(tmp_path / "out" / "model")
+
+
+def test_seeds_by_number_or_by_name(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(world, tmp_path / "out", seeds=2) == 0
+    assert set(json.loads((tmp_path / "out" / "results.json").read_text())["seeds"]) == {"0", "1"}
+    assert "median" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="each once"):
+        run_for(world, tmp_path / "x", seeds=(1, 1))
+
+
+def test_an_electra_saved_whole_gives_both(world: Path, tmp_path: Path) -> None:
+    """What pretrain writes: OUT/final/discriminator, and OUT/final/generator."""
+    from electra_fast.config import ElectraConfig
+
+    _, tokenizer = load_encoder(world / "model")
+    names = ("pad", "unk", "cls", "sep", "mask")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+    model = Electra(ElectraConfig.tiny(vocab_size=tokenizer.vocab_size, num_hidden_layers=1, **ids))
+    model.save_pretrained(tmp_path / "final")
+    for name in ("discriminator", "generator"):
+        tokenizer.save(tmp_path / "final" / name)
+        encoder, _ = load_encoder(tmp_path / "final" / name)
+        own = getattr(model, name).encoder
+        assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), own.parameters(), strict=True))

@@ -1,0 +1,240 @@
+"""Predictions: whole, in windows, in a stream, through the command line."""
+
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from electra_fast.cli.main import main
+from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.model.encoder import Encoder, initialise
+from electra_fast.tasks.datasets import read_dataset
+from electra_fast.tasks.examples import Dataset, Example, Question, Sentence
+from electra_fast.tasks.features import Feature, Featurizer, collate
+from electra_fast.tasks.model import Task, TaskModel
+from electra_fast.tasks.predict import best_span, evaluate, fitted, predict, predict_stream, unlabelled
+from electra_fast.tasks.scores import classification_scores
+from electra_fast.tasks.squad import read_answers
+
+WORDS = "the cat sat on a mat and saw dogs run home".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([[" ".join(WORDS)] * 3], 100)
+
+
+def model_for(tokenizer: Tokenizer, kind: str, benchmark: str | None = None, **changes: Any) -> TaskModel:
+    torch.manual_seed(3)
+    config = NetworkConfig(
+        vocab_size=tokenizer.vocab_size, embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+    encoder = Encoder(config)
+    initialise(encoder, 0.5)
+    labels = ("a", "b", "c") if kind in ("classification", "tagging") else ()
+    scale = 5.0 if benchmark == "stsb" else 1.0
+    return TaskModel(encoder, Task(kind, benchmark, labels, scale), FinetuneConfig(**changes)).eval()
+
+
+def examples(kind: str) -> list[Any]:
+    texts = [" ".join(WORDS[i % 11] for i in range(j, 2 * j + 2)) for j in range(12)]
+    if kind == "tagging":
+        return [Sentence(str(i), tuple(text.split())) for i, text in enumerate(texts)]
+    if kind == "qa":
+        return [Question(str(i), "who saw dogs", text) for i, text in enumerate(texts)]
+    return [Example(str(i), (text, "the mat")) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
+def test_neighbours_in_a_batch_change_nothing(tokenizer: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_for(tokenizer, kind)
+    together = predict(model, tokenizer, examples(kind))
+    alone = [predict(model, tokenizer, [example]) for example in examples(kind)]
+    values = [each.values[0] for each in alone]
+    assert together.values == (pytest.approx(values, abs=1e-5) if kind == "regression" else values)
+    assert kind == "regression" or len(set(values)) > 1, "all alike prove nothing"
+
+
+@pytest.mark.parametrize("kind", ["classification", "tagging", "qa"])
+def test_labels_are_not_looked_at(tokenizer: Tokenizer, kind: str) -> None:
+    bare = examples(kind)
+    known: list[Any] = [
+        Example(e.id, e.texts, "b") if kind == "classification"
+        else Sentence(e.id, e.words, ("a",) * len(e.words)) if kind == "tagging"
+        else Question(e.id, e.question, e.context, ((0, e.context[:3]),))
+        for e in bare
+    ]  # fmt: skip
+    model = model_for(tokenizer, kind)
+    assert predict(model, tokenizer, known) == predict(model, tokenizer, bare)
+
+
+def test_numbers_are_on_the_benchmarks_scale(tokenizer: Tokenizer) -> None:
+    fives, ones = (predict(model_for(tokenizer, "regression", b), tokenizer, examples("regression")).values
+                   for b in ("stsb", None))  # fmt: skip
+    assert fives == pytest.approx([5 * value for value in ones])
+
+
+def test_a_sentence_longer_than_the_model_has_a_tag_for_each_word(tokenizer: Tokenizer) -> None:
+    words = tuple(WORDS * 20)
+    found = predict(model_for(tokenizer, "tagging"), tokenizer, [Sentence("0", words), Sentence("1", words[:3])])
+    assert [len(tags) for tags in found.values] == [220, 3]
+    assert found.details[0]["words"] == words
+
+
+def test_an_answer_far_into_a_long_context_is_found(tokenizer: Tokenizer) -> None:
+    """The head's weights set by hand, so that the token `run` is a start and an end, wherever it stands."""
+    model = model_for(tokenizer, "qa", head="huggingface", stride=4)
+    embeddings = model.encoder.embeddings
+    with torch.no_grad():
+        for p in model.encoder.layers.parameters():
+            p.zero_()
+        for layer in model.encoder.layers:
+            layer.attention_norm.weight.fill_(1)  # type: ignore[union-attr, operator]
+            layer.ffn_norm.weight.fill_(1)  # type: ignore[union-attr, operator]
+        embeddings.position.weight.zero_()
+        embeddings.token_type.weight.zero_()
+        run = tokenizer.encode(["run"])[0][0]
+        feature = Featurizer(tokenizer, "qa", (), model.settings, 32)([Question("q", "who", "run")])[0]
+        assert run in feature.ids
+        key = torch.zeros(1, dtype=torch.int64)
+        hidden = model.hidden(collate([feature], [0], "qa"), key, key)[feature.ids.index(run)]
+        model.head.out.weight.copy_(hidden.expand(2, -1))
+    context = " ".join(["the cat sat on a mat"] * 20 + ["run"] + ["saw dogs"] * 9)
+    found = predict(model, tokenizer, [Question("q", "who", context)])
+    assert found.values == ["run"] and found.details[0]["start"] == context.index("run")
+
+
+def test_the_best_span_by_brute_force() -> None:
+    config = FinetuneConfig(answer_length=4)
+    central = [True] * 3 + [False] * 2 + [True] * 5
+    feature = Feature(0, [0] * 14, 3, [], [], 0, (3, 13), [(10 * i, 10 * i + 9) for i in range(10)], central)
+    for seed in range(50):
+        torch.manual_seed(seed)
+        start, end = torch.randn(14), torch.randn(14, 14)
+        starts, ends = torch.randperm(14)[:6], torch.stack([torch.randperm(14)[:5] for _ in range(6)])
+        beam = [start[starts], starts, torch.stack([end[s][e] for s, e in zip(starts, ends, strict=True)]), ends]
+        spans = [
+            (float(start[s] + end[s, e]), 10 * (int(s) - 3), 10 * (int(e) - 3) + 9)
+            for s, row in zip(starts, ends, strict=True)
+            for e in row
+            if 3 <= s < 13 and 3 <= e < 13 and s <= e < s + 4 and central[s - 3]
+        ]
+        assert best_span(feature, beam, config) == pytest.approx(max(spans, default=(-float("inf"), 0, 0)))
+    nothing = [torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1, 1).long()]
+    assert best_span(feature, nothing, config)[0] == -float("inf")
+
+
+def test_no_answer_above_the_threshold(tokenizer: Tokenizer) -> None:
+    model = model_for(tokenizer, "qa", "squad2")
+    odds = predict(model, tokenizer, examples("qa")).null_odds
+    middle = sorted(odds.values())[6]
+    model.task = dataclasses.replace(model.task, null_threshold=middle)
+    found = predict(model, tokenizer, examples("qa"))
+    for value, example in zip(found.values, examples("qa"), strict=True):
+        assert (value == "") == (odds[example.id] > middle)
+        assert found.answers[example.id] != ""
+    assert "null_odds" in found.details[0]
+
+
+def test_a_stream_is_answered_group_by_group(tokenizer: Tokenizer) -> None:
+    model, asked = model_for(tokenizer, "classification"), 0
+
+    def source() -> Any:
+        nonlocal asked
+        for example in examples("classification"):
+            asked += 1
+            yield example
+
+    rows = predict_stream(model, tokenizer, source(), 5)
+    assert next(rows)["id"] == "0" and asked == 5
+    assert [row["id"] for row in rows] == [str(i) for i in range(1, 12)]
+
+
+def test_transformers_unnamed_classes_take_the_names_of_the_data() -> None:
+    data = Dataset("classification", None, [Example("0", ("x",), "no")], ["no", "yes"])
+    assert fitted(Task("classification", None, ("LABEL_0", "LABEL_1")), data, Path("f")).labels == ("no", "yes")
+    with pytest.raises(ValueError, match="f has the label 'no'"):
+        fitted(Task("classification", None, ("a", "b")), data, Path("f"))
+
+
+@pytest.fixture
+def saved(tokenizer: Tokenizer, tmp_path: Path) -> dict[str, Path]:
+    paths = {}
+    for kind in ("classification", "tagging", "qa"):
+        paths[kind] = tmp_path / kind
+        model_for(tokenizer, kind).save(paths[kind], tokenizer)
+    return paths
+
+
+def test_command_lines(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "the cat", "label": "a"}\n{"text": "dogs run", "label": "c"}\n')
+    model = str(saved["classification"])
+    assert main(["evaluate", "--model", model, "--data", str(tmp_path / "d.jsonl")]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"accuracy", "f1", "matthews"}
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\ndogs run\n")))
+    assert main(["predict", "--model", model]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["id"] for row in rows] == ["0", "1"] and sum(rows[0]["probabilities"].values()) == pytest.approx(
+        1, abs=1e-4
+    )
+    assert main(["predict", "--model", model, str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "p.csv")]) == 0
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert lines[0] == "id,prediction" and [line.split(",")[1] for line in lines[1:]] == [row["label"] for row in rows]
+    capsys.readouterr()
+
+    (tmp_path / "s.txt").write_text("the X a\ncat X b\n\ndogs X c\n")
+    assert main(["predict", "--model", str(saved["tagging"]), str(tmp_path / "s.txt")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["words"] for row in rows] == [["the", "cat"], ["dogs"]]
+
+    qa = {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": "the cat sat on a mat", "qas": [
+        {"id": "q", "question": "who sat", "answers": [{"text": "cat", "answer_start": 4}]}]}]}]}  # fmt: skip
+    (tmp_path / "q.json").write_text(json.dumps(qa))
+    out = str(tmp_path / "a.json")
+    assert main(["evaluate", "--model", str(saved["qa"]), "--data", str(tmp_path / "q.json"), "--out", out]) == 0
+    answers = read_answers(out)
+    assert list(answers) == ["q"] and answers["q"] in "the cat sat on a mat"
+    assert json.loads(capsys.readouterr().out)["missing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "--data", "none.jsonl"], "none.jsonl"),
+        (["evaluate", "--data", "other.jsonl"], "other.jsonl has the label 'z' .* which training lacks"),
+        (["predict", "--at-once", "0"], "at_once is 0; it must be at least 1"),
+        (["predict", "--out", "x.csv"], "out is x.csv, .* and 0 files are given"),
+    ],
+)
+def test_mistakes(
+    saved: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.jsonl").write_text('{"text": "the cat", "label": "z"}\n')
+    assert main([*arguments, "--model", str(saved["classification"])]) == 1
+    assert re.search(f"electra-fast: .*{said}", capsys.readouterr().err)
+
+
+def test_scores_are_the_official_ones(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(
+        "".join(json.dumps({"text": e.texts[0], "label": "abc"[i % 3]}) + "\n"
+                for i, e in enumerate(examples("classification")))
+    )  # fmt: skip
+    data, model = read_dataset(tmp_path / "d.jsonl", "classification"), model_for(tokenizer, "classification")
+    scores, found = evaluate(model, tokenizer, data)
+    assert scores == classification_scores(found.values, [e.label for e in data.examples], ("a", "b", "c"))  # type: ignore[union-attr, misc]
+    assert unlabelled(data.examples[0]).label is None

@@ -1,0 +1,90 @@
+"""The optimiser as Google's code has it, worked out by hand and against reference.py."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from electra_fast.config import PretrainConfig
+from electra_fast.objectives.electra import Electra
+from electra_fast.reference import ReferenceAdamW
+from electra_fast.train.optimizer import AdamW, decays
+from electra_fast.train.schedule import learning_rate
+
+from test_model import CONFIG  # isort: skip
+
+
+def test_schedule_is_a_product_of_warmup_and_decay() -> None:
+    config = PretrainConfig(steps=1000, warmup_steps=100, learning_rate=0.5)
+    assert [learning_rate(config, t, faithful=True) for t in (0, 50, 100, 500, 1000)] == pytest.approx(
+        [0.0, 0.5 * 0.95 * 0.5, 0.5 * 0.9, 0.5 * 0.5, 0.0]
+    )
+    # The default takes the first step of the warm-up at step 0 in place of a rate of 0.
+    assert learning_rate(config, 0) == pytest.approx(0.5 / 100)
+    assert learning_rate(config, 99) == pytest.approx(0.5 * 0.901)
+    assert learning_rate(PretrainConfig(steps=10, warmup_steps=0, learning_rate=0.5), 0) == 0.5
+    squared = PretrainConfig(steps=10, warmup_steps=0, learning_rate=0.5, decay_power=2.0)
+    assert learning_rate(squared, 5) == pytest.approx(0.5 * 0.25)
+
+
+def test_warmup_is_ten_thousand_steps_or_a_tenth() -> None:
+    assert PretrainConfig().warmup == 10_000
+    assert PretrainConfig(steps=600).warmup == 60
+    assert PretrainConfig(steps=600, warmup_steps=5).warmup == 5
+
+
+def test_biases_and_layer_norms_do_not_decay() -> None:
+    model = Electra(CONFIG)
+    free = {name for name, _ in model.named_parameters() if not decays(name)}
+    one_dimensional = {name for name, p in model.named_parameters() if p.dim() == 1}
+    assert free == one_dimensional and "generator.vocabulary_bias" in free
+
+
+def test_first_steps_by_hand() -> None:
+    """No bias correction: m = .1 g, v = .001 g^2, so the first update is 3.16 lr sign(g), decay on top."""
+    config = PretrainConfig(weight_decay=0.01, max_grad_norm=1.0)
+    weight, bias = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([2.0]))
+    optimizer = AdamW([("weight", weight), ("bias", bias)], config)
+    weight.grad, bias.grad = torch.tensor([0.3]), torch.tensor([-0.4])
+    norm = optimizer.step(0.1, torch.zeros(1))
+    assert norm.item() == pytest.approx(0.5)  # under 1: nothing is clipped
+    update = 0.03 / (math.sqrt(0.001 * 0.09) + 1e-6)
+    assert weight.item() == pytest.approx(2 - 0.1 * (update + 0.01 * 2), rel=1e-6)
+    assert bias.item() == pytest.approx(2 + 0.1 * 0.04 / (math.sqrt(0.001 * 0.16) + 1e-6), rel=1e-6)
+    weight.grad, bias.grad = torch.tensor([30.0]), torch.tensor([40.0])  # norm 50: clipped to 0.6 and 0.8
+    optimizer.step(0.1, torch.zeros(1))
+    assert optimizer.exp_avg["weight"].item() == pytest.approx(0.9 * 0.03 + 0.1 * 0.6, rel=1e-6)
+    assert optimizer.exp_avg_sq["bias"].item() == pytest.approx(0.999 * 0.001 * 0.16 + 0.001 * 0.64, rel=1e-6)
+    assert weight.grad is None and bias.grad is None
+
+
+def test_equals_the_reference_over_many_steps() -> None:
+    shapes = {"weight": (7, 5), "norm.weight": (5,), "bias": (3,)}
+    ours = {name: nn.Parameter(torch.randn(shape, dtype=torch.float64)) for name, shape in shapes.items()}
+    theirs = {name.replace("norm", "LayerNorm"): nn.Parameter(p.detach().clone()) for name, p in ours.items()}
+    optimizer, reference = AdamW(ours.items(), PretrainConfig()), ReferenceAdamW(theirs.items(), lr=0.01)
+    for _ in range(20):
+        for p, q in zip(ours.values(), theirs.values(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        optimizer.step(0.01, torch.zeros(1, dtype=torch.float64))
+        reference.step()
+    for p, q in zip(ours.values(), theirs.values(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("grad", "guard"), [(math.nan, 0.0), (math.inf, 0.0), (1.0, math.nan), (1.0, math.inf)])
+def test_what_is_not_finite_changes_nothing(grad: float, guard: float) -> None:
+    p, q = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([2.0]))
+    optimizer = AdamW([("p", p), ("q", q)], PretrainConfig())
+    p.grad, q.grad = torch.tensor([0.5]), torch.tensor([grad])
+    optimizer.step(0.1, torch.tensor([guard]))
+    assert p.item() == 1.0 and q.item() == 2.0
+    assert not any(t.any() for t in optimizer.state_dict().values())
+
+
+def test_state_of_another_model_is_refused() -> None:
+    optimizer = AdamW([("p", nn.Parameter(torch.zeros(1)))], PretrainConfig())
+    with pytest.raises(ValueError, match=r"optimiser state for other parameters: .*exp_avg.q"):
+        optimizer.load_state_dict({"exp_avg.q": torch.zeros(1), "exp_avg_sq.q": torch.zeros(1)})
