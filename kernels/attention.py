@@ -28,10 +28,10 @@ from torch import Tensor
 
 from .attention_bwd import attention_bwd_kernel
 from .attention_resident import attention_bwd_resident_kernel, attention_fwd_resident_kernel
-from .attention_tiles import LOG2E, program_of, span
-from .device import entry
-from .philox import dropout_keep
-from .rows import put_rows, rows_of
+from .parts.attention_tiles import LOG2E, program_of, span
+from .parts.device import entry
+from .parts.philox import dropout_keep
+from .parts.rows import put_rows, rows_of
 
 # (bytes of an element, padded head width, kind[, generation]) -> tile; see device.py. Kinds: the most keys a sequence
 # has, "few" for up to 128 keys and 64 queries, "long" for all else.

@@ -32,11 +32,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attention_fwd, reads_again
-from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_fwd
-from .layer_norm import finish_rows
 from .linear import product, unit_stride
-from .philox import dropout_keep
+from .parts.device import entry
+from .parts.layer_norm import finish_rows
+from .parts.philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

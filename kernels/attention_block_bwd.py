@@ -29,12 +29,12 @@ from torch import Tensor
 
 from .attention import put_gradients
 from .attention_block import asking_rows, heads_of
-from .device import entry
 from .dropout_add_layer_norm import row_gradients
-from .layer_norm import Normed, finish_rows_bwd, rows_or_room
 from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
-from .partials import Sum
+from .parts.device import entry
+from .parts.layer_norm import Normed, finish_rows_bwd, rows_or_room
+from .parts.partials import Sum
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_N divides D, BLOCK_R rows at a time are taken
 # through the norm.

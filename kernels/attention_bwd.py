@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles import pair, program_of, span
-from .rows import put_rows, rows_of
+from .parts.attention_tiles import pair, program_of, span
+from .parts.rows import put_rows, rows_of
 
 
 @triton.jit

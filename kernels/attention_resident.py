@@ -20,9 +20,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles import LOG2E, pair, span
-from .philox import dropout_keep
-from .rows import put_rows, rows_of
+from .parts.attention_tiles import LOG2E, pair, span
+from .parts.philox import dropout_keep
+from .parts.rows import put_rows, rows_of
 
 
 @triton.jit

@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import entry
 from .linear import gelu_and_slope, input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
+from .parts.device import entry
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)

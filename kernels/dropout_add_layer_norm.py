@@ -30,10 +30,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layer_norm import Normed, load_rows, normalise, rows_again, rows_bwd, rows_or_room
 from .linear import unit_stride
-from .partials import Sum, sum_partials
-from .philox import dropout_keep
+from .parts.layer_norm import Normed, load_rows, normalise, rows_again, rows_bwd, rows_or_room
+from .parts.partials import Sum, sum_partials
+from .parts.philox import dropout_keep
 
 PROGRAMS = 528  # of the backward at most, for any number of rows: so many partial sums
 

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from .dropout_add_layer_norm import PROGRAMS, tile
 from .embedding_tables import sum_positions, sum_words
-from .layer_norm import load_rows, normalise, normalise_bwd
 from .linear import input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
-from .partials import sum_partials
-from .philox import dropout_keep
+from .parts.layer_norm import load_rows, normalise, normalise_bwd
+from .parts.partials import sum_partials
+from .parts.philox import dropout_keep
 
 
 @triton.jit

@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import entry
-from .layer_norm import load_rows
-from .partials import sum_partials
+from .parts.device import entry
+from .parts.layer_norm import load_rows
+from .parts.partials import sum_partials
 
 RUN = 64  # tokens of a word that one program sums at most
 SHARES = 16  # of the tokens at most, in the product for positions and types

@@ -23,7 +23,7 @@ from torch import Tensor
 from .attention_block import attention_block_fwd
 from .attention_block_bwd import attention_block_bwd
 from .ffn_block import ffn_block_bwd, ffn_block_fwd
-from .layer_norm import Normed
+from .parts.layer_norm import Normed
 
 Layers = Sequence[tuple[Any, Any]]  # what both blocks of each are given besides their rows
 # There: a norm's weight and bias; attention's rows that ask; their ids, which the FFN is given.

@@ -33,11 +33,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import entry
 from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
-from .layer_norm import Normed, finish_rows, finish_rows_bwd, rows_or_room
 from .linear import gelu_and_slope, input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
+from .parts.device import entry
+from .parts.layer_norm import Normed, finish_rows, finish_rows_bwd, rows_or_room
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
 # normalised.

@@ -26,10 +26,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import entry
 from .generator_head_chunked import chunked_bwd, chunked_fwd
 from .generator_head_sample import LOG2E, TILE, largest_and_sum, sample, sharpened
-from .rows import rows_of
+from .parts.device import entry
+from .parts.rows import rows_of
 
 PROGRAMS = 264  # wanted at least: two for each of an H100's 132 multiprocessors
 

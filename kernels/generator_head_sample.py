@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import philox, uniform
-from .rows import rows_of
+from .parts.philox import philox, uniform
+from .parts.rows import rows_of
 
 TILE = 128  # words; the convention of the samples
 LOG2E = tl.constexpr(1.4426950408889634)

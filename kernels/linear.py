@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import entry
+from .parts.device import entry
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .linear import input_gradient, inside, tile, unit_stride
-from .partials import Sum, sum_partials
+from .parts.partials import Sum, sum_partials
 
 PROGRAMS = 132  # at once: an H100's multiprocessors
 FLOPS, BYTES = 790e12, 4.3e12  # its roofs, a second

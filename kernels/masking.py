@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import philox
+from .parts.philox import philox
 
 MASKING = dict(BLOCK=512, num_warps=8)  # tokens at once; sequences may be longer
 CORRUPT = dict(BLOCK=1024, num_warps=4)

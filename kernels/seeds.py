@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import philox
+from .parts.philox import philox
 
 
 @triton.jit

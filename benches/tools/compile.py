@@ -29,18 +29,17 @@ from electra_fast.kernels import (
     attention,
     attention_block,
     attention_block_bwd,
-    device,
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
     ffn_block,
     generator_head,
-    layer_norm,
     linear,
     linear_weight,
     masking,
     seeds,
 )
+from electra_fast.kernels.parts import device, layer_norm
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -348,7 +347,9 @@ def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
 def kernels() -> set[str]:
     """The names of all kernels there are, reached by a launcher or not."""
     folder = Path(masking.__file__).parent
-    return {name for path in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
+    return {
+        name for path in folder.rglob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

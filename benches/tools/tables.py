@@ -78,15 +78,17 @@ class Entry:
 def entries() -> list[Entry]:
     """All there are, in the order of the files."""
     found = []
-    for path in sorted(Path(kernels.__path__[0]).glob("[a-z]*.py")):
-        own = vars(importlib.import_module(f"electra_fast.kernels.{path.stem}"))
+    folder = Path(kernels.__path__[0])
+    for path in sorted(folder.rglob("[a-z]*.py")):
+        file = ".".join(path.relative_to(folder).with_suffix("").parts)
+        own = vars(importlib.import_module(f"electra_fast.kernels.{file}"))
         if "WARPS" in own:
-            found.append(Entry(path.stem, "", None, own, ["BLOCK", "WARPS"]))
+            found.append(Entry(file, "", None, own, ["BLOCK", "WARPS"]))
         for name, table in own.items():
             if isinstance(table, dict) and "num_warps" in table:
-                found.append(Entry(path.stem, name, None, table, list(table)))
+                found.append(Entry(file, name, None, table, list(table)))
             elif isinstance(table, dict) and any(isinstance(t, dict) and "num_warps" in t for t in table.values()):
-                found += [Entry(path.stem, name, key, tile, list(tile)) for key, tile in table.items()]
+                found += [Entry(file, name, key, tile, list(tile)) for key, tile in table.items()]
     return found
 
 
@@ -99,7 +101,7 @@ def python(found: list[Entry]) -> str:
     lines: list[str] = []
     for (file, table), group in groupby(found, lambda entry: (entry.file, entry.table)):
         first, *others = group
-        if (header := f"\n# kernels/{file}.py") not in lines:
+        if (header := f"\n# kernels/{file.replace('.', '/')}.py") not in lines:
             lines.append(header)
         if not table:
             lines += [f"{name} = {value}" for name, value in first.tile.items()]

@@ -15,7 +15,7 @@ from electra_fast.tasks.examples import Dataset, Question
 
 SHOWN = 20  # errors that errors.txt holds
 PUNCTUATION = frozenset(string.punctuation)
-ARTICLES = re.compile(r"(a|an|the)")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
 DEFAULTS = {"classification": "accuracy", "regression": "spearman", "tagging": "f1", "qa": "f1"}
 PLACES = ("B", "I", "E", "S")  # of a word in a span: beginning, inside, end, single
 

@@ -308,7 +308,7 @@ def test_accelerate_is_judged(shape: str) -> None:
 
 def test_inference_races_what_is_asked() -> None:
     def shapes(**asked: Any) -> list[str]:
-        return [race.shape for held in bench_inference.races(Options(models=("tiny",), **asked))]
+        return [held.shape for held in bench_inference.races(Options(models=("tiny",), **asked))]
 
     assert shapes() == ["1x128", "32x128", "32x128 ragged"]
     assert shapes(ragged=True) == ["1x128 ragged", "32x128 ragged"]
@@ -342,7 +342,7 @@ def test_dropout_of_its_own_is_judged_by_its_mean() -> None:
 def test_flops_and_bytes_of_a_block(bench, forward: float, both: float, megabytes: float) -> None:
     """MFLOP in the small model's discriminator on 16 x 128 tokens, and what training moves, counted on paper."""
     options = Options(models=("small",), shapes=("16x128",), providers=("compiled",))
-    kinds = {race.shape.split()[3]: race for race in reversed(list(bench.races(options))) if "disc" in race.shape}
+    kinds = {held.shape.split()[3]: held for held in reversed(list(bench.races(options))) if "disc" in held.shape}
     assert kinds["forward"].flops == pytest.approx(forward * 1e6, rel=1e-4)
     assert kinds["forward+backward"].flops == pytest.approx(both * 1e6, rel=1e-4)
     assert kinds["forward+backward"].bytes == pytest.approx(megabytes * 1e6, rel=1e-2)

@@ -69,7 +69,7 @@ def test_every_rival_asked_for_on_a_gpu_is_there(case: bench.Case) -> None:
     case.device = "cuda"  # nothing is built
     there = bench.contestants(case, Options(device="cuda"))
     for phase in gpu.PHASES.values():
-        for part in phase(gpu.HERE / "none"):
+        for part in phase(gpu.BENCHES / "none"):
             if part.command[1] == "pretrain_step":
                 asked = part.command[part.command.index("--providers") + 1 :]
                 assert all(any(gpu.fnmatchcase(name, pattern) for name in there) for pattern in asked), part.name

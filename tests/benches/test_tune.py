@@ -151,7 +151,7 @@ def test_every_kind_of_product_finds_the_launches_it_decides() -> None:
     tune.assign(found, there, 90)
     served = {name for case in there for name in case.launches}
     assert served >= {"attention_block.FWD[(2, 256)]", "ffn_block.BWD[(2, 64)]", "linear_weight.BWD_WEIGHT[(2, 256)]"}
-    assert served >= {"attention.FWD[(2, 64, 'few')]", "adamw.", "partials.SUM", "generator_head.FWD[(2, 128)]"}
+    assert served >= {"attention.FWD[(2, 64, 'few')]", "adamw.", "parts.partials.SUM", "generator_head.FWD[(2, 128)]"}
     assert all(entry.tile[entry.warps] <= 16 for entry in found if entry.names)
 
 

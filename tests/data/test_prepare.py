@@ -159,7 +159,7 @@ def test_script(book, tmp_path):
     """As a user's script calls it; and one that forgets the guard that new processes need is told so."""
     script = tmp_path / "script.py"
     call = f"prepare({str(book)!r}, {str(tmp_path / 'c')!r}, vocab_size=500, processes=2, progress=False)"
-    script.write_text(f"from electra_fast.prepare import prepare\n{call}\n")
+    script.write_text(f"from electra_fast.data.prepare import prepare\n{call}\n")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 1 and "pass processes=1" in run.stderr.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
@@ -172,7 +172,7 @@ def test_killed_in_the_middle(book, tokenizer, tmp_path, how):
     (tmp_path / "out").mkdir()
     code = f"""
 import signal, sys, time
-from electra_fast import prepare, text
+from electra_fast.data import prepare, text
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 def endless(paths, counts=None):
     while True:
@@ -219,7 +219,7 @@ def test_full_disk_leaves_nothing(book, tokenizer, tmp_path, monkeypatch):
         path.write_bytes(b"half a shard")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("electra_fast.corpus.write_shard", full)
+    monkeypatch.setattr("electra_fast.data.corpus.write_shard", full)
     (tmp_path / "out").mkdir()
     with pytest.raises(
         OSError, match=r"c could not be written \(.*No space left.*nothing of it is left: free some space"

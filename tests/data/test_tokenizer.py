@@ -146,7 +146,7 @@ def test_ideographs_get_no_continuing_form():
 def test_training_is_a_function_of_the_text():
     """Processes that hash strings differently, and count words in other threads, find the same vocabulary."""
     code = (
-        "from electra_fast.tokenizer import Tokenizer; from pydoc_data.topics import topics;"
+        "from electra_fast.data.tokenizer import Tokenizer; from pydoc_data.topics import topics;"
         "print(Tokenizer.train([text.split('\\n') for text in topics.values()], 3000).sha256)"
     )
     found = set()

@@ -93,6 +93,10 @@ def check(model: nn.Module, given: dict[str, Tensor], **asked: Any) -> interop.A
     ours = results(model, given, **asked)
     assert ours.keys() == plain.keys() == gold.keys()
     for name in gold:
+        if name.endswith("key.bias") and len(name) > len("key.bias"):
+            # softmax takes no notice of it: its gradient is 0 but for rounding, which is held against the query's
+            assert ours[name].abs().max() <= 1e-5 * gold[name.replace("key", "query")].abs().max() + 1e-7
+            continue
         judge(name, ours[name], plain[name], gold[name])
     return report
 
@@ -215,7 +219,7 @@ import sys
 from electra_fast import *
 import electra_fast
 assert "transformers" not in sys.modules
-assert electra_fast.accelerate.__module__ == "electra_fast.interop" and "transformers" in sys.modules
+assert electra_fast.accelerate.__module__ == "electra_fast.interop.accelerate" and "transformers" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'accelerated'"):

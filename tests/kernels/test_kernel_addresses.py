@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = sorted((Path(__file__).resolve().parents[2] / "kernels").glob("*.py"))
+KERNELS = sorted((Path(__file__).resolve().parents[2] / "kernels").rglob("*.py"))
 # So many of the results of these are 64-bit, the others small.
 WIDE_CALLS = {"span": 1, "program_of": 2, "_corner": 2, "_piece": 2}
 WIDE_PARAMETERS = {

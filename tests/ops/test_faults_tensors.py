@@ -95,7 +95,7 @@ def test_refused(name: str, original: World, world: World, capsys: pytest.Captur
 @case("row2-grids")
 def only_the_first_axis_of_a_grid_grows(world, monkeypatch, capsys) -> None:
     """CUDA takes 65,535 programs on the others: shares of work there, whose number is fixed, or blocks of a width."""
-    sources = Path(importlib.import_module("electra_fast.kernels").__file__).parent.glob("*.py")
+    sources = Path(importlib.import_module("electra_fast.kernels").__file__).parent.rglob("*.py")
     nodes = [node for source in sources for node in ast.walk(ast.parse(source.read_text()))]
     launched = [n.slice for n in nodes if isinstance(n, ast.Subscript) and ast.unparse(n.value).endswith("_kernel")]
     named = [n.value for n in nodes if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "grid"]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from electra_fast.config import NetworkConfig
-from electra_fast.storage import weights
+from electra_fast.storage import network, weights
 
 REMEDY = "fetch it or save it again"
 
@@ -195,7 +195,7 @@ CONFIGS = {  # changes to a sound config.json, and what the message says of what
 
 
 def write_json(directory, changes):
-    weights.write_config(directory, TINY, "ElectraForPreTraining")
+    network.write_config(directory, TINY, "ElectraForPreTraining")
     values = json.loads((directory / "config.json").read_text()) | changes
     text = json.dumps({key: value for key, value in values.items() if value is not ...})
     (directory / "config.json").write_text(text)
@@ -206,7 +206,7 @@ def test_config_refused(name, tmp_path):
     changes, parts = CONFIGS[name]
     write_json(tmp_path, changes)
     with pytest.raises(ValueError) as refused:
-        weights.read_config(tmp_path)
+        network.read_config(tmp_path)
     for part in [str(tmp_path / "config.json"), *parts]:
         assert part in str(refused.value)
 
@@ -226,14 +226,14 @@ def test_config_file_refused(content, parts, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError) as refused:
-        weights.read_config(tmp_path)
+        network.read_config(tmp_path)
     for part in [str(tmp_path / "config.json"), *parts, *([REMEDY] if content is not None else [])]:
         assert part in str(refused.value)
 
 
 def test_config_defaults_and_what_transformers_4_wrote(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "electra"}')
-    assert weights.read_config(tmp_path) == NetworkConfig()
+    assert network.read_config(tmp_path) == NetworkConfig()
     common = dict.fromkeys(
         """bad_words_ids begin_suppress_tokens bos_token_id classifier_dropout cross_attention_hidden_size
         decoder_start_token_id eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
@@ -256,7 +256,7 @@ def test_config_defaults_and_what_transformers_4_wrote(tmp_path):
         use_cache=True,
     )  # fmt: skip
     write_json(tmp_path, common)
-    assert weights.read_config(tmp_path) == TINY
+    assert network.read_config(tmp_path) == TINY
 
 
 class Bomb:
@@ -269,10 +269,10 @@ class Bomb:
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "electra.ckpt.index", "tf_model.h5"])
 def test_pickles_are_never_opened(name, tmp_path):
-    weights.write_config(tmp_path, TINY, "ElectraForPreTraining")
+    network.write_config(tmp_path, TINY, "ElectraForPreTraining")
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     with pytest.raises(ValueError) as refused:
-        weights.read_network(tmp_path)
+        network.read_network(tmp_path)
     for part in [str(tmp_path), name, "can run code", "model.save_pretrained(DIR, safe_serialization=True"]:
         assert part in str(refused.value)
     assert not (tmp_path / "exploded").exists()
@@ -281,9 +281,9 @@ def test_pickles_are_never_opened(name, tmp_path):
 def test_weights_in_several_files_and_no_directory(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*several files.*max_shard_size='100GB'"):
-        weights.read_network(tmp_path)
+        network.read_network(tmp_path)
     with pytest.raises(ValueError, match=r"none has no model\.safetensors \(no such directory\)"):
-        weights.read_network(tmp_path / "none")
+        network.read_network(tmp_path / "none")
 
 
 def test_match_lists_every_difference():
@@ -292,7 +292,7 @@ def test_match_lists_every_difference():
     found = {words: torch.zeros(60, 16), "a.weight": torch.zeros(3, 2), "x": torch.zeros(1), "y": torch.zeros(2, 2)}
     found["d"] = torch.tensor(1.0)
     with pytest.raises(ValueError) as refused:
-        weights.match(expected, found, "some/dir")
+        network.match(expected, found, "some/dir")
     for part in [
         "some/dir does not fit", "missing: b.bias (4,)", "missing: c.bias (1,)", "unexpected: 'x' (1,)",
         "unexpected: 'y' (2, 2)", "wrong shape: a.weight is (3, 2), the model has (2, 3)",
@@ -302,8 +302,8 @@ def test_match_lists_every_difference():
         assert part in str(refused.value)
     assert str(refused.value).count("\n") == 6
     with pytest.raises(ValueError, match="take weights of this architecture"):
-        weights.match({"a": (1,)}, {}, "some/dir")
-    weights.match(expected, {name: torch.zeros(shape) for name, shape in expected.items()}, "some/dir")
+        network.match({"a": (1,)}, {}, "some/dir")
+    network.match(expected, {name: torch.zeros(shape) for name, shape in expected.items()}, "some/dir")
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,9 @@ def test_round_trip_with_transformers(architecture, tmp_path):
     config = transformers.ElectraConfig(**dataclasses.asdict(TINY))
     model = kind(config)
     model.save_pretrained(tmp_path / "theirs")
-    found, tensors = weights.read_network(tmp_path / "theirs")
+    found, tensors = network.read_network(tmp_path / "theirs")
     assert found == TINY
-    weights.write_network(tmp_path / "ours", found, architecture, tensors)
+    network.write_network(tmp_path / "ours", found, architecture, tensors)
     again, info = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert again.config.architectures == [architecture] and again.config.hidden_act == "gelu"
@@ -329,4 +329,4 @@ def test_round_trip_with_transformers(architecture, tmp_path):
         assert type(transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "ours")) is kind
     config.save_pretrained(tmp_path / "config")
     (tmp_path / "config" / "config.json").write_text(json.dumps(config.to_dict()))  # every key, defaults too
-    assert weights.read_config(tmp_path / "config") == TINY
+    assert network.read_config(tmp_path / "config") == TINY

@@ -279,7 +279,7 @@ def test_an_interrupted_run_leaves_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("electra_fast.finetune.evaluate", interrupted)
+    monkeypatch.setattr("electra_fast.tasks.finetune.evaluate", interrupted)
     assert cli(world, tmp_path / "out") == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -294,7 +294,7 @@ def test_finished_seeds_outlive_the_next(
             return measure(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("electra_fast.finetune.evaluate", once)
+    monkeypatch.setattr("electra_fast.tasks.finetune.evaluate", once)
     assert cli(world, tmp_path / "out", seeds=3) == 130
     assert f"seed 1 was not finished; {tmp_path / 'out'} holds what is done: seed 0" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]

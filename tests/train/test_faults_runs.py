@@ -170,7 +170,7 @@ def test_refused(name: str, original: World, world: World, capsys: pytest.Captur
 @case("row40-kill-9-during-a-save")
 def killed_while_saving(world, monkeypatch, capsys) -> None:
     kill = """
-from electra_fast import checkpoint
+from electra_fast.storage import checkpoint
 write = checkpoint.write_tensors
 def killed(path, tensors):
     digest = write(path, tensors)
@@ -255,7 +255,7 @@ def shared_directory(world, monkeypatch, capsys) -> None:
 def terminated(world, monkeypatch, capsys) -> None:
     """Of a process: it ends its step, saves and leaves; resumed, it is as if nothing had happened."""
     slow = """
-from electra_fast.trainer import Pretrainer
+from electra_fast.train.trainer import Pretrainer
 step = Pretrainer.step
 Pretrainer.step = lambda *arguments: (time.sleep(0.3), step(*arguments))[1]"""
     steps, new, whole = ["--steps", "8", "--save-every", "100"], world.root / "new", world.root / "whole"

@@ -271,7 +271,9 @@ def test_another_version_is_told_on_resume(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(corpus, tmp_path) == 0
-    monkeypatch.setattr("electra_fast.pretrain.info", lambda: {"versions": {**info()["versions"], "numpy": "1.0"}})
+    monkeypatch.setattr(
+        "electra_fast.train.pretrain.info", lambda: {"versions": {**info()["versions"], "numpy": "1.0"}}
+    )
     assert run(corpus, tmp_path, "--resume") == 0
     said = capsys.readouterr().out
     assert "not bit-equal" in said and 'now "1.0"' in said and "  torch:" not in said
@@ -297,7 +299,7 @@ def test_interrupted_before_the_first_step(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("electra_fast.pretrain.measured_peak", interrupt)
+    monkeypatch.setattr("electra_fast.train.pretrain.measured_peak", interrupt)
     assert run(corpus, tmp_path) == 130
     assert capsys.readouterr().err.endswith("electra-fast: interrupted\n")
 
