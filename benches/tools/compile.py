@@ -24,6 +24,12 @@ from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
 from electra_fast.kernels import (
     adamw,
     attention,
@@ -40,11 +46,6 @@ from electra_fast.kernels import (
     seeds,
 )
 from electra_fast.kernels.parts import device, layer_norm
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.interpreter import InterpretedFunction
-from triton.runtime.jit import JITFunction
 
 I32, I64 = torch.int32, torch.int64
 TARGETS = [80, 90, 100]

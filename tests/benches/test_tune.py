@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from electra_fast.kernels import attention
 from racing import arguments
 from tools import compile, tables, tune
 
 from electra_fast.config import ElectraConfig
+from electra_fast.kernels import attention
 
 BENCHES = Path(tune.__file__).parents[1]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

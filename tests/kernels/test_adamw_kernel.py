@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import test_adamw as plain
 import torch
-from electra_fast.kernels import adamw as kernels
 
+from electra_fast.kernels import adamw as kernels
 from electra_fast.ops import adamw
 from electra_fast.ops._library import backends
 

@@ -7,12 +7,12 @@ import numerics
 import pytest
 import test_attention_block
 import torch
-from electra_fast.kernels import attention, attention_block_bwd, linear, linear_weight
-from electra_fast.kernels import attention_block as kernels
 from interpreted import through_triton
 from numerics import check, dropout_factors, offsets
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from electra_fast.kernels import attention, attention_block_bwd, linear, linear_weight
+from electra_fast.kernels import attention_block as kernels
 from electra_fast.ops import attention_block
 from electra_fast.ops._library import backends
 

@@ -7,10 +7,10 @@ import numerics
 import pytest
 import test_discriminator_head as plain
 import torch
-from electra_fast.kernels import discriminator_head as kernels
 from interpreted import through_triton
 from numerics import check
 
+from electra_fast.kernels import discriminator_head as kernels
 from electra_fast.ops import discriminator_head
 from electra_fast.ops._library import backends
 

@@ -7,11 +7,11 @@ import numerics
 import pytest
 import test_dropout_add_layer_norm as plain
 import torch
-from electra_fast.kernels import dropout_add_layer_norm as kernels
 from interpreted import through_triton
 from numerics import check, dropout_factors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from electra_fast.kernels import dropout_add_layer_norm as kernels
 from electra_fast.ops import dropout_add_layer_norm
 from electra_fast.ops._library import backends
 

@@ -8,13 +8,13 @@ import numerics
 import pytest
 import test_embedding as plain
 import torch
-from electra_fast.kernels import dropout_add_layer_norm
-from electra_fast.kernels import embedding as kernels
-from electra_fast.kernels import embedding_tables as tables
 from interpreted import through_triton
 from numerics import check, dropout_factors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from electra_fast.kernels import dropout_add_layer_norm
+from electra_fast.kernels import embedding as kernels
+from electra_fast.kernels import embedding_tables as tables
 from electra_fast.ops import embedding
 from electra_fast.ops._library import backends
 

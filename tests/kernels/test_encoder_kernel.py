@@ -8,13 +8,13 @@ import pytest
 import test_attention_block_kernel
 import test_encoder
 import torch
-from electra_fast.kernels import encoder as kernels
-from electra_fast.kernels import ffn_block
 from interpreted import through_triton
 from numerics import check
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from electra_fast import ops
+from electra_fast.kernels import encoder as kernels
+from electra_fast.kernels import ffn_block
 from electra_fast.ops._library import backends
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test_encoder.py runs the kernels")

@@ -8,11 +8,11 @@ import numerics
 import pytest
 import test_ffn_block
 import torch
-from electra_fast.kernels import ffn_block as kernels
 from interpreted import through_triton
 from numerics import check, dropout_factors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from electra_fast.kernels import ffn_block as kernels
 from electra_fast.ops import ffn_block
 from electra_fast.ops._library import backends
 

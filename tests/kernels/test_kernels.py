@@ -16,16 +16,16 @@ import test_attention
 import test_generator_head
 import test_masking
 import torch
-from electra_fast.kernels import attention as attention_kernels
-from electra_fast.kernels import generator_head as generator_head_kernels
-from electra_fast.kernels import generator_head_chunked as chunked_kernels
-from electra_fast.kernels import masking as masking_kernels
 from interpreted import through_triton
 from numerics import check, dropout_factors, laid_out, offsets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import electra_fast.ops  # noqa: F401
+from electra_fast.kernels import attention as attention_kernels
+from electra_fast.kernels import generator_head as generator_head_kernels
+from electra_fast.kernels import generator_head_chunked as chunked_kernels
+from electra_fast.kernels import masking as masking_kernels
 from electra_fast.ops._library import backends
 
 OPS = {name: sys.modules[f"electra_fast.ops.{name}"] for name in ("attention", "generator_head", "masking")}

@@ -7,12 +7,12 @@ import numerics
 import pytest
 import test_linear
 import torch
-from electra_fast.kernels import linear as kernels
-from electra_fast.kernels import linear_weight
 from interpreted import through_triton
 from numerics import check
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from electra_fast.kernels import linear as kernels
+from electra_fast.kernels import linear_weight
 from electra_fast.ops import linear
 from electra_fast.ops._library import backends
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from electra_fast.kernels.seeds import derive_seeds_fwd
 from test_philox import SEEDS, one
 
+from electra_fast.kernels.seeds import derive_seeds_fwd
 from electra_fast.ops._library import backends
 from electra_fast.ops._philox import derive_seeds_reference
 
