@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test bench aot lint sanitize clean
+.PHONY: build core pretrain test test-all bench aot lint sanitize clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -22,7 +22,11 @@ core: $(INSTALLED)  ## electra_fast/_C, where a source is newer than its object
 pretrain: core  ## a tiny ELECTRA on text that Python carries
 	$(BIN)/electra-fast pretrain --out runs/pretrain
 
-test: core
+test: core  ## what every change must pass, in minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow"
+	$(MAKE) --no-print-directory sanitize
+
+test-all: core  ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 	$(MAKE) --no-print-directory sanitize
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bench_accelerate
@@ -119,11 +120,16 @@ def test_only_those_asked_for_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row.provider for row in rows} == {"hf-a", "hf-b", "hf-a (again)"}
 
 
-def test_times_are_those_of_the_wall() -> None:
-    import time
+def test_times_are_those_of_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock of our own, which stands still between calls, so that no load on the machine changes a figure."""
+    wall = [0.0]
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: wall[0]))
 
-    assert 0.009 < clock.sample(lambda: time.sleep(0.01), 20, "cpu", False) < 0.1
-    assert 2 <= clock.warm_up(lambda: time.sleep(0.004), "cpu", False) <= 5
+    def step(seconds: float) -> None:
+        wall[0] += seconds
+
+    assert clock.sample(lambda: step(0.01), 20, "cpu", False) == pytest.approx(0.01)
+    assert clock.warm_up(lambda: step(0.3 * clock.SAMPLE_SECONDS), "cpu", False) == 4
 
 
 def test_quantiles() -> None:

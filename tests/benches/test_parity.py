@@ -1,4 +1,4 @@
-"""Fifty steps on real text: ours and reference.py from one start stay together, as far as float32 holds anything."""
+"""Steps on real text: ours and reference.py from one start stay together, as far as float32 holds anything."""
 
 import dataclasses
 import lzma
@@ -23,7 +23,8 @@ def batches(data: Path) -> list[Batch]:
     return [Batch.from_padded(part, example_ids=torch.arange(4) + 4 * i) for i, part in enumerate(parts)]
 
 
-def test_losses_stay_within_float32_rounding(batches: list[Batch]) -> None:
+@pytest.mark.parametrize("steps", [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_losses_stay_within_float32_rounding(batches: list[Batch], steps: int) -> None:
     """|ours - gold| <= 3 |reference - gold| + 1e-6, summed over the run: gold is the reference in float64."""
     settings = dataclasses.replace(ElectraConfig.tiny(), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     config = PretrainConfig(steps=50, warmup_steps=5, batch_size=4, learning_rate=5e-4)
@@ -34,11 +35,11 @@ def test_losses_stay_within_float32_rounding(batches: list[Batch]) -> None:
     gold.optimizer.exp_avg_sq = {name: t.double() for name, t in gold.optimizer.exp_avg_sq.items()}
     ours = Pretrainer(model, config)
     errors = torch.zeros(2, dtype=torch.float64)
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches[:steps]):
         masked = model.mask(batch, config.seed, step)
         with torch.no_grad():
             samples = model.train()(batch, config.seed, step, masked).slot_samples
         losses = [ours.step(batch).loss, *(t.step(batch, masked, samples).loss.item() for t in (plain, gold))]
         errors += torch.tensor([abs(losses[0] / losses[2] - 1), abs(losses[1] / losses[2] - 1)], dtype=torch.float64)
-    assert errors[0] <= 3 * errors[1] + 1e-6, errors / len(batches)
-    assert errors[0] / len(batches) < 1e-3 and losses[0] < 40
+    assert errors[0] <= 3 * errors[1] + 1e-6, errors / steps
+    assert errors[0] / steps < 1e-3 and (steps < 50 or losses[0] < 40)

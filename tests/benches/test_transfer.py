@@ -28,6 +28,7 @@ def plan(tmp_path: Path) -> Plan:
     return Plan((tmp_path / "text.txt",), tasks, tmp_path / "work", 80, **phases, seeds=(0, 1))
 
 
+@pytest.mark.slow
 def test_all_of_it_and_nothing_twice(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "results" / "transfer.json"
     transfer.run(plan, out, jobs=2)
@@ -58,6 +59,7 @@ def test_seeds_that_are_missing_are_trained(plan: Plan, monkeypatch: pytest.Monk
     assert called == [("words-mlm", False)]
 
 
+@pytest.mark.slow
 def test_both_start_from_what_mlm_learnt(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     transfer.prepare(plan)
     transfer.begin(plan)

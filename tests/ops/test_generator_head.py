@@ -103,6 +103,7 @@ def test_samples_follow_the_distribution_over_30522_words(temperature):
     assert abs(chi_squared(*tiles)) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, dict(temperature=0.5, disallow_correct=True)], ids=str)
 def test_samples_over_30522_words_are_the_reference_s_but_for_rounding(options):
     rows = 10_000

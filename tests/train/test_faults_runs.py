@@ -261,7 +261,7 @@ Pretrainer.step = lambda *arguments: (time.sleep(0.3), step(*arguments))[1]"""
     steps, new, whole = ["--steps", "8", "--save-every", "100"], world.root / "new", world.root / "whole"
     assert main(world.train(*steps, "--out", str(whole))) == 0
     child = process(world.train(*steps), slow)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (new / "metrics.jsonl").exists() or not steps_logged(new):
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.05)
