@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.interop.google import HEADS, NETWORKS, read_google
 from electra_fast.model.networks import Network
-from electra_fast.storage.atomic import check_free, sync, write_file
+from electra_fast.storage.atomic import check_free, staged_directory, write_file
 from electra_fast.storage.network import read_network
 from electra_fast.storage.weights import write_tensors
 
@@ -66,10 +64,8 @@ def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]
 
 
 def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Tensor], words: Tokenizer | None) -> None:
-    """All of it or nothing, in one rename."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".tmp-{out.name}-{os.getpid()}")
-    try:
+    """Write everything, or nothing if something fails."""
+    with staged_directory(out) as staging:
         for name, network in networks.items():
             network.save_pretrained(staging / name)
             if words is not None:
@@ -80,10 +76,6 @@ def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Ten
             names = ("pad", "unk", "cls", "sep", "mask")
             ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in names}
             write_file(staging / "electra.json", [json.dumps(ids, indent=2).encode() + b"\n"])
-        os.rename(staging, out)  # over an empty directory at most
-        sync(out.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # renamed, it is not there any more
 
 
 def read_transformers(directory: Path) -> tuple[str, Network]:

@@ -9,20 +9,19 @@ Steps give the order, never clocks.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from electra_fast.storage.atomic import read_json, sync, write_file
+from electra_fast.storage.atomic import RANDOM, read_json, staged_rename, sync, write_file
 from electra_fast.storage.weights import read_tensors, write_tensors
 
 FORMAT = 1
@@ -48,9 +47,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         )
     root.mkdir(parents=True, exist_ok=True)
     target = root / f"checkpoint-{step}"
-    staging, replaced = root / f".tmp-{target.name}-{os.getpid()}", root / f".tmp-replaced-{target.name}-{os.getpid()}"
-    try:
-        staging.mkdir()
+    with staged_rename(target, replace=True) as staging:
         text = json.dumps({"step": step, "state": state}, indent=1)
         digests = {"state.json": write_file(staging / "state.json", [text.encode()])}
         for name, group in tensors.items():
@@ -58,21 +55,10 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         files = {name: {"size": (staging / name).stat().st_size, "sha256": digest} for name, digest in digests.items()}
         text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
         write_file(staging / "manifest.json", [text.encode()])
-        if target.exists():
-            os.rename(target, replaced)
-        os.rename(staging, target)
-        sync(root)
-    except BaseException:
-        if replaced.exists() and not target.exists():
-            os.rename(replaced, target)
-        for path in (staging, replaced):
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
     older = [path for path in checkpoints(root) if _step(path) < step]
     for path in older[: max(0, len(older) + 1 - keep)]:
         # renamed first: half removed, it must not look whole
-        removed = root / f".tmp-removed-{path.name}-{os.getpid()}"
+        removed = root / f".tmp-removed-{secrets.token_hex(8)}"
         os.rename(path, removed)
         shutil.rmtree(removed, ignore_errors=True)
     return target
@@ -155,7 +141,7 @@ def clean(root: Path) -> None:
     A save that lacked nothing but its name gets it: where it replaced a checkpoint of its step, it may be the last.
     """
     for path in sorted(root.glob(".tmp-*")):
-        name = re.fullmatch(r"\.tmp-(checkpoint-[0-9]+)-[0-9]+", path.name)
+        name = re.fullmatch(rf"\.tmp-(checkpoint-[0-9]+)-{RANDOM}", path.name)
         if name and (path / "manifest.json").is_file() and not (root / name[1]).exists():
             os.rename(path, root / name[1])
             sync(root)
@@ -163,46 +149,6 @@ def clean(root: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-class Lock:
-    """`with Lock(root)`: no other run writes to this directory. Raises CheckpointError where one does.
-
-    The lock dies with the process, however it dies, so a killed run can be resumed at once.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._handle: int | None = None
-
-    def __enter__(self) -> Lock:
-        self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(handle, 200).decode(errors="replace")
-            os.close(handle)
-            if not isinstance(error, BlockingIOError):
-                raise
-            raise CheckpointError(
-                f"{self.root} is in use by another run ({owner}); one at a time is allowed: "
-                f"wait for it, stop it, or choose another directory"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        self._handle = handle
-        # a forked child shares the lock and may outlive a killed parent
-        os.register_at_fork(after_in_child=self._close)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

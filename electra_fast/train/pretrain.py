@@ -24,6 +24,7 @@ from electra_fast.report.closing import closing_report, marked_sentence
 from electra_fast.report.curves import plot_curves
 from electra_fast.report.log import Callback, Log, Progress, measured_peak, read_log
 from electra_fast.storage import checkpoint
+from electra_fast.storage.lock import Lock
 from electra_fast.train.evaluate import evaluate
 from electra_fast.train.graph import StepGraph
 from electra_fast.train.metrics import StepMetrics
@@ -46,14 +47,14 @@ class Result:
 def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None = None) -> Result:
     """Run it, or go on with it: OUT/checkpoint-STEP, metrics.jsonl, curves.png, final/NETWORK.
 
-    Raises ValueError (and its kin CheckpointError) for settings, data or checkpoints that do not fit, OSError where OUT
-    cannot be written, FloatingPointError for a loss that is not finite.
+    Raises ValueError (and its kin CheckpointError and InUseError) for settings, data or checkpoints that do not fit,
+    OSError where OUT cannot be written, FloatingPointError for a loss that is not finite.
     """
     try:
         run.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"out is {run.out}; a directory is needed, and a file is in its way: give another") from error
-    with checkpoint.Lock(run.out):
+    with Lock(run.out / ".lock", run.out):
         checkpoint.clean(run.out)
         resumed = checkpoint.latest(run.out)
         if resumed is not None and not run.resume:

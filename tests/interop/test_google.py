@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from electra_fast import Discriminator, Electra, Generator, PretrainConfig, Pretrainer
+from electra_fast import Discriminator, Electra, ElectraConfig, Generator, PretrainConfig, Pretrainer
 from electra_fast.cli.main import main
 from electra_fast.interop.tensorflow import Bundle, _masked, crc32c
+from electra_fast.storage.atomic import staged_directory
 
 GOOGLE = Path(__file__).parent / "google"
 LOGITS = json.loads((GOOGLE / "logits.json").read_text())
@@ -72,6 +73,27 @@ def test_transformers_loads_it_and_it_comes_back_bit_equal(tmp_path):
         assert all(torch.equal(again[key], ours[key]) and torch.equal(again[key], theirs[key]) for key in again)
     assert main(["convert", str(tmp_path / "out"), str(tmp_path / "pair")]) == 0
     assert (tmp_path / "pair" / "generator" / "vocab.txt").exists()
+
+
+def test_what_a_killed_run_left_is_neither_taken_nor_a_hindrance(tmp_path, monkeypatch):
+    """In a container every process has the number 1: what lies there under that number is another run's."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    other = Electra(ElectraConfig.tiny(vocab_size=20, num_hidden_layers=1))
+    for name in (".tmp-out-1", ".tmp-out-0123456789abcdef"):
+        other.save_pretrained(tmp_path / name)
+    assert main(["convert", str(GOOGLE / "model.ckpt"), str(tmp_path / "theirs")]) == 0
+    source = tmp_path / "theirs" / "discriminator"  # which holds no generator
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["discriminator"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-out-1", "out", "theirs"]
+
+
+def test_two_runs_of_one_out(tmp_path, capsys):
+    out = tmp_path / "out"
+    with staged_directory(out):
+        assert main(["convert", str(GOOGLE / "model.ckpt"), str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"{out} is in use by another run (process {os.getpid()} on " in said and "Traceback" not in said
 
 
 def test_moments_are_the_optimisers(tmp_path):

@@ -19,6 +19,7 @@ from electra_fast.cli.main import main
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.report.log import Log, read_log
 from electra_fast.storage import checkpoint
+from electra_fast.storage.lock import Lock
 
 TEXT = "\n".join(f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
                  for c in "red big old new dry".split())  # fmt: skip
@@ -148,7 +149,7 @@ def test_steps_left_out_are_told(corpus: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_two_runs_do_not_share_a_directory(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with checkpoint.Lock(tmp_path):
+    with Lock(tmp_path / ".lock", tmp_path):
         options = ["pretrain", "--data", str(corpus), "--out", str(tmp_path), *SHORT]
         code = f"import sys; from electra_fast.cli.main import main; sys.exit(main({options}))"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
