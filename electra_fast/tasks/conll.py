@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.tasks.benchmarks import BENCHMARKS
-from electra_fast.tasks.examples import Sentence
+from electra_fast.tasks.examples import Sentence, sorted_labels
 from electra_fast.tasks.files import ending, plural, read_rows, read_text
 
 
@@ -44,7 +44,7 @@ def read_sentences(
     official = BENCHMARKS["conll2000"].labels
     if width == 3 and tags <= set(official) and (tags >= {"B-NP", "B-VP", "B-PP"} or benchmark == "conll2000"):
         return "conll2000", sentences, list(official)
-    return None, sentences, sorted(tags)
+    return None, sentences, sorted_labels(tags)
 
 
 def _columns(path: str | Path, labelled: bool) -> Iterator[list[list[str]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.conll import read_sentences, sentence_of
-from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence, check_kind
+from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence, check_kind, sorted_labels
 from electra_fast.tasks.files import decode, ending, parse_object, plural, read_rows, read_text
 from electra_fast.tasks.squad import read_squad
 
@@ -96,7 +96,7 @@ def _read_texts(
     if len(names) > 1:
         names = [name for name in names if name == benchmark or (BENCHMARKS[name].title == path.parent.name)]
     name = (benchmark if benchmark in names else names[0]) if names else None
-    return name, examples, list(BENCHMARKS[name].labels) if name else sorted(seen)
+    return name, examples, list(BENCHMARKS[name].labels) if name else sorted_labels(seen)
 
 
 def _cola(first: list[str]) -> tuple[str, ...]:

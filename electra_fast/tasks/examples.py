@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,19 @@ class Dataset:
 def check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"the kind of task is {kind!r}; it must be one of {', '.join(KINDS)}")
+
+
+def sorted_labels(labels: Iterable[str]) -> list[str]:
+    """The labels, each once, in the order in which they number a model's classes.
+
+    By their value where all are whole numbers or all LABEL_ and a number, so that 2 comes before 10, as transformers
+    numbers them; else by their characters.
+    """
+    names = sorted(set(labels))
+    for prefix in ("", "LABEL_"):
+        if all(re.fullmatch(rf"{prefix}-?\d{{1,18}}", name) for name in names):
+            return sorted(names, key=lambda name: int(name.removeprefix(prefix)))
+    return names
 
 
 def check_labels(train: Dataset, dev: Dataset, path: str | Path) -> None:

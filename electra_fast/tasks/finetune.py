@@ -71,6 +71,7 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     train = read_dataset(run.train, run.task, columns=run.columns)
     dev = read_dataset(run.dev, run.task, columns=run.columns, benchmark=train.name)
     check_labels(train, dev, run.dev)
+    dev = dataclasses.replace(dev, labels=train.labels)  # it may lack classes, which the model may predict there
     if run.task == "qa" and "squad2" in (train.name, dev.name):
         train, dev = (dataclasses.replace(data, name="squad2") for data in (train, dev))
     elif train.name != dev.name:

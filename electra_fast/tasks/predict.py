@@ -102,18 +102,33 @@ def evaluate(
 
 
 def fitted(task: Task, dataset: Dataset, path: Path) -> Task:
-    """The task as this dataset asks for it. Raises ValueError where it has a label that the model does not know.
+    """The task with what a model of transformers leaves open filled in from the dataset, which was read from path.
 
-    transformers' models know SQuAD v2.0 from v1.1 by the questions alone, and name classes LABEL_0, LABEL_1, ... where
-    nobody has named them.
+    Such a model does not say whether it answers SQuAD v1.1 or v2.0, and its classes are LABEL_0, LABEL_1, ... unless
+    somebody named them. Those take their names from the dataset: labels that are whole numbers below the number of
+    classes are these classes' numbers (some may be missing in the data); as many labels as classes are taken in order.
+    Raises ValueError where the dataset has a label that the model does not know.
     """
     if dataset.name == "squad2":
         task = dataclasses.replace(task, benchmark="squad2")
     unnamed = tuple(f"LABEL_{i}" for i in range(len(task.labels)))
-    if task.labels == unnamed and len(dataset.labels) == len(unnamed):
-        task = dataclasses.replace(task, labels=tuple(dataset.labels))
+    if unnamed and task.labels == unnamed and not set(dataset.labels) <= set(unnamed):
+        task = dataclasses.replace(task, labels=_names(len(unnamed), dataset.labels, path))
     check_labels(Dataset(task.kind, task.benchmark, [], list(task.labels)), dataset, path)
     return task
+
+
+def _names(classes: int, labels: list[str], path: Path) -> tuple[str, ...]:
+    """The names of classes that have none, from the labels of the file at path."""
+    numbers = tuple(map(str, range(classes)))
+    if set(labels) <= set(numbers):
+        return numbers
+    if len(labels) == classes:
+        return tuple(labels)
+    raise ValueError(
+        f"{path} has the labels {', '.join(labels[:20])}, and the model's {classes} classes have no names (LABEL_0, "
+        "LABEL_1, ...); write their names in order into id2label and label2id of its config.json"
+    )
 
 
 def predict_stream(

@@ -176,6 +176,17 @@ def test_it_learns(world: Path, tmp_path: Path) -> None:
     assert results["median"] > 0.9 and results["metric"] == "f1"
 
 
+def test_dev_may_lack_a_class(world: Path, tmp_path: Path) -> None:
+    """The model predicts the class that dev lacks, and errors.txt has a row and a column for it."""
+    texts = [line.split("\t") for line in (world / "train.tsv").read_text().splitlines()[1:]]
+    train, dev = tmp_path / "train.csv", tmp_path / "dev.csv"
+    train.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
+    dev.write_text("text,label\n" + "".join(f"{text},0\n" for text, _ in texts))
+    finetune(run_for(world, tmp_path / "c", train=train, dev=dev), dataclasses.replace(FAST, epochs=12))
+    table = (tmp_path / "c" / "errors.txt").read_text().splitlines()
+    assert [line.split() for line in table[1:3]] == [["0", "16", "16"], ["1", "0", "0"]]
+
+
 @pytest.mark.parametrize("head", ["google", "huggingface"])
 def test_questions_without_answers(world: Path, tmp_path: Path, head: str) -> None:
     run = run_for(world, tmp_path / "q", "qa", train=world / "qa2.json", dev=world / "qa2.json")

@@ -164,6 +164,45 @@ def test_transformers_unnamed_classes_take_the_names_of_the_data() -> None:
         fitted(Task("classification", None, ("a", "b")), data, Path("f"))
 
 
+def test_numbered_classes_are_those_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Eleven classes without names: what transformers' model predicts is right by our accuracy, class 10 included."""
+    import transformers
+
+    config = transformers.ElectraConfig(
+        vocab_size=tokenizer.vocab_size, embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=32, initializer_range=2.0, num_labels=11,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.ElectraForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    texts = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS[:3]]
+    rows = []
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+        rows.append((text, int(theirs(torch.tensor([ids])).logits.argmax())))
+    classes = {label for _, label in rows}
+    assert 10 in classes and len(classes) > 3
+    model, tokenizer = TaskModel.load(tmp_path / "model")
+    for path, kept in ((tmp_path / "all.tsv", rows), (tmp_path / "no2.tsv", [r for r in rows if r[1] != min(classes)])):
+        path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in kept))
+        data = read_dataset(path, "classification")
+        model.task = fitted(Task("classification", None, tuple(f"LABEL_{i}" for i in range(11))), data, path)
+        assert evaluate(model, tokenizer, data)[0]["accuracy"] == 1.0
+
+
+def test_names_for_unnamed_classes() -> None:
+    def names(count: int, *labels: str) -> tuple[str, ...]:
+        task = Task("classification", None, tuple(f"LABEL_{i}" for i in range(count)))
+        return fitted(task, Dataset("classification", None, [], list(labels)), Path("f")).labels
+
+    assert names(3, "0", "2") == ("0", "1", "2")
+    assert names(3, "1", "2", "3") == ("1", "2", "3")
+    assert names(3, "LABEL_1") == names(3) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    with pytest.raises(ValueError, match="f has the labels bad, good, and the model's 3 classes have no names .*id2la"):
+        names(3, "bad", "good")
+
+
 @pytest.fixture
 def saved(tokenizer: Tokenizer, tmp_path: Path) -> dict[str, Path]:
     paths = {}

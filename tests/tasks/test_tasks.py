@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from electra_fast.tasks.datasets import read_dataset, stream_examples
-from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence, check_labels
+from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence, check_labels, sorted_labels
 
 GLUE = {
     "CoLA": ("cola", 8551, 1043),
@@ -167,6 +167,19 @@ def test_labels_of_json(tmp_path):
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     found = read_dataset(path, "classification")
     assert [(e.id, e.label) for e in found.examples] == [("5", "1"), ("6", "true"), ("7", "x"), ("8", "1.5")]
+
+
+def test_whole_numbers_are_sorted_as_numbers(tmp_path):
+    """2 before 10: class n of a model is label n, as transformers has it."""
+    numbers = [str(i) for i in range(12)]
+    path = write(tmp_path / "a.csv", "text,label\n" + "".join(f"t,{n}\n" for n in reversed(numbers)))
+    assert read_dataset(path, "classification").labels == numbers
+    path = write(tmp_path / "a.txt", "".join(f"w {n}\n" for n in reversed(numbers)))
+    assert read_dataset(path, "tagging").labels == numbers
+    assert sorted_labels(["LABEL_10", "LABEL_9", "LABEL_9"]) == ["LABEL_9", "LABEL_10"]
+    assert sorted_labels(["1", "-1", "0"]) == ["-1", "0", "1"]
+    assert sorted_labels(["10", "9", "x"]) == ["10", "9", "x"]
+    assert sorted_labels(["LABEL_10", "9"]) == ["9", "LABEL_10"]
 
 
 def test_without_labels(tmp_path):
