@@ -26,6 +26,7 @@ from electra_fast.tasks.finetune import FinetuneRun, finetune
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.predict import evaluate, fitted, predict, predict_stream
 from electra_fast.tasks.predictions import write_predictions
+from electra_fast.tasks.schemes import described
 from electra_fast.train.optimizer import working_copy
 from electra_fast.train.pretrain import pretrain
 from electra_fast.train.start import OBJECTIVES, RECIPES, RunConfig
@@ -207,6 +208,8 @@ def run_evaluate(options: dict[str, Any]) -> int:
         options["data"], model.task.kind, columns=chosen_columns(options), benchmark=model.task.benchmark
     )
     model.task = fitted(model.task, data, options["data"])
+    if model.task.kind == "tagging":
+        print(described(model.task.labels), file=sys.stderr)
     scores, found = evaluate(model, tokenizer, data)
     if options["out"] is not None:
         write_predictions(options["out"], data, found.values, found.null_odds or None)

@@ -29,6 +29,7 @@ from electra_fast.tasks.features import STSB_HIGHEST, Feature, Featurizer, colla
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
 from electra_fast.tasks.predict import Predictions, evaluate
 from electra_fast.tasks.predictions import write_predictions
+from electra_fast.tasks.schemes import described
 from electra_fast.tasks.scores import errors, primary
 from electra_fast.train.optimizer import AdamW, working_copy
 from electra_fast.train.schedule import layerwise_scales, learning_rate
@@ -76,6 +77,8 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
         train, dev = (dataclasses.replace(data, name="squad2") for data in (train, dev))
     elif train.name != dev.name:
         train, dev = (dataclasses.replace(data, name=None) for data in (train, dev))
+    if run.task == "tagging":
+        print(described(train.labels))
     staging = run.out.with_name(f".{run.out.name}.tmp-{os.getpid()}")
     staging.mkdir(parents=True)
     try:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from electra_fast.config import FinetuneConfig
 from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.tasks.answers import squad_scores
 from electra_fast.tasks.examples import Dataset, Question, check_labels
 from electra_fast.tasks.features import Feature, Featurizer, bucketed, collate
 from electra_fast.tasks.heads import NEVER, Dropout, TaskBatch, wide
 from electra_fast.tasks.model import Task, TaskModel
-from electra_fast.tasks.scores import classification_scores, regression_scores, squad_scores, tagging_scores
+from electra_fast.tasks.scores import classification_scores, regression_scores, tagging_scores
 
 Advance = Callable[[int], None]  # told of features that are done
 
@@ -94,7 +95,7 @@ def evaluate(
             scores |= {key: value for key, value in always.items() if key.startswith("best_")}
         return scores, found
     if dataset.kind == "tagging":
-        return tagging_scores(found.values, [s.tags for s in examples]), found
+        return tagging_scores(found.values, [s.tags for s in examples], model.task.labels), found
     gold = [example.label for example in examples]
     if dataset.kind == "regression":
         return regression_scores(found.values, gold), found

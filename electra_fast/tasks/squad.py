@@ -1,4 +1,4 @@
-"""Extractive question answering in SQuAD's format: reading, and the official exact match and F1."""
+"""Extractive question answering in SQuAD's format."""
 
 from __future__ import annotations
 
@@ -41,16 +41,6 @@ def read_squad(path: str | Path, labelled: bool = True) -> tuple[str, list[Quest
     if twice := next((id for id, n in Counter(q.id for q in questions).items() if n > 1), None):
         raise ValueError(f"{path} has the id {twice} twice; an id names one question: rename or drop it")
     return ("squad2" if squad2 else "squad1"), questions
-
-
-def read_answers(path: str | Path) -> dict[str, str]:
-    """Predictions as SQuAD has them: a JSON object, id -> text. Raises ValueError where it is none."""
-    found = parse(read_text(path), str(path))
-    if not isinstance(found, dict):
-        raise ValueError(f'{path} is a {type(found).__name__}; predictions are an object such as {{"id": "text"}}')
-    if bad := next((id for id, text in found.items() if not isinstance(text, str)), None):
-        raise ValueError(f"{path} has a {type(found[bad]).__name__} for {bad}; write a string, empty for no answer")
-    return found
 
 
 def _question(qa: Mapping[str, Any], context: str, where: str, labelled: bool) -> Question:

@@ -149,8 +149,9 @@ def test_every_example_comes_once_an_epoch_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("task", FILES)
-def test_a_run_of_each_kind(world: Path, tmp_path: Path, task: str) -> None:
+def test_a_run_of_each_kind(world: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     results = finetune(run_for(world, tmp_path / "out", task, seeds=(0, 1)), FAST)
+    assert capsys.readouterr().out.count("the tags mark spans by BIO, such as B-NP") == (task == "tagging")
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written == results and set(written["seeds"]) == {"0", "1"}
     values = [scores[written["metric"]] for scores in written["seeds"].values()]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from electra_fast.tasks.answers import read_answers
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence
 from electra_fast.tasks.predictions import check_predictions_path, write_predictions
-from electra_fast.tasks.squad import read_answers
 
 QUICK = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import KINDS
+from electra_fast.tasks.schemes import spans
 from electra_fast.tasks.scores import (
     classification_scores,
     confusion,
     confusion_table,
-    marks_spans,
     primary,
     regression_scores,
-    spans,
     tagging_scores,
 )
 
@@ -102,45 +101,6 @@ def test_conll2000(data):
     assert lzma.decompress(path.read_bytes()).count(b" B-") == 23852  # its files are IOB2: as many spans as beginnings
 
 
-@pytest.mark.parametrize(
-    ("written", "wanted"),
-    [
-        ("O O", []),
-        ("B-X I-X O B-X", [("X", 0, 2), ("X", 3, 4)]),
-        ("O I-X I-X", [("X", 1, 3)]),  # IOB1, or a model's mistake: the span begins nevertheless
-        ("I-X I-Y I-Y", [("X", 0, 1), ("Y", 1, 3)]),
-        ("I-X B-X I-X", [("X", 0, 1), ("X", 1, 3)]),
-        ("B-X I-X E-X S-X S-X", [("X", 0, 3), ("X", 3, 4), ("X", 4, 5)]),
-        ("E-X E-X I-X", [("X", 0, 1), ("X", 1, 2), ("X", 2, 3)]),
-        ("B-X-Y I-X-Y", [("X-Y", 0, 2)]),
-        ("B I O I", [("", 0, 2), ("", 3, 4)]),
-    ],
-)
-def test_spans(written, wanted):
-    assert spans(written.split()) == wanted
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.sampled_from(IOB), min_size=1, max_size=12), min_size=1, max_size=5), st.randoms())
-def test_spans_against_pairs_of_tags(gold, chance):
-    """Independently: a span begins where a pair of neighbouring tags says so, and ends before O or the next one."""
-
-    def begins(before: str, tag: str) -> bool:
-        return tag[0] == "B" or (tag[0] == "I" and before[1:] != tag[1:])
-
-    def found(sentence):
-        starts = [i for i, tag in enumerate(sentence) if begins(sentence[i - 1] if i else "O", tag)]
-        stops = [i for i in range(len(sentence)) if sentence[i] == "O" or i in starts] + [len(sentence)]
-        return [(sentence[i][2:], i, min(stop for stop in stops if stop > i)) for i in starts]
-
-    ours = [[chance.choice(IOB) for _ in sentence] for sentence in gold]
-    pairs = [(Counter(found(a)), Counter(found(b))) for a, b in zip(ours, gold, strict=True)]
-    right = sum((a & b).total() for a, b in pairs)
-    both = sum((a + b).total() for a, b in pairs)
-    assert all(spans(sentence) == found(sentence) for sentence in gold)
-    assert tagging_scores(ours, gold)["f1"] == pytest.approx(2 * right / both if both else 0)
-
-
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("01"), st.sampled_from("01")), min_size=1, max_size=30))
 def test_two_classes_by_counting(pairs):
@@ -190,7 +150,6 @@ def test_confusion():
 def test_tags_that_mark_no_spans():
     assert tagging_scores([["NN", "VB"]], [["NN", "NN"]]) == dict(accuracy=0.5)
     assert tagging_scores([["O", "O"]], [["O", "O"]]) == dict(accuracy=1, precision=0, recall=0, f1=0)
-    assert marks_spans(IOB) and marks_spans(["B", "I", "O"]) and not marks_spans(["O", "PER"])
     assert primary("tagging", None, ["NN", "VB"]) == "accuracy" and primary("tagging", None, IOB) == "f1"
 
 

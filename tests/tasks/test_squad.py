@@ -6,9 +6,9 @@ import tarfile
 
 import pytest
 
+from electra_fast.tasks.answers import missing_line, read_answers, squad_scores
 from electra_fast.tasks.examples import Question
-from electra_fast.tasks.scores import missing_line, squad_scores
-from electra_fast.tasks.squad import read_answers, read_squad
+from electra_fast.tasks.squad import read_squad
 
 CONTEXT = "The Normans (Norman: Nourmands) were the people who in the 10th century gave their name to Normandy."
 V2 = {
