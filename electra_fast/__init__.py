@@ -6,14 +6,14 @@ from typing import Any
 from electra_fast import ops
 from electra_fast.config import ElectraConfig, NetworkConfig, PretrainConfig
 from electra_fast.data.batch import Batch
-from electra_fast.info import info
+from electra_fast.info import info, version
 from electra_fast.model.networks import Discriminator, Generator
 from electra_fast.objectives.base import ElectraOutput
 from electra_fast.objectives.electra import Electra
 from electra_fast.train.evaluate import evaluate
 from electra_fast.train.trainer import Pretrainer
 
-__version__ = "0.1.0"
+__version__ = version()
 __all__ = [
     "Batch",
     "Discriminator",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +14,25 @@ from electra_fast.ops._core import core, why
 from electra_fast.ops._library import backends
 
 
+def version() -> str:
+    """The version of electra_fast.
+
+    It stands in pyproject.toml alone. A checkout reads it there, since another version may be installed beside it; an
+    installed package reads it from its metadata.
+
+    Returns:
+        The version, such as "0.1.0"; "unknown" for a copy of the package with neither file.
+    """
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    text = project.read_text() if project.is_file() else ""
+    declared = re.search(r'^name = "electra_fast"\nversion = "(.+)"$', text, re.M)
+    return declared[1] if declared else _installed("electra_fast") or "unknown"
+
+
 def info() -> dict[str, Any]:
     """Versions, devices, the instruction set of the C++ core, and for each op the backend of each device and why."""
-    versions = {}
-    for package in ("electra_fast", "torch", "triton", "transformers", "tokenizers", "safetensors", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    packages = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
+    versions = {"electra_fast": version()} | {name: _installed(name) or "not installed" for name in packages}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
@@ -30,3 +43,11 @@ def info() -> dict[str, Any]:
         "core": f"C++, {why}" if core is not None else f"none: {why}",
         "ops": backends,
     }
+
+
+def _installed(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
