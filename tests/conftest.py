@@ -77,8 +77,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def world(original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A copy, in which runs go without the picture and the measured peak: these would be most of the time."""
-    from electra_fast.train import pretrain
+    from electra_fast.train import finish, pretrain
 
-    monkeypatch.setattr(pretrain, "plot_curves", lambda rows, path: None)
+    monkeypatch.setattr(finish, "plot_curves", lambda rows, path: None)
     monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e12)
     return type(original)(Path(shutil.copytree(original.root, tmp_path / "world")))

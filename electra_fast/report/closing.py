@@ -35,7 +35,10 @@ def closing_report(before: dict[str, float], after: dict[str, float], sentences:
         "recall": "of the replaced, suspected",
     }
     lines = [f"{'held-out text':40s} {'before':>8s} {'after':>8s}"]
-    lines += [f"{title:40s} {before[name]:8.3f} {after[name]:8.3f}" for name, title in names.items() if name in after]
+    for name, title in names.items():
+        if name in after:
+            first = f"{before[name]:8.3f}" if name in before else f"{'-':>8s}"
+            lines.append(f"{title:40s} {first} {after[name]:8.3f}")
     if sentences:
         lines += [
             "",

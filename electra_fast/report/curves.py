@@ -19,8 +19,10 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
         ("tokens_per_s", "tokens/s"),
     )
     shown = [(name, title) for name, title in titles if any(name in row for row in rows)]
-    panels = figure.subplots(2, (len(shown) + 1) // 2).flat
-    for axes, (name, title) in zip(panels, shown, strict=True):
+    panels = list(figure.subplots(2, max(1, (len(shown) + 1) // 2)).flat)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for axes, (name, title) in zip(panels, shown, strict=False):
         for kind, found, style in (("training", train, dict(lw=1)), ("held-out", heldout, dict(marker="o", ms=3))):
             points = [(row["step"], row[name]) for row in found if name in row]
             if points:
@@ -39,12 +41,12 @@ def plot_finetuning(rows: list[dict[str, Any]], metric: str, path: Path) -> None
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    for seed in seeds:
-        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == "train" and row["seed"] == seed]
+    losses = [row for row in rows if row["kind"] == "train" and row.keys() >= {"seed", "loss"}]
+    scores = [row for row in rows if row["kind"] == "dev" and row.keys() >= {"seed", metric}]
+    for seed in dict.fromkeys(row["seed"] for row in losses):
+        points = [(row["step"], row["loss"]) for row in losses if row["seed"] == seed]
         left.plot(*zip(*points, strict=True), lw=1, label=f"seed {seed}")
-    scores = [row[metric] for row in rows if row["kind"] == "dev"]
-    right.plot([str(seed) for seed in seeds], scores, "o")
+    right.plot([str(row["seed"]) for row in scores], [row[metric] for row in scores], "o")
     left.set(title="training loss", xlabel="step")
     right.set(title=f"{metric} on dev", xlabel="seed")
     left.legend(frameon=False)

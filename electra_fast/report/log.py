@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+
+from electra_fast.report.terminal import progress_bar, say
+from electra_fast.storage.atomic import write_file
 
 Callback = Callable[[int, dict[str, float]], None]  # (step, figures); for TensorBoard, W&B or a logger of one's own
 
@@ -28,8 +30,8 @@ def measured_peak(device: torch.device) -> float:
 class Progress:
     """A bar with loss, AUC, tokens/s, share of the peak and time left; and the speed since it was last asked."""
 
-    def __init__(self, done: int, steps: int, peak: float, quiet: bool = False) -> None:
-        self.bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
+    def __init__(self, done: int, steps: int, peak: float) -> None:
+        self.bar = progress_bar(total=steps, initial=done, unit="step", smoothing=0.05)
         self.peak, self.tokens, self.flops, self.since = peak, 0, 0, time.monotonic()
 
     def step(self, tokens: int, flops: int) -> None:
@@ -51,43 +53,69 @@ class Progress:
             f"{figures['peak_share']:.0%} of peak"
         )
 
-    def say(self, line: str) -> None:
-        self.bar.write(line)
-
     def close(self) -> None:
         self.bar.close()
 
 
 class Log:
-    """metrics.jsonl: a row a measurement, kept across a resume up to the step that is resumed from."""
+    """metrics.jsonl: one row a measurement, as a JSON object with its kind, its step and its figures.
+
+    A disk that is full costs rows of the log, never the run.
+
+    path: the file. Rows of an earlier run are kept up to `steps_done`, later ones are cut off.
+    steps_done: the step that the run goes on from; 0 for a new one.
+    callback: called with the same figures, if given.
+    """
 
     def __init__(self, path: Path, steps_done: int, callback: Callback | None = None) -> None:
         self.path, self.callback, self.failed = path, callback, False
         rows = [row for row in read_log(path) if row["step"] <= steps_done] if path.exists() else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        kept = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        try:
+            if not path.exists() or path.read_bytes() != kept:
+                write_file(path, [kept])
+        except OSError as error:
+            self._fail(error)
 
     def write(self, kind: str, step: int, figures: dict[str, float]) -> None:
+        """Append a row, and hand its figures to the callback as KIND/NAME.
+
+        kind: "train" or "heldout" in pre-training, "train" or "dev" in fine-tuning.
+        """
         row = json.dumps({"kind": kind, "step": step, **figures}) + "\n"
         try:
             with self.path.open("a") as file:
                 file.write("\n" + row if self.failed else row)  # half a row may be there: end it
-        except OSError as error:  # a disk that is full costs figures, not the run
-            if not self.failed:
-                tqdm.write(f"{self.path} could not be written ({error}); training goes on without it. Free some space")
-            self.failed = True
+        except OSError as error:
+            self._fail(error)
         if self.callback is not None:
             self.callback(step, {f"{kind}/{name}": value for name, value in figures.items()})
 
+    def _fail(self, error: OSError) -> None:
+        if not self.failed:
+            say(f"{self.path} could not be written ({error}); training goes on without it. Free some space")
+        self.failed = True
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
+    """The rows of a metrics.jsonl, in order.
+
+    Lines that are no rows are passed over: one that a killed run left unfinished, or what somebody else wrote there.
+    """
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().decode(errors="replace").split("\n"):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # RecursionError: brackets, thousands deep
             continue
+        if isinstance(row, dict) and isinstance(row.get("kind"), str) and _are_numbers(row):
+            rows.append(row)
     return rows
+
+
+def _are_numbers(row: dict[str, Any]) -> bool:
+    figures = [value for name, value in row.items() if name != "kind"]
+    return type(row.get("step")) is int and all(type(value) in (int, float) for value in figures)
 
 
 def tensorboard(directory: Path) -> Callback:

@@ -25,6 +25,7 @@ from electra_fast.storage.atomic import RANDOM, read_json, staged_rename, sync, 
 from electra_fast.storage.weights import read_tensors, write_tensors
 
 FORMAT = 1
+Saved = tuple[int, dict[str, dict[str, Tensor]], Any]  # step, tensors and state, as `load` returns them
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -75,7 +76,7 @@ def latest(root: Path) -> Path | None:
     return next(reversed(checkpoints(root)), None)
 
 
-def load(path: Path) -> tuple[int, dict[str, dict[str, Tensor]], Any]:
+def load(path: Path) -> Saved:
     """Step, tensors and state of a checkpoint, as they were saved.
 
     The SHA-256 of every file is checked before any is parsed. Raises CheckpointError that names each file missing,

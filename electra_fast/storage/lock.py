@@ -51,6 +51,11 @@ class Lock:
         """Whether the locked file is still the one at `file`; False after somebody removed or moved its directory."""
         return self._handle is not None and _is_at(self._handle, self.file)
 
+    def renew(self) -> None:
+        """Lock again at the same path, after `is_held` said False. Raises as on entry."""
+        self.release()
+        self.__enter__()
+
     def release(self) -> None:
         """Give the lock back and leave the file where it is."""
         if self._handle is not None:

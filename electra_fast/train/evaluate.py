@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 
 from electra_fast.data.batch import Batch
+from electra_fast.data.corpus import Corpus
 from electra_fast.objectives.base import Objective
 from electra_fast.train.metrics import auc, precision_recall
+
+EVALUATED = 16_384  # tokens, at most, of an evaluation during a run
+
+
+def heldout_batches(corpus: Corpus) -> list[Batch]:
+    """The batches that a run on this corpus is evaluated on, of at most EVALUATED tokens in all.
+
+    They come from the corpus's held-out split, or from its training examples if the text was too small to have one.
+    """
+    with suppress(ValueError):
+        corpus = Corpus(corpus.path, "heldout")
+    names = range(min(max(1, EVALUATED // corpus.max_length), len(corpus)))
+    parts = [names[i : i + 32] for i in range(0, len(names), 32)]
+    return [Batch.from_examples([corpus[i] for i in part], part) for part in parts]
 
 
 @torch.no_grad()

@@ -21,12 +21,22 @@ from torch import Tensor
 
 from electra_fast.data.batch import Batch
 from electra_fast.data.budget import Budget, Filled
+from electra_fast.data.corpus import Corpus
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.trainer import Pretrainer
 
 WARMUP = 3  # steps before the capture: kernels compile, libraries and adamw set their memory aside
 RING = 64  # steps whose figures are kept
+SAMPLED = 2048  # examples whose lengths are looked at to fix the shapes of a step
 FIGURES = ("losses", "norm", "scores", "is_replaced")
+
+
+def budget_for(trainer: Pretrainer, corpus: Corpus) -> Budget:
+    """The fixed shapes of a step on this corpus, by the lengths of SAMPLED examples spread over it."""
+    model, every = trainer.model.config, max(1, len(corpus) // SAMPLED)
+    lengths = torch.tensor([len(corpus[i][0]) for i in range(0, len(corpus), every)])
+    numbers = (model.mask_prob, model.max_predictions, model.pad_token_id)
+    return Budget.of(lengths, trainer.config.batch_size, corpus.max_length, *numbers)
 
 
 class Graph(Protocol):

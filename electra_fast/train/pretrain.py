@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import platform
-import signal
-import sys
+import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from types import FrameType
-from typing import Any
-
-import torch
+from contextlib import suppress
+from dataclasses import dataclass
 
 from electra_fast.config import PretrainConfig
 from electra_fast.data.batch import Batch
-from electra_fast.data.budget import Budget
 from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.device import chosen_device
-from electra_fast.info import info
 from electra_fast.objectives.base import Objective
-from electra_fast.ops._core import why
-from electra_fast.report.closing import closing_report, marked_sentence
-from electra_fast.report.curves import plot_curves
-from electra_fast.report.log import Callback, Log, Progress, measured_peak, read_log
+from electra_fast.report.log import Callback, Log, Progress, measured_peak
+from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
+from electra_fast.storage.checkpoint import CheckpointError
 from electra_fast.storage.lock import Lock
-from electra_fast.train.evaluate import evaluate
-from electra_fast.train.graph import StepGraph
+from electra_fast.train.evaluate import evaluate, heldout_batches
+from electra_fast.train.finish import finish
+from electra_fast.train.graph import StepGraph, budget_for
 from electra_fast.train.metrics import StepMetrics
+from electra_fast.train.resume import restore, state_of
+from electra_fast.train.signals import Stop
 from electra_fast.train.start import RunConfig, build_model, open_corpus
 from electra_fast.train.trainer import Pretrainer
-
-EVALUATED = 16_384  # held-out tokens, at most, at each evaluation
-SAMPLED = 2048  # examples whose lengths tell the shapes of a step
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: at which step, on which signal if one stopped it, and the held-out figures."""
+    """How a run ended.
+
+    step: optimiser steps done. signal: the number of the signal that stopped it, or None.
+    figures: held-out figures of the last weights, as `evaluate` names them.
+    """
 
     step: int
     signal: int | None
@@ -45,198 +41,145 @@ class Result:
 
 
 def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None = None) -> Result:
-    """Run it, or go on with it: OUT/checkpoint-STEP, metrics.jsonl, curves.png, final/NETWORK.
+    """Pre-train from text, or go on from the newest checkpoint; writes everything below run.out.
 
-    Raises ValueError (and its kin CheckpointError and InUseError) for settings, data or checkpoints that do not fit,
+    OUT/checkpoint-STEP, OUT/metrics.jsonl and, at the end, OUT/curves.png and OUT/final/NETWORK, each a Hugging Face
+    directory with its tokenizer. Text that is not prepared yet is prepared into OUT/data.
+
+    run: where the run reads and writes, which model it trains, how often it saves and evaluates.
+    config: the optimiser's settings.
+    callback: called as callback(step, figures) with every row of metrics.jsonl.
+
+    Returns how the run ended. SIGTERM, SIGINT and SIGHUP end it after a checkpoint (see signals.Stop).
+
+    Raises ValueError (CheckpointError and InUseError among them) for settings, data or checkpoints that do not fit,
     OSError where OUT cannot be written, FloatingPointError for a loss that is not finite.
     """
     try:
         run.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"out is {run.out}; a directory is needed, and a file is in its way: give another") from error
-    with Lock(run.out / ".lock", run.out):
+    with Lock(run.out / ".lock", run.out) as lock:
         checkpoint.clean(run.out)
-        resumed = checkpoint.latest(run.out)
-        if resumed is not None and not run.resume:
+        newest = checkpoint.latest(run.out)
+        if newest is not None and not run.resume:
             raise ValueError(
-                f"{run.out} holds {resumed.name} of an earlier run; go on with it by --resume, or give another --out"
+                f"{run.out} holds {newest.name} of an earlier run; go on with it by --resume, or give another --out"
             )
-        saved = None if resumed is None else checkpoint.load(resumed)
+        saved = None if newest is None else checkpoint.load(newest)
         corpus = open_corpus(run)
         model = build_model(run, corpus, config.seed)
-        return _Run(run, config, corpus, model, callback).go(saved)
-
-
-def budget_for(trainer: Pretrainer, corpus: Corpus) -> Budget:
-    """Of a step over this text, by the lengths of examples from all over it."""
-    model, every = trainer.model.config, max(1, len(corpus) // SAMPLED)
-    lengths = torch.tensor([len(corpus[i][0]) for i in range(0, len(corpus), every)])
-    numbers = (model.mask_prob, model.max_predictions, model.pad_token_id)
-    return Budget.of(lengths, trainer.config.batch_size, corpus.max_length, *numbers)
+        return _Run(run, config, corpus, model, lock, callback).go(saved)
 
 
 def stepper(trainer: Pretrainer, corpus: Corpus) -> Callable[[Batch], StepMetrics]:
-    """What takes the steps: on CUDA a graph of the whole step, unless that is in micro-batches."""
+    """The function that takes a step: on CUDA a graph of the whole step, unless it is split in micro-batches."""
     if trainer.seed.device.type != "cuda" or trainer.config.micro_batch_size is not None:
         return trainer.step
     return StepGraph(trainer, budget_for(trainer, corpus)).step
 
 
 class _Run:
-    """The loop and what it keeps at hand."""
+    """The training loop, and what it does every few steps: log, evaluate, save."""
 
     def __init__(
-        self, run: RunConfig, config: PretrainConfig, corpus: Corpus, model: Objective, callback: Callback | None
+        self,
+        run: RunConfig,
+        config: PretrainConfig,
+        corpus: Corpus,
+        model: Objective,
+        lock: Lock,
+        callback: Callback | None,
     ) -> None:
-        self.run, self.config, self.corpus, self.callback = run, config, corpus, callback
         if len(corpus) < config.batch_size:
             raise ValueError(
                 f"the text gives {len(corpus)} examples, fewer than batch_size {config.batch_size}; "
                 f"add text, or lower --batch-size to {max(1, len(corpus))} or less"
             )
+        self.run, self.config, self.corpus, self.lock, self.callback = run, config, corpus, lock, callback
+        self.directory = os.stat(run.out)
         self.device = chosen_device(run.device)
         self.trainer = Pretrainer(model.to(self.device), config)
         self.take_step = stepper(self.trainer, corpus)
-        self.heldout = self._heldout()
-        self.stopped: int | None = None
+        self.heldout = heldout_batches(corpus)
+        self.stop = Stop()
         self.save_failed = False
 
-    def _heldout(self) -> list[Batch]:
-        """Batches of held-out examples; of training examples where the text was too small to hold any out."""
-        try:
-            corpus = Corpus(self.corpus.path, "heldout")
-        except ValueError:
-            corpus = self.corpus
-        names = range(min(max(1, EVALUATED // corpus.max_length), len(corpus)))
-        parts = [names[i : i + 32] for i in range(0, len(names), 32)]
-        return [Batch.from_examples([corpus[i] for i in part], part) for part in parts]
-
-    def go(self, saved: tuple[int, dict[str, Any], dict[str, Any]] | None) -> Result:
+    def go(self, saved: checkpoint.Saved | None) -> Result:
+        """Train to the last step or to a signal, from `saved` if given."""
         run, config, trainer = self.run, self.config, self.trainer
         if saved is not None:
-            self._restore(saved)
+            restore(run, trainer, self.corpus, saved)
         elif run.resume:
-            print(f"no checkpoint in {run.out}: starting at step 0")
+            say(f"no checkpoint in {run.out}: starting at step 0")
         self.log = Log(run.out / "metrics.jsonl", trainer.steps_done, self.callback)
         if trainer.steps_done == 0:
             self.log.write("heldout", 0, evaluate(trainer.model, self.heldout))
         self.progress = Progress(trainer.steps_done, config.steps, measured_peak(self.device))
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            while trainer.steps_done < config.steps and self.stopped is None:
-                self._step()
-        finally:
-            self.progress.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with self.stop:
+            try:
+                while trainer.steps_done < config.steps and self.stop.signal is None:
+                    self._step()
+            finally:
+                self.progress.close()
         figures = evaluate(trainer.model, self.heldout)
-        if self.stopped is None:
-            self._finish(figures)
-        return Result(trainer.steps_done, self.stopped, figures)
+        if self.stop.signal is None:
+            finish(run, trainer, self.corpus, self.heldout, figures)
+        return Result(trainer.steps_done, self.stop.signal, figures)
 
     def _step(self) -> None:
+        """One optimiser step, and what is due after it."""
         run, config, trainer = self.run, self.config, self.trainer
         first = trainer.steps_done * config.batch_size
         names = range(first, first + config.batch_size)
         batch = Batch.from_examples(examples_at(self.corpus, config.seed, first, config.batch_size), names)
         metrics = self.take_step(batch)
         done = trainer.steps_done
+        is_last = done == config.steps
         slots = int(batch.slots(trainer.model.config.mask_prob, trainer.model.config.max_predictions)[1])
         self.progress.step(metrics.tokens, trainer.model.step_flops(batch.lengths.tolist(), slots))
-        if done % run.log_every == 0 or done == config.steps:
+        if done % run.log_every == 0 or is_last:
             trainer.check()
             figures = metrics.row() | self.progress.speed() | {"skipped": trainer.skipped}
+            self._hold_out()
             self.log.write("train", done, figures)
             self.progress.show(figures)
-        if done % run.eval_every == 0 or done == config.steps:
+        if done % run.eval_every == 0 or is_last:
             self.log.write("heldout", done, evaluate(trainer.model, self.heldout))
-        if done % run.save_every == 0 or done == config.steps or self.stopped is not None:
+        if done % run.save_every == 0 or is_last or self.stop.signal is not None:
+            self._hold_out()
             self._save()
 
     def _save(self) -> None:
-        """A checkpoint; a disk that is full costs the checkpoint, not the run, unless it is the last one."""
+        """Write a checkpoint; a disk that is full costs the checkpoint and not the run, unless it is the last one."""
         trainer = self.trainer
-        state = {"settings": self._settings(), "environment": self._environment(), "skipped": trainer.skipped}
+        state = state_of(self.run, trainer, self.corpus)
         try:
             checkpoint.save(self.run.out, trainer.steps_done, trainer.state_dict(), state, self.run.keep)
         except OSError as error:
             lost = f"checkpoint-{trainer.steps_done} could not be saved ({error})"
             remedy = f"older checkpoints are kept. Free some space in {self.run.out}, or make it writable"
-            if trainer.steps_done == self.config.steps or self.stopped is not None:
+            if trainer.steps_done == self.config.steps or self.stop.signal is not None:
                 raise OSError(f"{lost}; {remedy}, and go on with --resume") from error
             if not self.save_failed:
-                self.progress.say(f"{lost}; training goes on, {remedy}")
+                say(f"{lost}; training goes on, {remedy}")
             self.save_failed = True
 
-    def _restore(self, saved: tuple[int, dict[str, Any], dict[str, Any]]) -> None:
-        step, tensors, state = saved
-        changed = checkpoint.differences(state["settings"], self._settings())
-        refused = [line for line in changed if line.split(":")[0] not in self.run.allow_change]
-        if refused:
-            raise ValueError(
-                f"{self.run.out} was trained with other settings than these:\n  "
-                + "\n  ".join(refused)
-                + "\npass the old values, or accept a change by --allow-change NAME"
+    def _hold_out(self) -> None:
+        """Lock OUT again if it was removed or moved while the run goes on, so that no other run writes there too."""
+        if self.lock.is_held():
+            return
+        out = self.run.out
+        is_the_same = out.exists() and os.path.samestat(self.directory, os.stat(out))
+        with suppress(OSError):  # what is written next says that it cannot be
+            self.lock.renew()
+            self.directory = os.stat(out)
+        newest = checkpoint.latest(out)
+        if not is_the_same and newest is not None:
+            raise CheckpointError(
+                f"{out} was removed or moved while this run wrote there, and now holds {newest.name} of another run; "
+                f"nothing was written to it. Put this run's directory back and go on with --resume"
             )
-        elsewhere = checkpoint.differences(state["environment"], self._environment())
-        if elsewhere:
-            print("note: another environment than the checkpoint's, so not bit-equal to a run in one go:")
-            print("\n".join(f"  {line}" for line in elsewhere))
-        self.trainer.load_state_dict(tensors, step, state["skipped"])
-        print(f"resumed from {self.run.out}/checkpoint-{step}")
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run."""
-        data = {"sha256": self.corpus.sha256, "max_length": self.corpus.max_length}
-        model, config = self.trainer.model.config, self.config
-        return {"objective": self.run.objective, "model": asdict(model), "pretrain": asdict(config), "data": data}
-
-    def _environment(self) -> dict[str, Any]:
-        versions = info()["versions"]
-        return {
-            **{name: versions[name] for name in ("electra_fast", "torch", "numpy")},
-            "core": why,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "device": self.device.type,
-        }
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped is not None:  # asked twice: leave at once; a save under way leaves only its staging behind
-            sys.exit(128 + number)
-        self.stopped = number
-        name = signal.Signals(number).name
-        self.progress.say(f"{name}: finishing the step, saving, leaving; once more to leave at once")
-
-    def _finish(self, figures: dict[str, float]) -> None:
-        run, model = self.run, self.trainer.model
-        model.save_pretrained(run.out / "final")
-        networks = [name for name, _ in model.named_children()]
-        for network in networks:
-            self.corpus.tokenizer.save(run.out / "final" / network)
-        rows = read_log(run.out / "metrics.jsonl")
-        plot_curves(rows, run.out / "curves.png")
-        before = next(row for row in rows if row["kind"] == "heldout")
-        report = closing_report(before, figures, self._sentences())
-        if skipped := self.trainer.skipped:
-            report += f"\n\n{skipped} of {self.config.steps} steps were left out: a loss or gradient was not finite"
-        print(f"\n{report}\n\nwrote {run.out}/final/{{{','.join(networks)}}}, curves.png, metrics.jsonl")
-
-    @torch.no_grad()
-    def _sentences(self, count: int = 3, longest: int = 40) -> list[str]:
-        """Held-out text, the generator's replacements and the discriminator's suspicions marked, if one is there."""
-        model, tokenizer = self.trainer.model.eval(), self.corpus.tokenizer
-        batch = self.heldout[0].split(count)[0].to(self.device)
-        out = model(batch, self.config.seed)
-        suspicion = out.discriminator_logits.sigmoid()
-        if not len(suspicion):
-            return []
-        sentences = []
-        for start, end in zip(batch.cu_seqlens.tolist(), batch.cu_seqlens.tolist()[1:], strict=False):
-            end = min(end, start + longest)
-            sampled = {
-                i - start: tokenizer.token(int(out.corrupted_ids[i])) for i in range(start, end) if out.is_replaced[i]
-            }
-            tokens = [tokenizer.token(int(i)) for i in batch.input_ids[start:end]]
-            sentences.append(marked_sentence(tokens, sampled, suspicion[start:end].cpu()))
-        return sentences
+        say(
+            f"{out} or its lock was removed or moved while this run writes there; it is made again and training goes on"
+        )

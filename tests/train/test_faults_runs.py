@@ -24,7 +24,7 @@ from electra_fast import Electra
 from electra_fast.cli.main import main
 from electra_fast.ops._core import core, why
 from electra_fast.storage import checkpoint
-from electra_fast.storage.lock import Lock
+from electra_fast.storage.lock import InUseError, Lock
 
 case = Cases()
 
@@ -172,7 +172,7 @@ def test_refused(name: str, original: World, world: World, capsys: pytest.Captur
 def killed_while_saving(world, monkeypatch, capsys) -> None:
     kill = """
 from electra_fast.storage import checkpoint
-from electra_fast.storage.lock import Lock
+from electra_fast.storage.lock import InUseError, Lock
 write = checkpoint.write_tensors
 def killed(path, tensors):
     digest = write(path, tensors)
@@ -253,28 +253,97 @@ def shared_directory(world, monkeypatch, capsys) -> None:
     assert world.digest() == before and main(world.resume()) == 0
 
 
-@case("row49-sigterm-and-resume")
-def terminated(world, monkeypatch, capsys) -> None:
-    """Of a process: it ends its step, saves and leaves; resumed, it is as if nothing had happened."""
-    slow = """
+SLOW = """
 from electra_fast.train.trainer import Pretrainer
 step = Pretrainer.step
 Pretrainer.step = lambda *arguments: (time.sleep(0.3), step(*arguments))[1]"""
-    steps, new, whole = ["--steps", "8", "--save-every", "100"], world.root / "new", world.root / "whole"
-    assert main(world.train(*steps, "--out", str(whole))) == 0
-    child = process(world.train(*steps), slow)
-    deadline = time.monotonic() + 240
-    while not (new / "metrics.jsonl").exists() or not steps_logged(new):
-        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+STEPS = ["--steps", "8", "--save-every", "100"]
+
+
+@case("row49-sigterm-and-resume", [signal.SIGTERM])
+@case("row49-terminal-closes", [signal.SIGHUP, signal.SIGHUP])  # the shell's and the kernel's
+def terminated(world, monkeypatch, capsys, numbers) -> None:
+    """Of a process: it ends its step, saves and leaves; resumed, it is as if nothing had happened."""
+    new, whole = world.root / "new", world.root / "whole"
+    assert main(world.train(*STEPS, "--out", str(whole))) == 0
+    child = process(world.train(*STEPS), SLOW)
+    wait_for_a_step(child, new)
+    for number in numbers:
+        child.send_signal(number)
         time.sleep(0.05)
-    child.send_signal(signal.SIGTERM)
     said = child.communicate()[1]
     reached = checkpoint.load(checkpoint.latest(new))[0]
-    assert child.returncode == 128 + signal.SIGTERM and 0 < reached < 8 and "Traceback" not in said
+    assert child.returncode == 128 + numbers[0] and 0 < reached < 8 and "Traceback" not in said
     assert f"stopped after step {reached}, which is saved; go on with --resume" in said
-    assert main(world.train(*steps, "--resume")) == 0
+    assert main(world.train(*STEPS, "--resume")) == 0
     assert same_weights(new / "checkpoint-8", whole / "checkpoint-8")
     assert steps_logged(new) == list(range(1, 9)) and leftovers(new) == []
+
+
+def wait_for_a_step(child: subprocess.Popen, run: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or not steps_logged(run):
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        time.sleep(0.05)
+
+
+@case("row49-nohup")
+def started_to_ignore_hangups(world, monkeypatch, capsys) -> None:
+    child = process(world.train(*STEPS), "signal.signal(signal.SIGHUP, signal.SIG_IGN)" + SLOW)
+    wait_for_a_step(child, world.root / "new")
+    child.send_signal(signal.SIGHUP)
+    assert child.wait() == 0 and (world.root / "new" / "final").exists()
+
+
+@case("row49-terminal-gone", "broken pipe")
+@case("row41-full-disk-of-the-terminal", "full disk")
+def nobody_reads(world, monkeypatch, capsys, where) -> None:
+    """What cannot be printed is lost; the run, its checkpoints and its exit status are not."""
+    if where == "full disk":
+        stream = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stream = os.pipe()
+        os.close(reader)
+    child = process(world.train(), stdout=stream, stderr=stream)
+    os.close(stream)
+    assert child.wait() == 0
+    assert same_weights(world.root / "new" / "checkpoint-2", world.newest) and (world.root / "new" / "final").exists()
+
+
+@case("row48-directory-removed", shutil.rmtree, "")
+@case("row48-directory-moved", lambda new: new.rename(new.with_name("moved")), "")
+@case("row48-lock-removed", lambda new: (new / ".lock").unlink(), "")
+@case("row48-directory-replaced", lambda new: (new.rename(new.with_name("moved")), new.mkdir()), "")
+@case("row48-directory-of-another-run", lambda new: (new.rename(new.with_name("moved")), shutil.copytree(
+    new.with_name("run"), new)), "now holds checkpoint-2 of another run; nothing was written to it")  # fmt: skip
+def removed_under_a_run(world, monkeypatch, capsys, remove, refusal) -> None:
+    """Told once; the directory is made and locked again, so that no other run can start there, and training ends as if
+    nothing had been. A directory of another run that stands there is not written to."""
+    save, new, refused = checkpoint.save, world.root / "new", []
+
+    def save_and_look(root: Path, step: int, *rest: object) -> Path:
+        if step == 3:
+            with pytest.raises(InUseError), Lock(new / ".lock", new):
+                pass
+            refused.append(step)
+        path = save(root, step, *rest)
+        if step == 2:
+            remove(new)
+        return path
+
+    assert main(world.train("--steps", "4", "--out", str(world.root / "whole"))) == 0
+    monkeypatch.setattr(checkpoint, "save", save_and_look)
+    capsys.readouterr()
+    status = main(world.train("--steps", "4"))
+    said = capsys.readouterr()
+    if refusal:
+        assert status == 1 and refusal in said.err and "Put this run's directory back" in said.err, said.err
+        assert same_weights(new / "checkpoint-2", world.newest) and len(checkpoint.checkpoints(new)) == 2
+        return
+    assert status == 0 and refused == [3]
+    assert said.out.count(f"{new} or its lock was removed or moved while this run writes there") == 1
+    assert same_weights(new / "checkpoint-4", world.root / "whole" / "checkpoint-4") and (new / "final").exists()
+    assert steps_logged(new)[-2:] == [3, 4] and not (new / ".lock").exists()
 
 
 @case("row49-sigint-in-a-save", 1)

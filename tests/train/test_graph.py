@@ -11,8 +11,8 @@ from test_model import CONFIG
 
 from electra_fast import Batch, Electra, Pretrainer
 from electra_fast.config import PretrainConfig
-from electra_fast.train import graph, pretrain
-from electra_fast.train.graph import FIGURES, RING, WARMUP, Inputs, StepGraph
+from electra_fast.train import finish, graph, pretrain
+from electra_fast.train.graph import FIGURES, RING, WARMUP, Inputs, StepGraph, budget_for
 from electra_fast.train.metrics import StepMetrics
 
 UNFIT = (24, 24, 24, 24)
@@ -129,13 +129,13 @@ def test_a_run_through_it_ends_where_another_does(tmp_path: Path, monkeypatch: p
     (tmp_path / "text.txt").write_text(
         "\n\n".join(["\n".join(f"the {a} of the {b} ." for a in "abcd" for b in "xyz")] * 9)
     )
-    monkeypatch.setattr(pretrain, "plot_curves", lambda rows, path: None)
+    monkeypatch.setattr(finish, "plot_curves", lambda rows, path: None)
     monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e12)
     config = PretrainConfig(batch_size=4, steps=WARMUP + 2, warmup_steps=0)
     made: list[StepGraph] = []
 
     def through(trainer: Pretrainer, corpus: object) -> Callable[[Batch], StepMetrics]:
-        made.append(StepGraph(trainer, pretrain.budget_for(trainer, corpus), Again(trainer)))
+        made.append(StepGraph(trainer, budget_for(trainer, corpus), Again(trainer)))
         return made[-1].step
 
     def run(out: str) -> dict[str, float]:

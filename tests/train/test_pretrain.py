@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from electra_fast import Discriminator, Electra, Generator, info
 from electra_fast.cli.main import main
 from electra_fast.data.tokenizer import Tokenizer
-from electra_fast.report.log import Log, read_log
 from electra_fast.storage import checkpoint
 from electra_fast.storage.lock import Lock
 
@@ -123,21 +122,6 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
     said = capsys.readouterr()
     assert (said.out + said.err).count("training goes on") == 1 and "No space left" in said.out + said.err
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-4"]
-
-
-def test_a_full_disk_costs_rows_of_the_log_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = tmp_path / "metrics.jsonl"
-    log = Log(path, 0)
-    log.write("train", 1, {})
-    log.path = Path("/dev/full")
-    log.write("train", 2, {})
-    log.write("train", 3, {})
-    assert capsys.readouterr().out.count("/dev/full could not be written") == 1
-    log.path = path
-    with path.open("a") as file:
-        file.write('{"kind": "tr')  # what went through
-    log.write("train", 4, {})
-    assert [row["step"] for row in read_log(path)] == [1, 4]
 
 
 def test_steps_left_out_are_told(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -272,9 +256,7 @@ def test_another_version_is_told_on_resume(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(corpus, tmp_path) == 0
-    monkeypatch.setattr(
-        "electra_fast.train.pretrain.info", lambda: {"versions": {**info()["versions"], "numpy": "1.0"}}
-    )
+    monkeypatch.setattr("electra_fast.train.resume.info", lambda: {"versions": {**info()["versions"], "numpy": "1.0"}})
     assert run(corpus, tmp_path, "--resume") == 0
     said = capsys.readouterr().out
     assert "not bit-equal" in said and 'now "1.0"' in said and "  torch:" not in said
