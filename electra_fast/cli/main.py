@@ -25,7 +25,7 @@ from electra_fast.tasks.examples import KINDS, Columns
 from electra_fast.tasks.finetune import FinetuneRun, finetune
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.predict import evaluate, fitted, predict, predict_stream
-from electra_fast.tasks.predictions import write_predictions
+from electra_fast.tasks.predictions import check_predictions_path, json_line, write_predictions
 from electra_fast.tasks.schemes import described
 from electra_fast.train.optimizer import working_copy
 from electra_fast.train.pretrain import pretrain
@@ -122,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of which each trains a model; one alone: how many",
     )
+    p("--resume", action="store_true", help="continue the run in OUT with the seeds that are not done")
     p("--random-init", action="store_true", help="take the model's sizes and tokenizer, and draw its weights anew")
     p("--device", choices=DEVICES, default="auto")
     p("--log-every", type=int, default=FinetuneRun.log_every, help="steps")
@@ -210,10 +211,12 @@ def run_evaluate(options: dict[str, Any]) -> int:
     model.task = fitted(model.task, data, options["data"])
     if model.task.kind == "tagging":
         print(described(model.task.labels), file=sys.stderr)
+    if options["out"] is not None:
+        check_predictions_path(options["out"], data, model.task.labels)
     scores, found = evaluate(model, tokenizer, data)
+    print(json.dumps(scores, indent=2), flush=True)  # before the predictions, whose writing may fail
     if options["out"] is not None:
         write_predictions(options["out"], data, found.values, found.null_odds or None)
-    print(json.dumps(scores, indent=2))
     return 0
 
 
@@ -228,6 +231,7 @@ def run_predict(options: dict[str, Any]) -> int:
     read = functools.partial(read_dataset, kind=task.kind, columns=chosen, labelled=False, benchmark=task.benchmark)
     if out is not None:
         data = read(files[0])
+        check_predictions_path(out, data, task.labels)
         found = predict(model, tokenizer, data.examples)
         print("\n".join(map(str, write_predictions(out, data, found.values, found.null_odds or None))))
         return 0
@@ -236,7 +240,7 @@ def run_predict(options: dict[str, Any]) -> int:
         sources = stream_examples(sys.stdin.buffer, task.kind, columns=chosen)
     try:
         for row in predict_stream(model, tokenizer, sources, options["at_once"]):
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(json_line(row), end="", flush=True)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import os
-import shutil
+import hashlib
+import signal
 import statistics
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -22,21 +24,20 @@ from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.device import chosen_device
 from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
-from electra_fast.storage.atomic import check_free, write_file
+from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import Columns, Dataset, check_labels
-from electra_fast.tasks.features import STSB_HIGHEST, Feature, Featurizer, collate
+from electra_fast.tasks.features import STSB_HIGHEST, Feature, Featurizer
+from electra_fast.tasks.finetuner import Finetuner, batches
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
+from electra_fast.tasks.output import METRICS, RESULTS, Output, say
 from electra_fast.tasks.predict import Predictions, evaluate
 from electra_fast.tasks.predictions import write_predictions
 from electra_fast.tasks.schemes import described
 from electra_fast.tasks.scores import errors, primary
-from electra_fast.train.optimizer import AdamW, working_copy
-from electra_fast.train.schedule import layerwise_scales, learning_rate
 
 EPOCHS = {"rte": 10, "stsb": 10, "squad1": 2, "squad2": 2}  # Google's; 3 elsewhere
 UNORDERED = ("mrpc", "stsb")
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ class FinetuneRun:
     model: Path  # a Hugging Face directory with its tokenizer, such as OUT/final/discriminator of pretrain
     train: Path
     dev: Path
-    out: Path  # must not exist, or be empty
+    out: Path  # must not exist, or be empty, or hold a run to resume
     columns: Columns | None = None
     seeds: tuple[int, ...] = (0,)
     random_init: bool = False  # the model's sizes and tokenizer alone, its weights drawn anew
     device: str = "auto"
     log_every: int = 10
+    resume: bool = False  # continue the run in out: its seeds that are done stay as they are
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -60,85 +62,95 @@ class FinetuneRun:
 
 
 def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None = None) -> dict[str, Any]:
-    """Train a model a seed, measure each on dev, and return what results.json holds.
+    """Trains one model per seed and measures each on the development file.
 
-    OUT appears when all is done: model/ (of the best seed), results.json, metrics.jsonl, curves.png, the predictions
-    on dev and errors.txt; after a failure or Ctrl-C too, with the seeds that were done by then, if any was. Raises
-    ValueError for files, models and settings that do not fit, FileExistsError where OUT is not free, FloatingPointError
-    for a loss that is not finite.
+    OUT has model/ (the best seed's), results.json, metrics.jsonl, curves.png, dev/ (the predictions on the development
+    file) and errors.txt, and is complete after every seed. If an error or a signal ends the run early, OUT keeps the
+    seeds that were trained, a line on stderr names them, and `resume` continues. It is removed if there are none.
+
+    Args:
+        run: files and seeds.
+        config: how to train.
+        callback: is given each row of metrics.jsonl.
+
+    Returns: what results.json holds.
+
+    Raises:
+        ValueError: files, model and settings do not fit each other, or not the run that is resumed.
+        FileExistsError: OUT is not free.
+        FloatingPointError: a loss is not finite.
+        SystemExit: SIGTERM or SIGHUP came; the code is 128 + the signal's number.
     """
-    check_free(run.out)
+    Output.check(run.out, run.resume)
     device = chosen_device(run.device)
+    train, dev = _datasets(run)
+    load_encoder(run.model, run.random_init)  # what is wrong with it is said before OUT is made
+    asked = {
+        "task": run.task,
+        "model": _sha256(run.model / "model.safetensors"),
+        "tokenizer": Tokenizer.load(run.model).sha256,
+        "random_init": run.random_init,
+        "train": _examples_sha256(train),
+        "dev": _examples_sha256(dev),
+        "settings": asdict(config),
+    }
+    with _signals_exit(), Output(run.out, asked, run.resume) as output:
+        return _Finetuning(run, config, train, dev, device, output, callback).go()
+
+
+def _datasets(run: FinetuneRun) -> tuple[Dataset, Dataset]:
+    """Training and development examples, both of one benchmark or both of none."""
     train = read_dataset(run.train, run.task, columns=run.columns)
     dev = read_dataset(run.dev, run.task, columns=run.columns, benchmark=train.name)
     check_labels(train, dev, run.dev)
     dev = dataclasses.replace(dev, labels=train.labels)  # it may lack classes, which the model may predict there
+    name = train.name if train.name == dev.name else None
     if run.task == "qa" and "squad2" in (train.name, dev.name):
-        train, dev = (dataclasses.replace(data, name="squad2") for data in (train, dev))
-    elif train.name != dev.name:
-        train, dev = (dataclasses.replace(data, name=None) for data in (train, dev))
+        name = "squad2"
     if run.task == "tagging":
         print(described(train.labels))
-    staging = run.out.with_name(f".{run.out.name}.tmp-{os.getpid()}")
-    staging.mkdir(parents=True)
+    return dataclasses.replace(train, name=name), dataclasses.replace(dev, name=name)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _examples_sha256(data: Dataset) -> str:
+    digest = hashlib.sha256(repr((data.name, data.labels)).encode())
+    for example in data.examples:
+        digest.update(repr(example).encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _signals_exit() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit in here, so that what is under way is cleared up and said.
+
+    A signal that is handled or ignored already, as by nohup, is left so.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread can set handlers
+    for number in numbers:
+        signal.signal(number, leave)
     try:
-        return _Finetuning(run, config, train, dev, device, staging, callback).go()
+        yield
     finally:
-        if (staging / RESULTS).exists():
-            if run.out.exists():
-                run.out.rmdir()
-            staging.rename(run.out)
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def batches(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Indices of each step's batch: the examples in one random order an epoch, one epoch joined to the next."""
-    epoch, left = 0, np.zeros(0, np.int64)
-    for _ in range(steps):
-        while len(left) < size:
-            left = np.concatenate([left, np.random.default_rng((seed % 2**64, epoch)).permutation(count)])
-            epoch += 1
-        yield left[:size]
-        left = left[size:]
-
-
-class Finetuner:
-    """Trains a TaskModel, a batch of features at a time; every random number is a function of (seed, step, example)."""
-
-    def __init__(self, model: TaskModel, config: FinetuneConfig, steps: int, seed: int) -> None:
-        self.model, self.steps_done = model, 0
-        self.settings = config.optimisation(steps, seed)
-        self.working = working_copy(model, config.precision)
-        named = dict(model.named_parameters())
-        scales = layerwise_scales(named, model.config.num_hidden_layers, config.layerwise_decay, config.faithful)
-        copies = () if self.working is model else self.working.named_parameters()
-        self.optimizer = AdamW(named.items(), self.settings, copies, scales)
-        self.seed = torch.full((1,), seed, dtype=torch.int64, device=next(model.parameters()).device)
-
-    def step(self, features: Sequence[Feature], names: Sequence[int]) -> tuple[float, float]:
-        """One update from features, whose random numbers names key -> (mean loss, gradients' norm).
-
-        Raises FloatingPointError where either is not finite; nothing was changed then.
-        """
-        config = self.model.settings
-        asked = collate(features, names, self.model.task.kind).to(self.seed.device)
-        losses = self.working.train().losses(asked, self.seed, torch.full_like(self.seed, self.steps_done))
-        loss = losses.sum() if config.faithful else losses.mean()
-        loss.backward()
-        rate = learning_rate(self.settings, self.steps_done, config.faithful)
-        norm = self.optimizer.step(rate, loss.detach().reshape(1).float())
-        mean, size = losses.detach().mean().item(), norm.item()
-        if not np.isfinite([mean, size]).all():
-            raise FloatingPointError(
-                f"step {self.steps_done}: the loss is {mean}, the gradients' norm {size}; lower --learning-rate "
-                f"({self.settings.learning_rate})"
-            )
-        self.steps_done += 1
-        return mean, size
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Finetuning:
-    """The runs over the seeds, and what they write."""
+    """The loop over the seeds."""
 
     def __init__(
         self,
@@ -147,51 +159,31 @@ class _Finetuning:
         train: Dataset,
         dev: Dataset,
         device: torch.device,
-        out: Path,
+        output: Output,
         callback: Callback | None,
     ) -> None:
-        self.run, self.config, self.train, self.dev, self.device, self.out = run, config, train, dev, device, out
-        self.log = Log(out / "metrics.jsonl", 0, callback)
+        self.run, self.config, self.train, self.dev, self.device = run, config, train, dev, device
+        self.output, self.log = output, Log(output.path / METRICS, sys.maxsize, callback)
         self.primary = primary(run.task, dev.name, train.labels)
         if run.task == "qa" and dev.name == "squad2":
             self.primary = f"best_{self.primary}"
-        self.best = -float("inf")
 
     def go(self) -> dict[str, Any]:
-        """Every seed in turn; what is known is written after each."""
-        done: dict[int, dict[str, float]] = {}
-        for seed in self.run.seeds:
-            try:
-                done[seed] = self._seed(seed)
-            except (Exception, KeyboardInterrupt):
-                if done:
-                    named = ", ".join(map(str, done))
-                    print(f"seed {seed} was not finished; {self.run.out} holds what is done: seed {named}")
-                raise
-            results = self._write(done)
-        return results
+        """Trains and measures every seed that is not done, and returns what results.json holds."""
+        for seed in dict.fromkeys((*self.output.unmeasured(), *self.run.seeds)):
+            saved = self.output.seed_path(seed)
+            if seed in self.output.scores and not saved.exists():
+                continue
+            if saved.exists():
+                model, tokenizer = TaskModel.load(saved)
+                model.to(self.device)
+            else:
+                model, tokenizer = self._train(seed)
+                self.output.save(seed, model, tokenizer)
+            self._measure(seed, model, tokenizer)
+        return self._results()
 
-    def _write(self, seeds: dict[int, dict[str, float]]) -> dict[str, Any]:
-        values = [scores[self.primary] for scores in seeds.values()]
-        results = {
-            "task": self.run.task,
-            "benchmark": self.dev.name,
-            "metric": self.primary,
-            "seeds": {str(seed): scores for seed, scores in seeds.items()},
-            "median": statistics.median(values),
-            "spread": max(values) - min(values),
-            "best_seed": max(seeds, key=lambda seed: seeds[seed][self.primary]),
-            "examples": {"train": len(self.train.examples), "dev": len(self.dev.examples)},
-            "model": str(self.run.model),
-            "random_init": self.run.random_init,
-            "settings": asdict(self.config),
-        }
-        write_file(self.out / RESULTS, [json.dumps(results, indent=2).encode() + b"\n"])
-        plot_finetuning(read_log(self.out / "metrics.jsonl"), self.primary, self.out / "curves.png")
-        return results
-
-    def _seed(self, seed: int) -> dict[str, float]:
-        """Train and measure one model; keep it and its predictions if it is the best so far."""
+    def _train(self, seed: int) -> tuple[TaskModel, Tokenizer]:
         run, config, train = self.run, self.config, self.train
         torch.manual_seed(seed)
         encoder, tokenizer = load_encoder(run.model, run.random_init)
@@ -201,10 +193,9 @@ class _Finetuning:
         epochs = config.epochs or EPOCHS.get(train.name or "", 2 if run.task == "qa" else 3)
         steps = max(1, int(len(features) * epochs / config.batch_size))
         finetuner = Finetuner(model, config, steps, seed)
-        order = batches(len(features), config.batch_size, steps, seed)
         tokens, since = 0, time.monotonic()
         with tqdm(total=steps, unit="step", desc=f"seed {seed}", dynamic_ncols=True) as bar:
-            for names in order:
+            for names in batches(len(features), config.batch_size, steps, seed):
                 chosen = [features[i] for i in names]
                 loss, norm = finetuner.step(chosen, names.tolist())
                 tokens += sum(len(feature.ids) for feature in chosen)
@@ -212,16 +203,10 @@ class _Finetuning:
                 if (done := finetuner.steps_done) % run.log_every == 0 or done == steps:
                     now = time.monotonic()
                     speed, tokens, since = tokens / max(1e-9, now - since), 0, now
-                    self.log.write(
-                        "train", done, {"seed": seed, "loss": loss, "grad_norm": norm, "tokens_per_s": speed}
-                    )
+                    row = {"seed": seed, "loss": loss, "grad_norm": norm, "tokens_per_s": speed}
+                    self.log.write("train", done, row)
                     bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-        scores, found = self._measure(model, tokenizer)
-        self.log.write("dev", steps, {"seed": seed, **scores})
-        if scores[self.primary] > self.best:
-            self.best = scores[self.primary]
-            self._keep(model, tokenizer, found)
-        return scores
+        return model, tokenizer
 
     def _features(self, model: TaskModel, tokenizer: Tokenizer) -> list[Feature]:
         if model.max_length > model.config.max_position_embeddings:
@@ -237,15 +222,59 @@ class _Finetuning:
             print(f"{featurizer.truncated:,} training examples are longer than {model.max_length} tokens and lose some")
         return features
 
-    def _measure(self, model: TaskModel, tokenizer: Tokenizer) -> tuple[dict[str, float], Predictions]:
+    def _measure(self, seed: int, model: TaskModel, tokenizer: Tokenizer) -> None:
+        """Writes the scores of a saved model and, if it is the best so far, its predictions and errors."""
+        output, dev = self.output, self.dev
+        others = [scores[self.primary] for other, scores in output.scores.items() if other != seed]
         with tqdm(unit="sequence", desc="dev", dynamic_ncols=True) as bar:
-            scores, found = evaluate(model, tokenizer, self.dev, lambda n: bar.update(n) and None)
-            if "best_f1_threshold" in scores:
-                model.task = dataclasses.replace(model.task, null_threshold=scores["best_f1_threshold"])
-        return scores, found
+            scores, predictions = evaluate(model, tokenizer, dev, lambda n: bar.update(n) and None)
+        if "best_f1_threshold" in scores:
+            model.task = dataclasses.replace(model.task, null_threshold=scores["best_f1_threshold"])
+            model.save_task(output.seed_path(seed))
+        output.scores[seed] = scores
+        rows = read_log(output.path / METRICS)
+        step = max((row["step"] for row in rows if row["seed"] == seed), default=0)
+        self.log.write("dev", step, {"seed": seed, **scores})
+        output.write_results(self._results())
+        best = all(scores[self.primary] > score for score in others)
+        if best:
+            _optional("dev/", lambda: self._write_predictions(predictions))
+            _optional("errors.txt", lambda: self._write_errors(predictions))
+        output.finish(seed, best)
+        _optional("curves.png", self._plot)
 
-    def _keep(self, model: TaskModel, tokenizer: Tokenizer, found: Predictions) -> None:
-        model.save(self.out / "model", tokenizer)
-        (self.out / "dev").mkdir(exist_ok=True)
-        write_predictions(self.out / "dev", self.dev, found.values, found.null_odds or None)
-        write_file(self.out / "errors.txt", [errors(self.dev, found.values).encode()])
+    def _write_predictions(self, predictions: Predictions) -> None:
+        folder = self.output.path / "dev"
+        folder.mkdir(exist_ok=True)
+        write_predictions(folder, self.dev, predictions.values, predictions.null_odds or None)
+
+    def _write_errors(self, predictions: Predictions) -> None:
+        write_file(self.output.path / "errors.txt", [errors(self.dev, predictions.values).encode()])
+
+    def _plot(self) -> None:
+        plot_finetuning(read_log(self.output.path / METRICS), self.primary, self.output.path / "curves.png")
+
+    def _results(self) -> dict[str, Any]:
+        seeds = self.output.scores
+        values = [scores[self.primary] for scores in seeds.values()]
+        return {
+            "task": self.run.task,
+            "benchmark": self.dev.name,
+            "metric": self.primary,
+            "seeds": {str(seed): scores for seed, scores in seeds.items()},
+            "median": statistics.median(values),
+            "spread": max(values) - min(values),
+            "best_seed": max(seeds, key=lambda seed: seeds[seed][self.primary]),
+            "examples": {"train": len(self.train.examples), "dev": len(self.dev.examples)},
+            "model": str(self.run.model),
+            "random_init": self.run.random_init,
+            "settings": asdict(self.config),
+        }
+
+
+def _optional(name: str, write: Callable[[], Any]) -> None:
+    """Writes a file that people only read. Its failure is said and does not end the run."""
+    try:
+        write()
+    except Exception as error:
+        say(f"{name} was not written ({type(error).__name__}: {error}); the model and {RESULTS} do not need it")

@@ -101,7 +101,11 @@ class TaskModel(nn.Module):
         tensors = _renamed(to_huggingface(self.state_dict()), _head_names(task.kind, settings.head))
         write_network(path, self.config, ARCHITECTURES[task.kind], tensors, more if labels else None)
         tokenizer.save(path)
-        values = {"task": asdict(task), "settings": asdict(settings)}
+        self.save_task(path)
+
+    def save_task(self, path: Path) -> None:
+        """Writes task.json to a directory, as `save` does: the task with its threshold, and the settings."""
+        values = {"task": asdict(self.task), "settings": asdict(self.settings)}
         write_file(path / "task.json", [json.dumps(values, indent=2).encode() + b"\n"])
 
 

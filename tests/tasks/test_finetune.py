@@ -8,78 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from finetuning import FAST, FILES, GOOD, SIZES, cli, run_for
 
-from electra_fast.cli.main import main
 from electra_fast.config import FinetuneConfig, NetworkConfig
-from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder
 from electra_fast.model.networks import Discriminator, Generator
 from electra_fast.objectives.electra import Electra
 from electra_fast.storage.weights import read_tensors
 from electra_fast.tasks.examples import Example
 from electra_fast.tasks.features import Featurizer
-from electra_fast.tasks.finetune import Finetuner, FinetuneRun, batches, finetune
+from electra_fast.tasks.finetune import finetune
+from electra_fast.tasks.finetuner import Finetuner, batches
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
-from electra_fast.tasks.predict import evaluate
 from electra_fast.train.schedule import layerwise_scales, learning_rate
-
-GOOD, BAD = "fine great lovely superb".split(), "awful dull poor weak".split()
-SIZES = dict(
-    embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-    max_position_embeddings=64, initializer_range=0.1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-trained model (with random weights), and small files of each kind."""
-    folder = tmp_path_factory.mktemp("finetune")
-    words = [*GOOD, *BAD, "a", "an", "film", "and", "of", "who", "is", "in", "the"]
-    tokenizer = Tokenizer.train([[" ".join(words)] * 3], 200)
-    torch.manual_seed(0)
-    network = Discriminator(NetworkConfig(vocab_size=tokenizer.vocab_size, **SIZES))  # type: ignore[arg-type]
-    network.save_pretrained(folder / "model")
-    tokenizer.save(folder / "model")
-    pairs = [(f"a {a} and {b} film", str(int(words is GOOD))) for words in (GOOD, BAD) for a in words for b in words]
-    text = "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in pairs)
-    (folder / "train.tsv").write_text(text)
-    (folder / "numbers.jsonl").write_text(
-        "".join(json.dumps({"text": text, "text2": "film", "label": 2 * int(label)}) + "\n" for text, label in pairs)
-    )
-    lines = [f"{word} X B-NP\n" if word in GOOD else f"{word} X O\n" for word in words]
-    (folder / "train.txt").write_text("\n".join("".join(lines[i : i + 4]) for i in range(8)))
-    contexts = [f"the film of {a} is {b}" for a in GOOD for b in BAD]
-    qas = [
-        {
-            "context": context,
-            "qas": [
-                {
-                    "id": str(i),
-                    "question": "who is in the film",
-                    "answers": [{"text": context.split()[3], "answer_start": context.index(context.split()[3])}],
-                }
-            ],
-        }
-        for i, context in enumerate(contexts)
-    ]
-    (folder / "qa.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": qas}]}))
-    half = [{"context": qa["context"], "qas": [dict(q, is_impossible=False) for q in qa["qas"]]} for qa in qas]  # type: ignore[call-overload]
-    for i, paragraph in enumerate(half):
-        if i % 2:
-            paragraph["qas"][0] |= {"is_impossible": True, "answers": [], "question": "an awful film"}
-    (folder / "qa2.json").write_text(json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": half}]}))
-    return folder
-
-
-FILES = {"classification": "train.tsv", "regression": "numbers.jsonl", "tagging": "train.txt", "qa": "qa.json"}
-
-
-def run_for(world: Path, out: Path, task: str = "classification", **changes: Any) -> FinetuneRun:
-    file = world / FILES[task]
-    return FinetuneRun(**(dict(task=task, model=world / "model", train=file, dev=file, out=out) | changes))
-
-
-FAST = FinetuneConfig(learning_rate=3e-3, epochs=1, batch_size=8)
 
 
 @pytest.mark.parametrize("faithful", [False, True])
@@ -159,7 +100,7 @@ def test_a_run_of_each_kind(world: Path, tmp_path: Path, task: str, capsys: pyte
     assert written["spread"] == max(values) - min(values)
     assert max(values) == written["seeds"][str(written["best_seed"])][written["metric"]]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model", "results.json", "metrics.jsonl", "curves.png", "dev", "errors.txt"}
+    assert names == {"model", "results.json", "metrics.jsonl", "curves.png", "dev", "errors.txt", "run.json", ".lock"}
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"train", "dev"} and {row["seed"] for row in rows} == {0, 1}
     assert all(row["tokens_per_s"] > 0 for row in rows if row["kind"] == "train")
@@ -248,12 +189,6 @@ def test_existing_out_is_left_alone(world: Path, tmp_path: Path, capsys: pytest.
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-def cli(world: Path, out: Path, **changes: Any) -> int:
-    options = dict(task="classification", model=world / "model", train=world / "train.tsv", dev=world / "train.tsv")
-    options |= dict(out=out, epochs=1) | changes
-    return main(["finetune", *(str(x) for name, v in options.items() for x in (f"--{name.replace('_', '-')}", v))])
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -283,36 +218,6 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     assert re.search(f"electra-fast: .*{said}", error), error
     assert "Traceback" not in error
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_an_interrupted_run_leaves_nothing(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("electra_fast.tasks.finetune.evaluate", interrupted)
-    assert cli(world, tmp_path / "out") == 130
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_finished_seeds_outlive_the_next(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    measures = iter([evaluate])
-
-    def once(*arguments: Any) -> Any:
-        for measure in measures:
-            return measure(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("electra_fast.tasks.finetune.evaluate", once)
-    assert cli(world, tmp_path / "out", seeds=3) == 130
-    assert f"seed 1 was not finished; {tmp_path / 'out'} holds what is done: seed 0" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(results["seeds"]) == ["0"]
-    assert TaskModel.load(tmp_path / "out" / "model")
 
 
 def test_seeds_by_number_or_by_name(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.answers import read_answers
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence
-from electra_fast.tasks.predictions import check_predictions_path, write_predictions
+from electra_fast.tasks.predictions import check_predictions_path, json_line, write_predictions
 
 QUICK = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -42,19 +43,62 @@ def test_predictions_of_answers(tmp_path):
 
 
 def test_predictions_refused(tmp_path):
-    dataset = Dataset("tagging", None, [Sentence("0", ("New York",))], [])
+    dataset = Dataset("tagging", None, [Sentence("0", ("York",))], [])
     with pytest.raises(ValueError, match="0 predictions and 1 examples are given"):
         write_predictions(tmp_path, dataset, [])
-    with pytest.raises(ValueError, match="sentence 0 has the row .*whose spaces columns cannot hold; write to .jsonl"):
-        write_predictions(tmp_path, dataset, [["O"]])
     with pytest.raises(
         ValueError, match="a.csv ends in .csv; predictions of tagging are written to .txt, .conll, .jsonl"
     ):
-        check_predictions_path(tmp_path / "a.csv", "tagging")
+        check_predictions_path(tmp_path / "a.csv", dataset)
     with pytest.raises(FileNotFoundError, match="there is no directory .*no; make it"):
         write_predictions(tmp_path / "no" / "a.txt", dataset, [["O"]])
-    check_predictions_path(tmp_path, "tagging")
+    check_predictions_path(tmp_path, dataset)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"), [(("học sinh", "đi"), ["NOUN", "VERB"]), (("đi",), ["V N"]), (("-DOCSTART-x",), ["O"])]
+)
+def test_what_columns_cannot_hold_goes_to_jsonl(tmp_path, words, tags):
+    """Vietnamese words hold spaces. A directory gets .jsonl; a column file that is named is refused beforehand."""
+    dataset = Dataset("tagging", None, [Sentence("0", words)], [])
+    (file,) = write_predictions(tmp_path, dataset, [tags])
+    assert file.name == "predictions.jsonl"
+    (found,) = read_dataset(file, "tagging").examples
+    assert (found.words, found.tags) == (words, tuple(tags))
+    for name in ("p.txt", "p.conll"):
+        with pytest.raises(ValueError, match=f"{name} would have columns, which cannot hold .*; name a .jsonl file"):
+            check_predictions_path(tmp_path / name, dataset, tags)
+    check_predictions_path(tmp_path / "p.jsonl", dataset, tags)
+
+
+def test_a_class_with_a_tab_is_refused_in_tsv(tmp_path):
+    dataset = Dataset("classification", None, [Example("0", ("t",))], ["a", "b\tc"])
+    with pytest.raises(ValueError, match="p.tsv would have columns, which cannot hold the label 'b.tc'"):
+        check_predictions_path(tmp_path / "p.tsv", dataset)
+    (file,) = write_predictions(tmp_path, dataset, ["b\tc"])
+    assert file.name == "predictions.csv"
+
+
+@pytest.mark.parametrize("unsafe", ["\x1b[2J", "\x7f", "\x85", "\x9b2J", "\u2028", "\u202e", "\u2066", "\ud800"])
+def test_json_lines_hold_no_terminal_escape(unsafe):
+    """C0 and C1 controls, line separators and marks of direction are escaped; the value is the same."""
+    line = json_line({unsafe: f"học {unsafe} 家"})
+    assert "học" in line and "家" in line and line.isascii() is False
+    assert not any(character in line for character in unsafe if not "\x20" <= character <= "\x7e")
+    assert len(line.splitlines()) == 1 and json.loads(line) == {unsafe: f"học {unsafe} 家"}
+    assert line.encode()
+
+
+def test_a_full_disk_between_two_files_names_the_first(tmp_path, monkeypatch):
+    def full(path, pieces):
+        if "null_odds" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        return write_file(path, pieces)
+
+    monkeypatch.setattr("electra_fast.tasks.predictions.write_file", full)
+    with pytest.raises(OSError, match="No space left on device: .*p.null_odds.json.*; .*p.json was written before it"):
+        write_predictions(tmp_path / "p.json", Dataset("qa", "squad2", [Question("a", "?", "x")], []), [""], {"a": 1.0})
 
 
 LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1).filter(str.strip)

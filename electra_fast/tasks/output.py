@@ -1,0 +1,168 @@
+"""The directory that fine-tuning writes: complete at every moment, whatever ends the run.
+
+    OUT/run.json        what was asked for, which a resumed run must repeat
+    OUT/seed-<n>/       the model of a seed that is trained and not yet measured
+    OUT/results.json    the scores of every seed that is measured
+    OUT/model/          the model of the best seed so far; dev/ and errors.txt are its predictions and errors
+    OUT/metrics.jsonl, curves.png
+
+A seed's model is saved as soon as its training ends. It is then measured, its scores are written, its predictions are
+written if it is the best, and seed-<n>/ is last of all moved to model/ or removed. So a seed is done if results.json
+has it and its directory is gone; a resumed run measures a seed again whose directory is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.report.log import read_log
+from electra_fast.storage.atomic import check_free, read_json, sync, write_file
+from electra_fast.storage.checkpoint import Lock, differences
+from electra_fast.tasks.model import TaskModel
+
+RUN, RESULTS, METRICS, MODEL = "run.json", "results.json", "metrics.jsonl", "model"
+LOCK = ".lock"  # of storage.checkpoint.Lock
+REPLACED = ".replaced-model"  # model/ while a better one takes its place
+SEED = re.compile(r"seed-(-?[0-9]+)")
+LARGEST = 1 << 26  # bytes of run.json or results.json
+
+
+class Output:
+    """`with Output(path, asked, resume) as output:` holds OUT for one run.
+
+    Where the block raises, OUT is removed if no seed was trained and the run began here; else a line on stderr says
+    what OUT holds.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any], resume: bool) -> None:
+        """path: OUT. asked: JSON values that a resumed run must have in common with the first. resume: as `check`."""
+        self.path, self.asked, self.resume = path, asked, resume
+        self.scores: dict[int, dict[str, float]] = {}  # of the seeds that are measured
+
+    @staticmethod
+    def check(path: Path, resume: bool) -> None:
+        """Raises FileExistsError unless OUT is free, or holds a run that resume is to continue."""
+        if not (path / RUN).exists():
+            if not path.is_dir() or os.listdir(path) != [LOCK]:
+                check_free(path)
+        elif not resume:
+            raise FileExistsError(
+                f"{path} holds an earlier run of finetune; continue it with --resume, or name another --out"
+            )
+
+    def __enter__(self) -> Output:
+        self.existed = self.path.exists()
+        self.lock = Lock(self.path)
+        self.lock.__enter__()
+        self.began = not (self.path / RUN).exists()
+        try:
+            self.check(self.path, self.resume)
+            self._open()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._clear()
+            contents = self.contents()
+            if contents:
+                say(f"{contents}; the same command with --resume continues from there")
+            elif self.began:
+                for name in (RUN, METRICS, LOCK):
+                    (self.path / name).unlink(missing_ok=True)
+                if not self.existed:
+                    with contextlib.suppress(OSError):
+                        self.path.rmdir()
+        self.lock.__exit__()
+
+    def _open(self) -> None:
+        self._clear()
+        if not (self.path / RUN).exists():
+            write_file(self.path / RUN, [_json(self.asked)])
+        elif lines := differences(read_json(self.path / RUN, LARGEST), self.asked):
+            raise ValueError(
+                f"{self.path} was begun with other settings than these:\n  "
+                + "\n  ".join(lines)
+                + "\nrepeat the old ones to resume it, or name another --out"
+            )
+        if (self.path / RESULTS).exists():
+            seeds = read_json(self.path / RESULTS, LARGEST)["seeds"]
+            self.scores = {int(seed): scores for seed, scores in seeds.items()}
+        rows = read_log(self.path / METRICS) if (self.path / METRICS).exists() else []
+        known = [("dev", seed) for seed in self.scores if seed not in self.unmeasured()]
+        known += [("train", seed) for seed in (*self.scores, *self.unmeasured())]
+        kept = "".join(json.dumps(row) + "\n" for row in rows if (row.get("kind"), row.get("seed")) in known)
+        write_file(self.path / METRICS, [kept.encode()])
+
+    def _clear(self) -> None:
+        """Removes what a save or a move that was cut off left behind."""
+        if (self.path / REPLACED).exists() and not (self.path / MODEL).exists():
+            os.rename(self.path / REPLACED, self.path / MODEL)
+        for path in (self.path / REPLACED, *self.path.glob(".tmp-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def unmeasured(self) -> list[int]:
+        """The seeds that are trained and whose measurement is not complete."""
+        names = (SEED.fullmatch(path.name) for path in self.path.glob("seed-*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def seed_path(self, seed: int) -> Path:
+        return self.path / f"seed-{seed}"
+
+    def contents(self) -> str:
+        """What OUT holds, as a sentence without its full stop; "" if no seed has been trained."""
+        left, parts = self.unmeasured(), []
+        measured = [seed for seed in self.scores if seed not in left]
+        if measured:
+            parts.append(f"the results of seed {', '.join(map(str, measured))} (model/, {RESULTS})")
+        parts += [f"the model of seed {seed}, trained but not measured ({self.seed_path(seed).name}/)" for seed in left]
+        return f"{self.path} holds {' and '.join(parts)}" if parts else ""
+
+    def save(self, seed: int, model: TaskModel, tokenizer: Tokenizer) -> None:
+        """Writes seed-<seed>/, whole or not at all."""
+        staging = self.path / f".tmp-{secrets.token_hex(8)}"
+        try:
+            model.save(staging, tokenizer)
+            os.rename(staging, self.seed_path(seed))
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        sync(self.path)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        write_file(self.path / RESULTS, [_json(results)])
+
+    def finish(self, seed: int, best: bool) -> None:
+        """Moves seed-<seed>/ to model/ if it is the best so far, else removes it."""
+        if not best:
+            os.rename(self.seed_path(seed), self.path / f".tmp-{secrets.token_hex(8)}")
+        else:
+            if (self.path / MODEL).exists():
+                os.rename(self.path / MODEL, self.path / REPLACED)
+            os.rename(self.seed_path(seed), self.path / MODEL)
+        sync(self.path)
+        self._clear()
+
+
+def say(line: str) -> None:
+    """A line on stderr, which may be closed: what is said of a failure must not be another failure."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=2).encode() + b"\n"
