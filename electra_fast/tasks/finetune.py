@@ -135,6 +135,7 @@ def _signals_exit() -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
+        say(f"stopped by {signal.Signals(number).name}")
         raise SystemExit(128 + number)
 
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]

@@ -26,12 +26,13 @@ from typing import Any
 
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.report.log import read_log
-from electra_fast.storage.atomic import check_free, read_json, sync, write_file
-from electra_fast.storage.checkpoint import Lock, differences
+from electra_fast.storage.atomic import check_free, read_json, staged_rename, sync, write_file
+from electra_fast.storage.checkpoint import differences
+from electra_fast.storage.lock import Lock
 from electra_fast.tasks.model import TaskModel
 
 RUN, RESULTS, METRICS, MODEL = "run.json", "results.json", "metrics.jsonl", "model"
-LOCK = ".lock"  # of storage.checkpoint.Lock
+LOCK = ".lock"  # is there while a run writes
 REPLACED = ".replaced-model"  # model/ while a better one takes its place
 SEED = re.compile(r"seed-(-?[0-9]+)")
 LARGEST = 1 << 26  # bytes of run.json or results.json
@@ -62,14 +63,14 @@ class Output:
 
     def __enter__(self) -> Output:
         self.existed = self.path.exists()
-        self.lock = Lock(self.path)
+        self.lock = Lock(self.path / LOCK, self.path)
         self.lock.__enter__()
         self.began = not (self.path / RUN).exists()
         try:
             self.check(self.path, self.resume)
             self._open()
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
+        except BaseException:
+            self._leave(empty=self.began)
             raise
         return self
 
@@ -78,16 +79,20 @@ class Output:
     ) -> None:
         if error is not None:
             self._clear()
-            contents = self.contents()
-            if contents:
-                say(f"{contents}; the same command with --resume continues from there")
-            elif self.began:
-                for name in (RUN, METRICS, LOCK):
-                    (self.path / name).unlink(missing_ok=True)
-                if not self.existed:
-                    with contextlib.suppress(OSError):
-                        self.path.rmdir()
+        contents = self.contents()
+        if error is not None and contents:
+            say(f"{contents}; the same command with --resume continues from there")
+        self._leave(empty=error is not None and self.began and not contents)
+
+    def _leave(self, empty: bool) -> None:
+        """Unlocks OUT. empty: also removes what this run wrote, and OUT itself if this run made it."""
+        if empty:
+            (self.path / RUN).unlink(missing_ok=True)
+            (self.path / METRICS).unlink(missing_ok=True)
         self.lock.__exit__()
+        if empty and not self.existed:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # fails unless it is empty
 
     def _open(self) -> None:
         self._clear()
@@ -100,8 +105,7 @@ class Output:
                 + "\nrepeat the old ones to resume it, or name another --out"
             )
         if (self.path / RESULTS).exists():
-            seeds = read_json(self.path / RESULTS, LARGEST)["seeds"]
-            self.scores = {int(seed): scores for seed, scores in seeds.items()}
+            self.scores = _scores(self.path / RESULTS)
         rows = read_log(self.path / METRICS) if (self.path / METRICS).exists() else []
         known = [("dev", seed) for seed in self.scores if seed not in self.unmeasured()]
         known += [("train", seed) for seed in (*self.scores, *self.unmeasured())]
@@ -134,14 +138,8 @@ class Output:
 
     def save(self, seed: int, model: TaskModel, tokenizer: Tokenizer) -> None:
         """Writes seed-<seed>/, whole or not at all."""
-        staging = self.path / f".tmp-{secrets.token_hex(8)}"
-        try:
+        with staged_rename(self.seed_path(seed)) as staging:
             model.save(staging, tokenizer)
-            os.rename(staging, self.seed_path(seed))
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        sync(self.path)
 
     def write_results(self, results: dict[str, Any]) -> None:
         write_file(self.path / RESULTS, [_json(results)])
@@ -156,6 +154,13 @@ class Output:
             os.rename(self.seed_path(seed), self.path / MODEL)
         sync(self.path)
         self._clear()
+
+
+def _scores(path: Path) -> dict[int, dict[str, float]]:
+    seeds = read_json(path, LARGEST).get("seeds")
+    if not isinstance(seeds, dict) or not all(isinstance(scores, dict) for scores in seeds.values()):
+        raise ValueError(f"{path} has no scores by seed, as finetune writes them; restore it, or name another --out")
+    return {int(seed): scores for seed, scores in seeds.items()}
 
 
 def say(line: str) -> None:

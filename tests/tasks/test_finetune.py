@@ -100,7 +100,7 @@ def test_a_run_of_each_kind(world: Path, tmp_path: Path, task: str, capsys: pyte
     assert written["spread"] == max(values) - min(values)
     assert max(values) == written["seeds"][str(written["best_seed"])][written["metric"]]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model", "results.json", "metrics.jsonl", "curves.png", "dev", "errors.txt", "run.json", ".lock"}
+    assert names == {"model", "results.json", "metrics.jsonl", "curves.png", "dev", "errors.txt", "run.json"}
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"train", "dev"} and {row["seed"] for row in rows} == {0, 1}
     assert all(row["tokens_per_s"] > 0 for row in rows if row["kind"] == "train")

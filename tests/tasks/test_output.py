@@ -14,7 +14,7 @@ from finetuning import FAST, cli, run_for
 
 from electra_fast.config import FinetuneConfig
 from electra_fast.storage.atomic import read_json
-from electra_fast.storage.checkpoint import Lock
+from electra_fast.storage.lock import Lock
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.finetune import finetune
 from electra_fast.tasks.model import TaskModel
@@ -160,7 +160,7 @@ def test_a_disk_that_is_full_for_the_second_model(
     assert cli(world, out, seeds=2) == 1
     assert f"{out} holds the results of seed 0 (model/, results.json); the same command" in capsys.readouterr().err
     names = {path.name for path in out.iterdir()}
-    assert names == {".lock", "run.json", "model", "dev", "errors.txt", "results.json", "metrics.jsonl", "curves.png"}
+    assert names == {"run.json", "model", "dev", "errors.txt", "results.json", "metrics.jsonl", "curves.png"}
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -173,7 +173,9 @@ class Killed(BaseException):
     """Ends the run where it stands."""
 
 
-@pytest.mark.parametrize("clears", [False, True], ids=["kill -9", "exception"])
+@pytest.mark.parametrize(
+    "clears", [pytest.param(False, id="kill -9"), pytest.param(True, id="exception", marks=pytest.mark.slow)]
+)
 def test_ended_at_any_rename_and_resumed_it_ends_the_same(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clears: bool
 ) -> None:
@@ -190,7 +192,7 @@ def test_ended_at_any_rename_and_resumed_it_ends_the_same(
     save = Output.save
     monkeypatch.setattr(Output, "save", lambda self, seed, *model: (save(self, seed, *model), saved.append(seed)))
     if not clears:
-        monkeypatch.setattr(Output, "__exit__", lambda self, *_: self.lock.__exit__())
+        monkeypatch.setattr(Output, "__exit__", lambda self, *_: self.lock.release())
     number, finished = 0, False
     while not finished:
         number += 1
@@ -216,7 +218,7 @@ def test_ended_at_any_rename_and_resumed_it_ends_the_same(
         if clears and ended.out.exists():
             results = read_json(ended.out / "results.json")["seeds"] if (ended.out / "results.json").exists() else {}
             assert len(results) < 2 or TaskModel.load(ended.out / "model")
-            assert not [path for path in ended.out.glob(".*") if path.name != ".lock"]
+            assert not list(ended.out.glob(".*"))
         finetune(dataclasses.replace(ended, resume=True), FAST)
         assert sorted(saved) == [0, 1, 2], "a seed whose model was saved is not trained again"
         saved.clear()
@@ -240,7 +242,7 @@ def test_resume_with_nothing_there_begins(world: Path, tmp_path: Path) -> None:
     assert TaskModel.load(tmp_path / "out" / "model")
 
 
-def test_resume_refuses_another_run(world: Path, tmp_path: Path) -> None:
+def test_resume_refuses_another_run(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     finetune(run_for(world, out), FAST)
     before = contents(out)
@@ -253,14 +255,21 @@ def test_resume_refuses_another_run(world: Path, tmp_path: Path) -> None:
         finetune(run_for(world, out, train=tmp_path / "more.tsv", resume=True), FAST)
     with pytest.raises(FileExistsError, match="holds an earlier run of finetune; continue it with --resume, or"):
         finetune(run_for(world, out), FAST)
+    assert "continues from there" not in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "text").write_text("x")
     with pytest.raises(FileExistsError, match="nothing there is touched"):
         finetune(run_for(world, tmp_path / "mine", resume=True), FAST)
     assert contents(out) == before and (tmp_path / "mine" / "text").read_text() == "x"
+    (out / "results.json").write_text('{"seeds": [0]}')
+    with pytest.raises(ValueError, match="results.json has no scores by seed"):
+        finetune(run_for(world, out, resume=True), FAST)
 
 
 def test_one_run_at_a_time(world: Path, tmp_path: Path) -> None:
-    with Lock(tmp_path / "out"), pytest.raises(ValueError, match="out is in use by another run"):
+    with (
+        Lock(tmp_path / "out" / ".lock", tmp_path / "out"),
+        pytest.raises(ValueError, match="out is in use by another run"),
+    ):
         finetune(run_for(world, tmp_path / "out"), FAST)
     finetune(run_for(world, tmp_path / "out"), FAST)
