@@ -22,7 +22,7 @@ from electra_fast.data.corpus import Corpus, CorpusWriter
 from electra_fast.data.examples import MASK64, SHORTEST, mix64
 from electra_fast.data.shards import LONGEST, MANIFEST
 from electra_fast.data.tokenizer import Tokenizer
-from electra_fast.data.workers import Workers, in_order
+from electra_fast.data.workers import Processes, Threads, number_of_processes
 from electra_fast.storage.atomic import check_free
 
 PACKINGS = ("pairs", "plain")
@@ -77,8 +77,9 @@ def prepare(
     totals = _Totals()
     try:
         with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
-            with Workers(builder, processes, source.size) as workers:
-                for result in in_order(workers, source.chunks(heldout)):
+            count = number_of_processes(processes, source.size)
+            with Processes(builder, count) if count > 1 else Threads(builder) as workers:
+                for result in workers.build(source.chunks(heldout)):
                     for split, part in result.items():
                         writer.add(split, *part.arrays())
                         totals.add(split, part)

@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,27 +13,9 @@ from electra_fast.data import text
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.examples import pack_examples, pair_examples
 from electra_fast.data.prepare import prepare
-from electra_fast.data.tokenizer import Tokenizer
 
 DATA = Path(os.environ.get("ELECTRA_FAST_DATA", Path(__file__).parents[3] / "shared/data"))
 QUIET = dict(progress=False, processes=1)
-
-
-@pytest.fixture(scope="module")
-def book(tmp_path_factory) -> Path:
-    """300 documents of the help texts that Python carries."""
-    from pydoc_data.topics import topics
-
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    documents = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
-    lines = (line + "\n" * (1 + (number % 7 == 0)) for number, line in enumerate(documents) if line)
-    path.write_text("".join(lines), "utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(book) -> Tokenizer:
-    return Tokenizer.train(list(text.documents(book)), 1000)
 
 
 def contents(corpus: Corpus) -> list[tuple[list[int], int]]:
@@ -78,20 +57,6 @@ def test_plain_packing_keeps_every_token(book, tokenizer, tmp_path, monkeypatch)
     assert contents(corpus) == pack_examples(documents, 64, cls_id=2, sep_id=3)
     assert corpus.splits == {"train": len(corpus)}
     assert corpus.manifest["text"]["kept"] == corpus.manifest["text"]["tokens"]
-
-
-@pytest.mark.parametrize("packing", ["pairs", "plain"])
-def test_number_of_processes_does_not_matter(book, tmp_path, monkeypatch, packing):
-    """Vocabulary, shards and digest; in chunks small enough that several are under way."""
-    monkeypatch.setattr(module, "CHUNK", 20_000)
-    found = set()
-    for processes in (1, 2) if packing == "pairs" else (1, 1):
-        out = tmp_path / f"{packing}{len(list(tmp_path.iterdir()))}"
-        corpus = prepare(
-            book, out, vocab_size=1000, packing=packing, max_length=32, processes=processes, progress=False
-        )
-        found.add((corpus.sha256, (out / "corpus.json").read_bytes()))
-    assert len(found) == 1
 
 
 def test_settings_matter(book, tokenizer, tmp_path):
@@ -153,65 +118,6 @@ def test_without_files_python_s_own_text_is_used(tmp_path, monkeypatch):
     assert corpus.splits == {"train": 1, "heldout": 1}
     counts = corpus.manifest["text"]
     assert (counts["lines"], counts["bytes"]) == (3, 31)
-
-
-def test_script(book, tmp_path):
-    """As a user's script calls it; and one that forgets the guard that new processes need is told so."""
-    script = tmp_path / "script.py"
-    call = f"prepare({str(book)!r}, {str(tmp_path / 'c')!r}, vocab_size=500, processes=2, progress=False)"
-    script.write_text(f"from electra_fast.data.prepare import prepare\n{call}\n")
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 1 and "pass processes=1" in run.stderr.splitlines()[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_in_the_middle(book, tokenizer, tmp_path, how):
-    """No half corpus, no orphaned workers; the next run removes what is left and succeeds."""
-    tokenizer.save(tmp_path / "tokenizer")
-    (tmp_path / "out").mkdir()
-    code = f"""
-import signal, sys, time
-from electra_fast.data import prepare, text
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-def endless(paths, counts=None):
-    while True:
-        yield ["word " * 2000] * 300
-        print("chunk", flush=True)
-        time.sleep(0.02)
-text.documents = endless
-prepare.CorpusWriter.__init__.__kwdefaults__["shard_tokens"] = 10_000
-prepare.prepare({str(book)!r}, {str(tmp_path / "out/c")!r}, tokenizer={str(tmp_path / "tokenizer")!r}, processes=2,
-                progress=False)
-"""
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not list((tmp_path / "out").glob(".tmp-*/train-00001.bin")):
-            assert time.monotonic() < deadline and run.poll() is None
-            time.sleep(0.05)
-        workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        run.send_signal(how)
-        assert run.wait(30) != 0
-    finally:
-        run.kill()
-        run.stdout.close()
-    assert not (tmp_path / "out/c").exists()
-    left = [path.name for path in (tmp_path / "out").iterdir()]
-    assert len(left) == (how == signal.SIGKILL)
-    while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
-        time.sleep(0.05)
-    assert workers
-    prepare(book, tmp_path / "out/c", tokenizer=tokenizer, **QUIET).verify()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["c"]
-
-
-def state(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return "Z"
 
 
 def test_full_disk_leaves_nothing(book, tokenizer, tmp_path, monkeypatch):
