@@ -170,7 +170,7 @@ def refuse(
         said = capsys.readouterr().err.split("electra-fast: ", 1)[1]
     names = {name: getattr(world, name) for name in ("text", "data", "pair", "generator", "run")}
     size = original.shard.stat().st_size
-    names |= dict(size=size, shorter=size - 1, vocab=vocabulary, more=vocabulary + 10)
+    names |= dict(size=size, shorter=size - 1, vocab=vocabulary, less=vocabulary - 10)
     for part in parts:
         for name, value in names.items():
             part = part.replace(f"{{{name}}}", str(value))

@@ -49,7 +49,7 @@ def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]
         tokenizer = beside
     words = None if tokenizer is None else Tokenizer.load(tokenizer)
     for name, network in networks.items():
-        if words is not None and words.vocab_size != network.config.vocab_size:
+        if words is not None and words.vocab_size > network.config.vocab_size:  # fewer: the table is filled up
             raise ValueError(
                 f"{tokenizer} has {words.vocab_size} entries and the {name} knows {network.config.vocab_size} words; "
                 f"name the tokenizer that it was trained with: --tokenizer PATH"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from electra_fast.config import NetworkConfig
 from electra_fast.storage.atomic import read_json, shortened, write_file
 from electra_fast.storage.weights import read_tensors, write_tensors
 
-ONLY = {  # keys of config.json that change the computation, and the values computed here
+ONLY = {  # keys of config.json that change the numbers, and the values that are computed here
     "model_type": ("electra",), "hidden_act": ("gelu",), "position_embedding_type": ("absolute",),
     "is_decoder": (False,), "is_encoder_decoder": (False,), "add_cross_attention": (False,),
     "cross_attention_hidden_size": (None,), "tie_word_embeddings": (True,), "pruned_heads": ({}, None),
+    "quantization_config": (None,),
 }  # fmt: skip
-IGNORED = frozenset(  # keys that transformers 2 to 5 write and that change nothing here
+IGNORED = frozenset(  # keys that transformers 2 to 5 write and that change no number here; of others a warning tells
     """_name_or_path architectures transformers_version dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss
     _attn_implementation_autoset return_dict output_attentions output_hidden_states output_past use_cache xla_device
     chunk_size_feed_forward gradient_checkpointing tie_encoder_decoder generator_size tokenizer_class prefix
@@ -66,22 +68,29 @@ def write_network(
 
 
 def read_config(directory: Path) -> NetworkConfig:
-    """The network that a Hugging Face config.json describes; keys it lacks have transformers' defaults.
+    """Read the sizes of a network from a Hugging Face config.json.
 
-    Raises ValueError on another model type, on settings not computed here, and on keys of unknown meaning.
+    Keys that it lacks have transformers' defaults, and so has a pad_token_id of null. Keys of no known meaning are
+    ignored, with one warning that names them.
+
+    Raises ValueError for another model type, for a setting under which the numbers would be others than those computed
+    here (ONLY lists them), and for sizes that are not possible.
     """
     path = directory / "config.json"
     values = read_json(path)
     for key, allowed in ONLY.items():
-        if (found := values.get(key, None if key == "model_type" else allowed[0])) not in allowed:
+        if (value := values.get(key, None if key == "model_type" else allowed[0])) not in allowed:
             how = f"electra_fast computes {key} = {allowed[0]!r} only; take such a model, or run it in transformers"
-            raise ValueError(f"{path}: {key} is {shortened(found)}; {how}")
+            raise ValueError(f"{path}: {key} is {shortened(value)}; {how}")
     fields = {field.name for field in dataclasses.fields(NetworkConfig)}
     if unknown := sorted(values.keys() - fields - ONLY.keys() - IGNORED):
-        how = "the keys transformers writes for ELECTRA are allowed; delete one that changes nothing in the computation"
-        raise ValueError(f"{path}: unknown keys {', '.join(map(shortened, unknown))}; {how}")
+        named = ", ".join(map(shortened, unknown[:20])) + (", ..." if len(unknown) > 20 else "")
+        warnings.warn(f"{path} has keys that are not known here and are ignored: {named}", stacklevel=1)
+    sizes = {key: value for key, value in values.items() if key in fields}
+    if sizes.get("pad_token_id", 0) is None:
+        del sizes["pad_token_id"]
     try:
-        return NetworkConfig(**{key: value for key, value in values.items() if key in fields})
+        return NetworkConfig(**sizes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; correct it there, or save the model again") from None
 

@@ -20,6 +20,7 @@ from electra_fast.model.networks import Discriminator, Generator
 from electra_fast.objectives.base import Objective
 from electra_fast.objectives.electra import Electra
 from electra_fast.objectives.mlm import MaskedLanguageModel
+from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
 from electra_fast.storage.atomic import check_free, read_json, write_file
 
@@ -72,6 +73,9 @@ class RunConfig:
         for name in ("save_every", "keep", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+OF_EMBEDDINGS = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")  # which networks share
 
 
 def open_corpus(run: RunConfig) -> Corpus:
@@ -156,11 +160,47 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
         given["generator"] = Generator.from_pretrained(run.init_generator)
     if run.init_discriminator is not None:
         given["discriminator"] = Discriminator.from_pretrained(run.init_discriminator)
+    for name, network in given.items():
+        _check_words(getattr(run, f"init_{name}"), network.config.vocab_size, tokenizer)
+        preset = dataclasses.replace(preset, **{size: getattr(network.config, size) for size in OF_EMBEDDINGS})
     objective = OBJECTIVES[run.objective]
     if leading := given.get(objective.leading):
-        preset = dataclasses.replace(preset, **asdict(leading.config) | {"vocab_size": corpus.vocab_size})
+        preset = dataclasses.replace(preset, **asdict(leading.config))
     if len(given) == 2:
         tables = [network.encoder.embeddings.word.weight for network in given.values()]
         if tables[0].shape == tables[1].shape and not torch.equal(*tables):
-            print("note: the two networks come with different embeddings; the discriminator's are taken for both")
+            say("note: the two networks come with different embeddings; the discriminator's are taken for both")
     return objective(preset, **given)
+
+
+def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
+    """Hold the weights to start from against the tokenizer of the data.
+
+    A word table may have more rows than the tokenizer has entries: published ones are filled up to a round number.
+
+    path: the directory of the weights.
+    rows: how many its word table has.
+    tokenizer: the tokenizer that made the data.
+
+    Raises ValueError if the table has fewer rows than the tokenizer has entries, or if the directory holds a tokenizer
+    with other words.
+    """
+    if rows < tokenizer.vocab_size:
+        raise ValueError(
+            f"{path} has a word table of {rows} rows, and the tokenizer of the data has {tokenizer.vocab_size} "
+            f"entries; prepare the text with the tokenizer that these weights were trained with: --tokenizer PATH"
+        )
+    if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return
+    own = Tokenizer.load(path)
+    shared = min(own.vocab_size, tokenizer.vocab_size)
+    pairs = ((i, own.token(i), tokenizer.token(i)) for i in range(shared))
+    differing = next(((i, theirs, ours) for i, theirs, ours in pairs if theirs != ours), None)
+    if own.vocab_size != tokenizer.vocab_size or differing is not None:
+        where = f"{own.vocab_size} entries there and {tokenizer.vocab_size} in the data"
+        if differing is not None:
+            where += f", and {differing[0]} is {differing[1]!r} there and {differing[2]!r} in the data"
+        raise ValueError(
+            f"{path} has another tokenizer than the data ({where}), so its weights would stand for other words; "
+            f"prepare the text with --tokenizer {path}"
+        )

@@ -25,11 +25,11 @@ def patch_word(world: World, at: int, *values: int, **changes: object) -> None:
     patch(world, at, struct.pack(f"<{len(values)}Q", *values), **changes)
 
 
-def more_words(world: World) -> None:
-    """A pair with 10 words more than the tokenizer of the corpus has."""
+def fewer_words(world: World) -> None:
+    """A pair with 10 words fewer than the tokenizer of the corpus has."""
     torch.manual_seed(1)
     config = Electra.from_pretrained(world.pair).config
-    Electra(dataclasses.replace(config, vocab_size=config.vocab_size + 10)).save_pretrained(world.pair)
+    Electra(dataclasses.replace(config, vocab_size=config.vocab_size - 10)).save_pretrained(world.pair)
 
 
 def other_tokenizer(world: World) -> None:
@@ -152,9 +152,15 @@ REFUSED: dict[str, tuple[Callable[[World], object], str | Callable[[World], obje
         ["{data}/tokenizer has 35 entries", "one with {vocab} entries and sha256 ", "restore it, or " + PREPARE_AGAIN],
     ),
     "row34-another-vocabulary": (
-        more_words,
+        fewer_words,
         "train",
-        ["the networks know {more} words, vocab_size is {vocab}; use the tokenizer they were trained with"],
+        ["{pair}/generator has a word table of {less} rows, and the tokenizer of the data has {vocab} entries; "],
+    ),
+    "row34-another-language": (
+        lambda w: Tokenizer.train([["another text of other words"] * 9], 40).save(w.pair / "discriminator"),
+        "train",
+        ["{pair}/discriminator has another tokenizer than the data (", " entries there and {vocab} in the data",
+         "' there and '", "would stand for other words; prepare the text with --tokenizer {pair}/discriminator"],
     ),
     "row35-pickled-shard": (
         lambda w: pickled_array(w, w.shard),

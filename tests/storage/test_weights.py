@@ -1,5 +1,6 @@
 """Files of weights: what is damaged, hostile or of another model is refused by name; what is sound passes both ways."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from electra_fast import Discriminator
 from electra_fast.config import NetworkConfig
 from electra_fast.storage import network, weights
 
@@ -179,8 +181,7 @@ CONFIGS = {  # changes to a sound config.json, and what the message says of what
     "cross width": ({"cross_attention_hidden_size": 8}, ["cross_attention_hidden_size is 8", "None only"]),
     "untied": ({"tie_word_embeddings": False}, ["tie_word_embeddings is False", "True only"]),
     "pruned": ({"pruned_heads": {"0": [1]}}, ["pruned_heads is {'0': [1]}", "{} only"]),
-    "unknown": ({"rotary": 1, "auto_map": {}}, ["unknown keys 'auto_map', 'rotary'", "transformers writes", "delete"]),
-    "quantised": ({"quantization_config": {"bits": 4}}, ["unknown keys 'quantization_config'", "delete"]),
+    "quantised": ({"quantization_config": {"bits": 4}}, ["quantization_config is {'bits': 4}", "None only"]),
     "layers 1e9": ({"num_hidden_layers": 1e9}, ["num_hidden_layers is 1000000000.0", "int", "correct it there"]),
     "layers 10^9": ({"num_hidden_layers": 10**9}, ["num_hidden_layers is 1000000000", "between 1 and 1000"]),
     "no layers": ({"num_hidden_layers": 0}, ["num_hidden_layers is 0", "between 1 and 1000", "correct it there"]),
@@ -259,6 +260,38 @@ def test_config_defaults_and_what_transformers_4_wrote(tmp_path):
     assert network.read_config(tmp_path) == TINY
 
 
+PUBLISHED = {  # keys of published models that change no number: as transformers, whose logits do not depend on them
+    "_num_labels": 2, "directionality": "bidi", "pooler_fc_size": 768, "pooler_num_attention_heads": 12,
+    "pooler_num_fc_layers": 3, "pooler_size_per_head": 128, "pooler_type": "first_token_transform",
+    "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}, "num_choices": 4,
+    "cls_token_id": 101, "_attn_implementation": "sdpa", "language": "korean",
+}  # fmt: skip
+
+
+def test_unknown_keys_are_told_once_and_ignored(tmp_path, recwarn):
+    write_json(tmp_path, PUBLISHED | {"pad_token_id": None, "\x1b[2J": 1})
+    for _ in range(2):
+        assert network.read_config(tmp_path) == TINY
+    (told,) = (str(warning.message) for warning in recwarn)
+    for key in PUBLISHED:
+        assert repr(key) in told
+    assert str(tmp_path / "config.json") in told and "are ignored" in told and "\n" not in told and "\x1b" not in told
+    assert "'pad_token_id'" not in told
+
+
+def test_unknown_keys_change_no_logit(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ids = torch.tensor([[2, 7, 9, 11, 3]])
+    model = transformers.ElectraForPreTraining(transformers.ElectraConfig(**dataclasses.asdict(TINY))).eval()
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | PUBLISHED | {"pad_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    theirs = transformers.ElectraForPreTraining.from_pretrained(tmp_path)(ids).logits
+    with pytest.warns(UserWarning, match="are ignored"):
+        ours = Discriminator.from_pretrained(tmp_path)(ids)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -311,8 +344,6 @@ def test_match_lists_every_difference():
 )
 def test_round_trip_with_transformers(architecture, tmp_path):
     transformers = pytest.importorskip("transformers")
-    import dataclasses
-
     kind = getattr(transformers, architecture)
     config = transformers.ElectraConfig(**dataclasses.asdict(TINY))
     model = kind(config)

@@ -120,10 +120,10 @@ REFUSED: dict[str, tuple[Callable[[World], object], str | Callable[[World], obje
         ["{pair}/generator does not fit", "vocabulary has {vocab} tokens, the model's 90: set vocab_size to {vocab}",
          "wrong shape: generator_lm_head.bias is ({vocab},), the model has (90,)"],
     ),
-    "row46-unknown-key": (
-        lambda w: config(w, rotary=1),
+    "row46-quantised": (
+        lambda w: config(w, quantization_config={"bits": 4}),
         "train",
-        ["{pair}/discriminator/config.json: unknown keys 'rotary'", "are allowed; delete one that changes nothing"],
+        ["{pair}/discriminator/config.json: quantization_config is {'bits': 4}", "None only; take such a model, or"],
     ),
     "row46-heads": (
         lambda w: config(w, num_attention_heads=3),

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from electra_fast import Discriminator, Electra, Generator, info
+from electra_fast import Discriminator, Electra, ElectraConfig, Generator, info
 from electra_fast.cli.main import main
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.storage import checkpoint
 from electra_fast.storage.lock import Lock
+from electra_fast.train import finish
 
 TEXT = "\n".join(f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
                  for c in "red big old new dry".split())  # fmt: skip
@@ -151,6 +152,28 @@ def test_warm_start_continues_from_given_weights(corpus: Path, tmp_path: Path) -
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
     pair = Electra.from_pretrained(final)
     assert pair.generator.encoder.embeddings is pair.discriminator.encoder.embeddings
+
+
+def test_word_tables_filled_up_beyond_the_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    """Rows that no word has, as published models have them for a round number: taken by convert and --init-*, trained,
+    saved and resumed as they are."""
+    words = Tokenizer.load(corpus / "tokenizer").vocab_size
+    sizes = dict(embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    pair = Electra(ElectraConfig.small(vocab_size=words + 24, max_position_embeddings=32, **sizes))
+    pair.save_pretrained(tmp_path / "given")
+    for name in ("generator", "discriminator"):
+        Tokenizer.load(corpus / "tokenizer").save(tmp_path / "given" / name)
+    assert main(["convert", str(tmp_path / "given"), str(tmp_path / "taken")]) == 0
+    start = [f"--init-{name}" for name in ("generator", "discriminator")]
+    start = [text for name in start for text in (name, str(tmp_path / "taken" / name.removeprefix("--init-")))]
+    for options in (start, start[:2], start[2:], [*start[:2], "--objective", "mlm"]):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert run(corpus, out, *options) == 0
+        assert run(corpus, out, *options, "--resume", "--steps", "5", "--allow-change", "pretrain.steps") == 0
+        assert Generator.from_pretrained(out / "final" / "generator").config.vocab_size == words + 24
+    with torch.no_grad():
+        shown = finish._token(Tokenizer.load(corpus / "tokenizer"), words + 3)
+    assert shown == f"[{words + 3}]"
 
 
 def test_callback_receives_every_figure(corpus: Path, tmp_path: Path) -> None:
