@@ -45,6 +45,7 @@ class Featurizer:
         self.tokenizer, self.kind, self.config, self.max_length = tokenizer, kind, config, max_length
         self.number = {label: i for i, label in enumerate(labels)}
         self.truncated = 0  # examples that lost tokens
+        self.closer = 0  # questions whose windows are closer than the stride
         self._pieces: dict[str, list[int]] = {}
 
     def __call__(self, examples: Sequence[Any], scale: float = 1.0, swap: bool = False) -> list[Feature]:
@@ -88,7 +89,11 @@ class Featurizer:
             yield Feature(example, ids, second, positions, list(map(float, labels)), begin)
 
     def _question(self, example: int, question: Question) -> Iterator[Feature]:
-        """[CLS] question [SEP] window of the context [SEP], a window every `stride` tokens."""
+        """[CLS] question [SEP] window of the context [SEP], a window every `stride` tokens.
+
+        They are closer if an answer of answer_length tokens, or of half a window where that is less, would otherwise
+        lie in none of them whole.
+        """
         tokenizer, config = self.tokenizer, self.config
         asked = tokenizer.encode([question.question])[0][: config.query_length]
         if len(asked) > (most := self.max_length // 2):
@@ -97,7 +102,9 @@ class Featurizer:
         head = [tokenizer.cls_token_id, *asked, tokenizer.sep_token_id]
         room = self.max_length - len(head) - 1
         span = answer_tokens(question, offsets)
-        starts = list(range(0, max(1, len(ids) - room + config.stride), config.stride))
+        stride = min(config.stride, max(1, room // 2, room - config.answer_length + 1))
+        self.closer += stride < config.stride and len(ids) > room
+        starts = list(range(0, max(1, len(ids) - room + stride), stride))
         starts = [s for i, s in enumerate(starts) if i == 0 or starts[i - 1] + room < len(ids)]
         bounds = [(s, min(len(ids), s + room)) for s in starts]
         best = most_context(bounds, len(ids))

@@ -221,6 +221,12 @@ class _Finetuning:
         features = featurizer(self.train.examples, model.task.scale, swap)
         if featurizer.truncated:
             print(f"{featurizer.truncated:,} training examples are longer than {model.max_length} tokens and lose some")
+        if featurizer.closer:
+            print(
+                f"the contexts of {featurizer.closer:,} training questions are read in windows that are closer than "
+                f"--stride {self.config.stride}, so that no answer lies between two: --max-length {model.max_length} "
+                "leaves too little room"
+            )
         return features
 
     def _measure(self, seed: int, model: TaskModel, tokenizer: Tokenizer) -> None:

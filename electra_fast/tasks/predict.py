@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -187,7 +188,7 @@ def _answers(
     can_lack = task.benchmark == "squad2"
     values, details, answers, null_odds = [], [], {}, {}
     for question, (score, start, end), null in zip(questions, best, odds, strict=True):
-        text = question.context[start:end]
+        text = question.context[start : grapheme_end(question.context, end)] if start < end else ""
         answers[question.id], null_odds[question.id] = text, null
         value = "" if can_lack and null > task.null_threshold else text
         detail: dict[str, Any] = {"answer": value}
@@ -196,6 +197,14 @@ def _answers(
         values.append(value)
         details.append(detail | ({"null_odds": null} if can_lack else {}))
     return Predictions(values, details, answers, null_odds if can_lack else {})
+
+
+def grapheme_end(text: str, end: int) -> int:
+    """`end`, moved behind the combining marks that follow: a tokenizer that strips accents counts none of them to a
+    token, and the "é" of decomposed text (NFD) is "e" and a mark."""
+    while end < len(text) and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return end
 
 
 def best_span(feature: Feature, beam: Sequence[Tensor], config: FinetuneConfig) -> tuple[float, int, int]:

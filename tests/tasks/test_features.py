@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from electra_fast.config import FinetuneConfig
 from electra_fast.data.tokenizer import Tokenizer
@@ -141,6 +143,58 @@ def test_windows_on_a_context(tokenizer: Tokenizer) -> None:
     assert not any(f.impossible for f in faithful)
     (whole,) = featurizer(tokenizer, "qa", 500)([question])
     assert whole.context[1] - whole.context[0] == len(ids)
+
+
+@given(
+    max_length=st.integers(8, 80),
+    stride=st.integers(1, 200),
+    answer_length=st.integers(1, 40),
+    query=st.integers(0, 60),
+    words=st.integers(1, 150),
+)
+@settings(deadline=None)
+def test_every_token_of_a_context_lies_in_a_window(
+    tokenizer: Tokenizer, max_length: int, stride: int, answer_length: int, query: int, words: int
+) -> None:
+    """And so does every answer, whole, that has at most answer_length tokens and is no longer than half a window."""
+    make = featurizer(tokenizer, "qa", max_length, stride=stride, answer_length=answer_length)
+    context = " ".join("abcde"[i % 5] for i in range(words))
+    features = make([Question("q", "a " * query, context)])
+    starts = [f.offsets[0][0] // 2 for f in features]
+    windows = [(start, start + len(f.offsets)) for start, f in zip(starts, features, strict=True)]
+    assert all(a < b and len(f.ids) <= max_length for (a, b), f in zip(windows, features, strict=True))
+    assert {token for window in windows for token in range(*window)} == set(range(words))
+    central = [token for start, f in zip(starts, features, strict=True) for token in counted(start, f.central)]
+    assert sorted(central) == list(range(words))
+    room = max(b - a for a, b in windows)
+    longest = min(words, answer_length, room - max(1, room // 2) + 1)
+    for first in range(words - longest + 1):
+        assert any(a <= first and first + longest <= b for a, b in windows), (first, windows)
+    wide = [b - a for a, b in pairwise(starts)]
+    assert make.closer == (len(wide) > 0 and wide[0] < stride)
+
+
+def counted(start: int, central: list[bool]) -> list[int]:
+    return [start + i for i, most in enumerate(central) if most]
+
+
+@given(max_length=st.integers(8, 40), stride=st.integers(1, 200), lengths=st.lists(st.integers(1, 6), min_size=1))
+@settings(deadline=None)
+def test_every_word_of_a_sentence_is_counted_in_one_window(
+    tokenizer: Tokenizer, max_length: int, stride: int, lengths: list[int]
+) -> None:
+    words = tuple(";" * length for length in lengths)  # each character is a token
+    features = featurizer(tokenizer, "tagging", max_length, stride=stride)([Sentence("0", words)])
+    found = [f.first_word + i for f in features for i in range(len(f.positions))]
+    assert found == list(range(len(words)))
+    assert all(len(f.ids) <= max_length and max(f.positions) < len(f.ids) - 1 for f in features)
+
+
+def test_the_usual_windows_are_where_google_puts_them(tokenizer: Tokenizer) -> None:
+    """max_seq_length 512 and doc_stride 128, as in google-research/electra: the stride is not limited there."""
+    make = featurizer(tokenizer, "qa", 512)
+    features = make([Question("q", "a " * 64, "a " * 1000)])
+    assert [f.offsets[0][0] // 2 for f in features] == [0, 128, 256, 384, 512, 640] and make.closer == 0
 
 
 def test_most_context() -> None:

@@ -139,6 +139,21 @@ def test_questions_without_answers(world: Path, tmp_path: Path, head: str) -> No
     assert model.task.null_threshold == scores["best_f1_threshold"]
 
 
+def test_a_stride_wider_than_the_window_is_limited_and_said(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model has 64 positions and --stride is 128: no token of the context is left out, and nothing fails."""
+    context = "fine is the film. " + "a " * 59
+    answers = [{"text": "film", "answer_start": context.index("film")}]
+    qas = [{"id": "q", "question": "who is in the film", "answers": answers}]
+    data = {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}]}
+    (tmp_path / "qa.json").write_text(json.dumps(data))
+    file = tmp_path / "qa.json"
+    finetune(run_for(world, tmp_path / "out", "qa", train=file, dev=file), FAST)
+    said = "the contexts of 1 training questions are read in windows that are closer than --stride 128"
+    assert said in capsys.readouterr().out
+
+
 def test_seeds_reproduce_bit_for_bit(world: Path, tmp_path: Path) -> None:
     for name, seeds in (("a", (1,)), ("b", (0, 1)), ("c", (2,))):
         finetune(run_for(world, tmp_path / name, "tagging", seeds=seeds), FAST)

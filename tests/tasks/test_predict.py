@@ -88,8 +88,8 @@ def test_a_sentence_longer_than_the_model_has_a_tag_for_each_word(tokenizer: Tok
     assert found.details[0]["words"] == words
 
 
-def test_an_answer_far_into_a_long_context_is_found(tokenizer: Tokenizer) -> None:
-    """The head's weights set by hand, so that the token `run` is a start and an end, wherever it stands."""
+def model_that_answers_run(tokenizer: Tokenizer) -> TaskModel:
+    """Its weights are set by hand, so that the token `run` is a start and an end, wherever it stands."""
     model = model_for(tokenizer, "qa", head="huggingface", stride=4)
     embeddings = model.encoder.embeddings
     with torch.no_grad():
@@ -106,6 +106,24 @@ def test_an_answer_far_into_a_long_context_is_found(tokenizer: Tokenizer) -> Non
         key = torch.zeros(1, dtype=torch.int64)
         hidden = model.hidden(collate([feature], [0], "qa"), key, key)[feature.ids.index(run)]
         model.head.out.weight.copy_(hidden.expand(2, -1))
+    return model
+
+
+@pytest.mark.parametrize("answer", ["run", "run\u0301", "r\u0301un\u0323\u0301", "run\u0345", "run\ufe0f"])
+@pytest.mark.parametrize("after", ["", " and", ", and", "\n"])
+def test_an_answer_ends_behind_its_combining_marks(tokenizer: Tokenizer, answer: str, after: str) -> None:
+    """The tokenizer strips accents, so that the token is "run" in each; the answer is what the context has."""
+    context = f"the cat saw {answer}{after}"
+    found = predict(model_that_answers_run(tokenizer), tokenizer, [Question("q", "who", context)])
+    assert found.values == [answer] and found.details[0]["start"] == 12
+    question = Question("q", "who", context, ((12, answer),))
+    assert evaluate(model_that_answers_run(tokenizer), tokenizer, Dataset("qa", "squad1", [question], []))[0] == {
+        "exact": 1.0, "f1": 1.0, "missing": 0
+    }  # fmt: skip
+
+
+def test_an_answer_far_into_a_long_context_is_found(tokenizer: Tokenizer) -> None:
+    model = model_that_answers_run(tokenizer)
     context = " ".join(["the cat sat on a mat"] * 20 + ["run"] + ["saw dogs"] * 9)
     found = predict(model, tokenizer, [Question("q", "who", context)])
     assert found.values == ["run"] and found.details[0]["start"] == context.index("run")
