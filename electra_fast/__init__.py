@@ -1,17 +1,24 @@
 """electra_fast: pre-train and fine-tune ELECTRA, fast, on GPU and CPU."""
 
-import importlib
-from typing import Any
+from __future__ import annotations
 
-from electra_fast import ops
-from electra_fast.config import ElectraConfig, NetworkConfig, PretrainConfig
-from electra_fast.data.batch import Batch
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from electra_fast.info import info, version
-from electra_fast.model.networks import Discriminator, Generator
-from electra_fast.objectives.base import ElectraOutput
-from electra_fast.objectives.electra import Electra
-from electra_fast.train.evaluate import evaluate
-from electra_fast.train.trainer import Pretrainer
+
+if TYPE_CHECKING:
+    from electra_fast import ops
+    from electra_fast.config import ElectraConfig, NetworkConfig
+    from electra_fast.data.batch import Batch
+    from electra_fast.interop.accelerate import accelerate
+    from electra_fast.interop.attention import register_attention
+    from electra_fast.model.networks import Discriminator, Generator
+    from electra_fast.objectives.base import ElectraOutput
+    from electra_fast.objectives.electra import Electra
+    from electra_fast.train.evaluate import evaluate
+    from electra_fast.train.settings import PretrainConfig
+    from electra_fast.train.trainer import Pretrainer
 
 __version__ = version()
 __all__ = [
@@ -24,18 +31,38 @@ __all__ = [
     "NetworkConfig",
     "PretrainConfig",
     "Pretrainer",
+    "accelerate",
     "evaluate",
     "info",
     "ops",
+    "register_attention",
 ]
-_OF_TRANSFORMERS = {
+_MODULES = {
+    "Batch": "data.batch",
+    "Discriminator": "model.networks",
+    "Electra": "objectives.electra",
+    "ElectraConfig": "config",
+    "ElectraOutput": "objectives.base",
+    "Generator": "model.networks",
+    "NetworkConfig": "config",
+    "PretrainConfig": "train.settings",
+    "Pretrainer": "train.trainer",
     "accelerate": "interop.accelerate",
+    "evaluate": "train.evaluate",
     "register_attention": "interop.attention",
-}  # theirs import it
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What imports transformers is imported when it is asked for: accelerate, register_attention."""
-    if name in _OF_TRANSFORMERS:
-        return getattr(importlib.import_module(f"electra_fast.{_OF_TRANSFORMERS[name]}"), name)
-    raise AttributeError(f"module 'electra_fast' has no attribute {name!r}")
+    """Import a public name at its first use, so that `electra-fast --help` loads neither torch nor transformers."""
+    if name == "ops":
+        return importlib.import_module("electra_fast.ops")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'electra_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"electra_fast.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

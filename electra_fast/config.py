@@ -1,14 +1,16 @@
-"""The settings of a model and of its training, as frozen dataclasses that check themselves."""
+"""The sizes of the networks and of the objective that trains them, as frozen dataclasses that check themselves."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-HEADS = ("google", "huggingface")
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
 LARGEST = {  # caps checked before anything is allocated: a typing error must not ask for terabytes
     "vocab_size": 4_000_000,
     "embedding_size": 65_536,
@@ -22,18 +24,50 @@ LARGEST = {  # caps checked before anything is allocated: a typing error must no
 
 
 def check_fields(config: Any) -> None:
-    """Hold every field of a config against its declared type, and the probabilities against [0, 1]."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        kinds: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
-        kind, optional = field.type.removesuffix(" | None"), field.type.endswith(" | None")
+    """Check every field of a config dataclass against its declared type, and probabilities (`*_prob`) against [0, 1].
+
+    A field declared as a Literal must be one of its values; numbers must be finite. Other types are not looked at.
+
+    Raises ValueError that names the field, its value and what is allowed.
+    """
+    for name, kind, optional in _declared(config.__class__):
+        value = getattr(config, name)
         if value is None and optional:
             continue
-        right = isinstance(value, kinds[kind]) and (kind == "bool") == isinstance(value, bool)
-        if not right or (kind == "float" and not math.isfinite(value)):
-            raise ValueError(f"{field.name} is {value!r}, a {type(value).__name__}; it must be a finite {kind}")
-        if field.name.endswith("_prob") and not 0 <= value <= 1:
-            raise ValueError(f"{field.name} is {value}; a probability lies between 0 and 1")
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(get_args(kind))}")
+        elif kind in (int, float, bool, str):
+            right = isinstance(value, (int, float) if kind is float else kind)
+            if not right or (kind is bool) != isinstance(value, bool) or (kind is float and not math.isfinite(value)):
+                raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be a finite {kind.__name__}")
+        if name.endswith("_prob") and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; a probability lies between 0 and 1")
+
+
+@cache
+def _declared(kind: type[Any]) -> list[tuple[str, Any, bool]]:
+    """Name, type without None, and whether None is allowed, of each field of a dataclass."""
+    hints = get_type_hints(kind)
+    fields = [(field.name, get_args(hints[field.name]), hints[field.name]) for field in dataclasses.fields(kind)]
+    return [(name, parts[0], True) if NoneType in parts else (name, hint, False) for name, parts, hint in fields]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Hardware: what the run computes on."""
+
+    device: Device = "auto"
+    """Device to compute on: auto is the GPU where torch sees one, and the CPU elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """Hardware: the number format of the computation."""
+
+    precision: Precision = "auto"
+    """Number format of the forward and backward pass: auto is bfloat16 on CUDA and float32 on the CPU. Parameters,
+    moments and checkpoints are float32 in either."""
 
 
 @dataclass(frozen=True)
@@ -185,103 +219,3 @@ def _ids(changes: dict[str, Any]) -> dict[str, Any]:
     if changes.get("vocab_size", 30522) > 103:
         return changes
     return dict(pad_token_id=0, unk_token_id=1, cls_token_id=2, sep_token_id=3, mask_token_id=4) | changes
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How to pre-train: Google's recipe for Small by default (paper, table 6)."""
-
-    batch_size: int = 128  # sequences of one optimiser step, over all micro-batches
-    micro_batch_size: int | None = None  # sequences that pass through the networks at once; None: the whole batch
-    steps: int = 1_000_000
-    learning_rate: float = 5e-4
-    warmup_steps: int | None = None  # None: 10,000, or a tenth of a run shorter than 100,000 steps
-    decay_power: float = 1.0
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
-    max_grad_norm: float = 1.0
-    non_finite: str = "stop"  # or "skip": a step whose loss or gradient is not finite is left out and counted
-    precision: str = "auto"  # of forward and backward, or "float32", "bfloat16"; auto: bfloat16 on CUDA alone
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("batch_size", "micro_batch_size", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("learning_rate", "eps", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("weight_decay", "decay_power", "warmup_steps"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        for name, allowed in (("non_finite", ("stop", "skip")), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must fit in 64 bits")
-
-    @property
-    def warmup(self) -> int:
-        return min(10_000, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How to fine-tune: Google's code's recipe by default (configure_finetuning.py).
-
-    faithful reproduces it where it is odd: the loss is summed over the batch and so nearly always clipped, the last
-    layer's rate is decayed twice, the first step has rate 0, every token of a sentence to tag has type 1, and a window
-    without the answer counts as answerable where its question is.
-    """
-
-    learning_rate: float = 1e-4  # of the head; 5e-5 for Large
-    layerwise_decay: float = 0.8  # of the rate, from each layer to the one below; 0.9 for Large
-    weight_decay: float = 0.01
-    batch_size: int = 32
-    epochs: float | None = None  # None: 3; 10 for RTE and STS-B, 2 for qa
-    warmup_prob: float = 0.1  # share of the steps
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
-    max_grad_norm: float = 1.0
-    max_length: int | None = None  # tokens of a sequence; None: 128, 512 for qa, or what the model has
-    head: str = "google"  # or "huggingface": transformers' classes load what is saved
-    double_unordered: bool | None = None  # train on (b, a) as well as (a, b); None: for MRPC and STS-B
-    query_length: int = 64  # tokens of a question, at most
-    stride: int = 128  # tokens from one window on a long text to the next
-    answer_length: int = 30  # tokens of an answer, at most
-    beam: int = 20  # starts, and ends for each, that are looked at
-    answerable_weight: float = 0.5
-    precision: str = "auto"
-    faithful: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("learning_rate", "layerwise_decay", "epochs", "eps", "max_grad_norm"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name, least in dict(
-            batch_size=1, query_length=1, stride=1, answer_length=1, beam=1, max_length=8,
-            weight_decay=0, answerable_weight=0,
-        ).items():  # fmt: skip
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.layerwise_decay > 1:
-            raise ValueError(f"layerwise_decay is {self.layerwise_decay}; it must be at most 1, which turns it off")
-        for name, allowed in (("head", HEADS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        _ = self.optimisation(1, 0)
-
-    def optimisation(self, steps: int, seed: int) -> PretrainConfig:
-        """The optimiser's settings over so many steps."""
-        names = "batch_size learning_rate weight_decay beta1 beta2 eps max_grad_norm precision".split()
-        warmup = int(steps * self.warmup_prob)
-        return PretrainConfig(steps=steps, warmup_steps=warmup, seed=seed, **{n: getattr(self, n) for n in names})

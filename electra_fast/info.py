@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import re
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from electra_fast.ops._core import core, why
-from electra_fast.ops._library import backends
 
 
 def version() -> str:
@@ -31,6 +25,11 @@ def version() -> str:
 
 def info() -> dict[str, Any]:
     """Versions, devices, the instruction set of the C++ core, and for each op the backend of each device and why."""
+    import torch  # not above, since `import electra_fast` imports this module
+
+    from electra_fast.ops._core import core, why
+    from electra_fast.ops._library import backends
+
     packages = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
     versions = {"electra_fast": version()} | {name: _installed(name) or "not installed" for name in packages}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -47,6 +46,8 @@ def info() -> dict[str, Any]:
 
 def _installed(package: str) -> str | None:
     """The version of an installed package, or None."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

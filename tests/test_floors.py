@@ -20,6 +20,7 @@ FLOORS = [  # from the ground; a room may import from the floors below it, and f
     {"objectives"},
     {"train", "tasks", "interop"},
     {"cli"},
+    {"__main__"},
 ]
 PACKAGE = sorted(path for path in (ROOT / "electra_fast").rglob("*.py") if "kernels" not in path.parts)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Sentence:
     tags: tuple[str, ...] | None = None
 
 
-KINDS = ("classification", "regression", "tagging", "qa")
+Kind = Literal["classification", "regression", "tagging", "qa"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)

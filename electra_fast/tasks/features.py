@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from electra_fast.config import FinetuneConfig
 from electra_fast.data.batch import Batch
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.tasks.examples import Example, Question, Sentence
 from electra_fast.tasks.heads import TaskBatch
+from electra_fast.tasks.settings import FinetuneConfig
 
 TOKENS = 4096  # of a batch without gradients
 STSB_HIGHEST = 5.0  # its labels are trained on as y / 5

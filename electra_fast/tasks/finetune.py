@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,14 +19,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from electra_fast.config import FinetuneConfig
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.device import chosen_device
 from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
 from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.datasets import read_dataset
-from electra_fast.tasks.examples import Columns, Dataset, check_labels
+from electra_fast.tasks.examples import Dataset, check_labels
 from electra_fast.tasks.features import STSB_HIGHEST, Feature, Featurizer
 from electra_fast.tasks.finetuner import Finetuner, batches
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
@@ -35,30 +34,10 @@ from electra_fast.tasks.predict import Predictions, evaluate
 from electra_fast.tasks.predictions import write_predictions
 from electra_fast.tasks.schemes import described
 from electra_fast.tasks.scores import errors, primary
+from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun
 
 EPOCHS = {"rte": 10, "stsb": 10, "squad1": 2, "squad2": 2}  # Google's; 3 elsewhere
 UNORDERED = ("mrpc", "stsb")
-
-
-@dataclass(frozen=True)
-class FinetuneRun:
-    """What a run reads and writes."""
-
-    task: str
-    model: Path  # a Hugging Face directory with its tokenizer, such as OUT/final/discriminator of pretrain
-    train: Path
-    dev: Path
-    out: Path  # must not exist, or be empty, or hold a run to resume
-    columns: Columns | None = None
-    seeds: tuple[int, ...] = (0,)
-    random_init: bool = False  # the model's sizes and tokenizer alone, its weights drawn anew
-    device: str = "auto"
-    log_every: int = 10
-    resume: bool = False  # continue the run in out: its seeds that are done stay as they are
-
-    def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}; one or more are needed, each once")
 
 
 def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None = None) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from electra_fast.config import FinetuneConfig
 from electra_fast.tasks.features import Feature, collate
 from electra_fast.tasks.model import TaskModel
+from electra_fast.tasks.settings import FinetuneConfig
 from electra_fast.train.optimizer import AdamW, working_copy
 from electra_fast.train.schedule import layerwise_scales, learning_rate
 

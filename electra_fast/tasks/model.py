@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.config import NetworkConfig
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
 from electra_fast.model.seeds import DISCRIMINATOR
@@ -19,6 +19,7 @@ from electra_fast.storage.atomic import read_json, write_file
 from electra_fast.storage.names import from_huggingface, to_huggingface
 from electra_fast.storage.network import match, read_network, write_network
 from electra_fast.tasks.heads import Dropout, TaskBatch, make_head
+from electra_fast.tasks.settings import FinetuneConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from electra_fast.config import FinetuneConfig
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.tasks.answers import squad_scores
 from electra_fast.tasks.examples import Dataset, Question, check_labels
@@ -21,6 +20,7 @@ from electra_fast.tasks.features import Feature, Featurizer, bucketed, collate
 from electra_fast.tasks.heads import NEVER, Dropout, TaskBatch, wide
 from electra_fast.tasks.model import Task, TaskModel
 from electra_fast.tasks.scores import classification_scores, regression_scores, tagging_scores
+from electra_fast.tasks.settings import FinetuneConfig
 
 Advance = Callable[[int], None]  # told of features that are done
 

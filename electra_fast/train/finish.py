@@ -11,7 +11,7 @@ from electra_fast.report.closing import closing_report, marked_sentence
 from electra_fast.report.curves import plot_curves
 from electra_fast.report.log import read_log
 from electra_fast.report.terminal import say
-from electra_fast.train.start import RunConfig
+from electra_fast.train.settings import RunConfig
 from electra_fast.train.trainer import Pretrainer
 
 

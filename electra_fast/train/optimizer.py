@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_fast import ops
-from electra_fast.config import PretrainConfig
+from electra_fast.train.settings import PretrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from electra_fast.config import PretrainConfig
 from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.device import chosen_device
@@ -22,8 +21,9 @@ from electra_fast.train.finish import finish
 from electra_fast.train.graph import StepGraph, budget_for
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.resume import restore, state_of
+from electra_fast.train.settings import PretrainConfig, RunConfig
 from electra_fast.train.signals import Stop
-from electra_fast.train.start import RunConfig, build_model, open_corpus
+from electra_fast.train.start import build_model, open_corpus
 from electra_fast.train.trainer import Pretrainer
 
 
@@ -55,6 +55,7 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
     Raises ValueError (CheckpointError and InUseError among them) for settings, data or checkpoints that do not fit,
     OSError where OUT cannot be written, FloatingPointError for a loss that is not finite.
     """
+    chosen_device(run.device)  # before anything is written
     try:
         run.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

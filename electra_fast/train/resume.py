@@ -13,7 +13,7 @@ from electra_fast.info import info
 from electra_fast.ops._core import why
 from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
-from electra_fast.train.start import RunConfig
+from electra_fast.train.settings import RunConfig
 from electra_fast.train.trainer import Pretrainer
 
 

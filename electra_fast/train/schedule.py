@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from electra_fast.config import PretrainConfig
+from electra_fast.train.settings import PretrainConfig
 
 
 def learning_rate(config: PretrainConfig, step: int, faithful: bool = False) -> float:

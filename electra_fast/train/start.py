@@ -1,10 +1,10 @@
-"""What a pre-training run starts from: its settings, recipe, corpus and model."""
+"""What a pre-training run starts from: its corpus and its model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +15,18 @@ from electra_fast.data.corpus import Corpus
 from electra_fast.data.prepare import prepare
 from electra_fast.data.shards import MANIFEST
 from electra_fast.data.tokenizer import Tokenizer
-from electra_fast.device import chosen_device
-from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.model.networks import Discriminator, Generator, Network
 from electra_fast.objectives.base import Objective
 from electra_fast.objectives.electra import Electra
 from electra_fast.objectives.mlm import MaskedLanguageModel
 from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
 from electra_fast.storage.atomic import check_free, read_json, write_file
+from electra_fast.storage.network import read_network
+from electra_fast.train.settings import RECIPES, ObjectiveName, RunConfig
 
-# The paper's table 6. tiny is ours, for minutes on two cores: among few tokens the networks find a word's neighbours
-# within some hundred steps, among 64 of them they do not in thousands.
-RECIPES: dict[str, dict[str, Any]] = {
-    "tiny": dict(batch_size=128, learning_rate=6e-4, steps=2000, max_length=16),
-    "small": dict(batch_size=128, learning_rate=5e-4, steps=1_000_000, max_length=128),
-    "small_plus": dict(batch_size=128, learning_rate=5e-4, steps=1_000_000, max_length=512),
-    "base": dict(batch_size=256, learning_rate=2e-4, steps=766_000, max_length=512),
-    "large": dict(batch_size=2048, learning_rate=2e-4, steps=400_000, max_length=512),
-}
-
-OBJECTIVES: dict[str, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Where a run reads and writes, and how often."""
-
-    out: Path
-    data: tuple[Path, ...] = ()  # text files, or one prepared directory; none: the text CPython carries
-    tokenizer: Path | None = None  # None: trained on the text, or that of the weights to start from
-    vocab_size: int | None = None  # of a tokenizer trained here; None: 8,192, or 1,000 for the text Python carries
-    model: str = "tiny"
-    objective: str = "electra"
-    max_length: int | None = None  # None: the data's, or the model's recipe
-    init_generator: Path | None = None
-    init_discriminator: Path | None = None
-    faithful: bool = False
-    device: str = "auto"
-    resume: bool = False
-    allow_change: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
-    save_every: int = 1000
-    keep: int = 3
-    eval_every: int = 100
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        if self.model not in RECIPES:
-            raise ValueError(f"model is {self.model!r}; allowed: {', '.join(RECIPES)}")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective is {self.objective!r}; allowed: {', '.join(OBJECTIVES)}")
-        if self.objective == "mlm" and self.init_discriminator is not None:
-            raise ValueError(
-                f"objective is mlm, which has no discriminator, and init_discriminator is {self.init_discriminator}; "
-                f"leave it out, or start by --init-generator from the final/generator of another run of mlm"
-            )
-        chosen_device(self.device)
-        for name in ("save_every", "keep", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+OBJECTIVES: dict[ObjectiveName, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
 
 
 OF_EMBEDDINGS = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")  # which networks share
@@ -102,8 +56,15 @@ def open_corpus(run: RunConfig) -> Corpus:
     words, share = (8192, 0.01) if run.data else (1000, 0.05)
     vocab_size = run.vocab_size or words if tokenizer is None else run.vocab_size
     length = run.max_length or RECIPES[run.model]["max_length"]
+    packing = run.packing or "pairs"
     files = [f"{path.name}, {path.stat().st_size if path.exists() else 0} bytes" for path in run.data]
-    asked = {"data": files, "tokenizer": tokenizer and str(tokenizer), "vocab_size": vocab_size, "max_length": length}
+    asked = {
+        "data": files,
+        "tokenizer": tokenizer and str(tokenizer),
+        "vocab_size": vocab_size,
+        "max_length": length,
+        "packing": packing,
+    }
     found, source = run.out / "data", run.out / "data.json"
     if (found / MANIFEST).exists() and source.exists():
         changed = checkpoint.differences(read_json(source), asked)
@@ -118,7 +79,13 @@ def open_corpus(run: RunConfig) -> Corpus:
     check_free(found, MANIFEST)
     write_file(source, [json.dumps(asked, indent=1).encode()])
     return prepare(
-        list(run.data) or None, found, tokenizer=tokenizer, vocab_size=vocab_size, max_length=length, heldout=share
+        list(run.data) or None,
+        found,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        max_length=length,
+        packing=packing,
+        heldout=share,
     )
 
 
@@ -134,6 +101,12 @@ def _prepared(run: RunConfig) -> Corpus:
             f"{run.data[0]} was prepared with a vocabulary of {corpus.vocab_size} entries, vocab_size is "
             f"{run.vocab_size}; leave --vocab-size out, or prepare the text again"
         )
+    builder = corpus.manifest.get("builder")
+    if run.packing not in (None, builder):
+        raise ValueError(
+            f"{run.data[0]} was prepared with packing {builder}, and packing is {run.packing}; leave --packing out, or "
+            f"prepare the text again with it"
+        )
     if run.tokenizer is not None and Tokenizer.load(run.tokenizer).sha256 != corpus.tokenizer.sha256:
         raise ValueError(
             f"{run.data[0]} was prepared with another tokenizer than {run.tokenizer}; leave --tokenizer out, "
@@ -146,20 +119,22 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     """The preset fitted to the tokenizer, or the given weights; initial weights are a function of the seed."""
     torch.manual_seed(seed)
     tokenizer = corpus.tokenizer
+    changes = {} if run.mask_prob is None else {"mask_prob": run.mask_prob}
+    dropout = {} if run.dropout is None else dict.fromkeys(DROPOUTS, run.dropout)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     preset = getattr(ElectraConfig, run.model)(
         vocab_size=corpus.vocab_size,
         faithful=run.faithful,
         max_position_embeddings=max(512, corpus.max_length),
-        **ids,
+        **ids | changes | dropout,
     )
     if run.faithful:
         preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))
     given: dict[str, Any] = {}
     if run.init_generator is not None:
-        given["generator"] = Generator.from_pretrained(run.init_generator)
+        given["generator"] = _network(Generator, run.init_generator, dropout)
     if run.init_discriminator is not None:
-        given["discriminator"] = Discriminator.from_pretrained(run.init_discriminator)
+        given["discriminator"] = _network(Discriminator, run.init_discriminator, dropout)
     for name, network in given.items():
         _check_words(getattr(run, f"init_{name}"), network.config.vocab_size, tokenizer)
         preset = dataclasses.replace(preset, **{size: getattr(network.config, size) for size in OF_EMBEDDINGS})
@@ -204,3 +179,9 @@ def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
             f"{path} has another tokenizer than the data ({where}), so its weights would stand for other words; "
             f"prepare the text with --tokenizer {path}"
         )
+
+
+def _network(kind: type[Network], path: Path, dropout: dict[str, Any]) -> Network:
+    """The network of a Hugging Face directory, with this run's dropout where it names one."""
+    config, tensors = read_network(path)
+    return kind.from_tensors(dataclasses.replace(config, **dropout), tensors, str(path))

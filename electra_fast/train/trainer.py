@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from electra_fast.config import PretrainConfig
 from electra_fast.data.batch import Batch
 from electra_fast.objectives.base import Objective
 from electra_fast.storage.network import match
 from electra_fast.train.metrics import NonFinite, StepMetrics
 from electra_fast.train.optimizer import AdamW, working_copy
 from electra_fast.train.schedule import learning_rate
+from electra_fast.train.settings import PretrainConfig
 
 
 class Pretrainer:

@@ -106,13 +106,12 @@ def test_resumed_equals_uninterrupted(corpus: Path, tmp_path: Path, monkeypatch:
 
 
 def test_what_is_refused(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from electra_fast.train.start import RunConfig
+    from electra_fast.train.settings import RunConfig
 
     with pytest.raises(ValueError, match="objective is 'bert'; allowed: electra, mlm"):
         RunConfig(out=tmp_path, objective="bert")
-    with pytest.raises(SystemExit):
-        main(["pretrain", "--objective", "bert"])
-    assert "invalid choice: 'bert'" in capsys.readouterr().err
+    assert main(["pretrain", "--objective", "bert"]) == 2
+    assert "--objective is bert; allowed: 'electra', 'mlm'" in capsys.readouterr().err
     Discriminator(CONFIG.discriminator).save_pretrained(tmp_path / "d")
     assert run(corpus, tmp_path / "x", "--objective", "mlm", "--init-discriminator", str(tmp_path / "d")) == 1
     assert "objective is mlm, which has no discriminator" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from faults import PREPARE_AGAIN, Cases, World, edit, patch, refuse, tensors
 from electra_fast import Batch, Discriminator, Electra, PretrainConfig, Pretrainer, ops
 from electra_fast.cli.main import main
 from electra_fast.data.corpus import Corpus
-from electra_fast.train.start import RECIPES
+from electra_fast.train.settings import RECIPES
 
 case = Cases()
 RATE = RECIPES["tiny"]["learning_rate"]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from electra_fast.cli.main import main
-from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.config import NetworkConfig
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.networks import Discriminator
-from electra_fast.tasks.finetune import FinetuneRun
+from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun
 
 GOOD, BAD = "fine great lovely superb".split(), "awful dull poor weak".split()
 SIZES = dict(

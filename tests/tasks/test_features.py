@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_fast.config import FinetuneConfig
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.tasks.examples import Example, Question, Sentence
 from electra_fast.tasks.features import Featurizer, answer_tokens, bucketed, collate, most_context, truncate, windows
+from electra_fast.tasks.settings import FinetuneConfig
 
 TEXT = "Émile saw the cats' 12 small houses, unbelievably near the river; nobody knew why they had been built there."
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from finetuning import FAST, FILES, GOOD, SIZES, cli, run_for
 
-from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.config import NetworkConfig
 from electra_fast.model.encoder import Encoder
 from electra_fast.model.networks import Discriminator, Generator
 from electra_fast.objectives.electra import Electra
@@ -20,6 +20,7 @@ from electra_fast.tasks.features import Featurizer
 from electra_fast.tasks.finetune import finetune
 from electra_fast.tasks.finetuner import Finetuner, batches
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
+from electra_fast.tasks.settings import FinetuneConfig
 from electra_fast.train.schedule import layerwise_scales, learning_rate
 
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.config import NetworkConfig
 from electra_fast.data.batch import Batch
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
 from electra_fast.tasks.heads import NEVER, Dropout, JointAnswerHead, TaskBatch, make_head
 from electra_fast.tasks.model import Task, TaskModel
+from electra_fast.tasks.settings import FinetuneConfig
 
 CONFIG = NetworkConfig(
     vocab_size=60, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,

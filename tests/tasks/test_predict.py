@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from electra_fast.cli.main import main
-from electra_fast.config import FinetuneConfig, NetworkConfig
+from electra_fast.config import NetworkConfig
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
 from electra_fast.tasks.answers import read_answers
@@ -21,6 +21,7 @@ from electra_fast.tasks.features import Feature, Featurizer, collate
 from electra_fast.tasks.model import Task, TaskModel
 from electra_fast.tasks.predict import best_span, evaluate, fitted, predict, predict_stream, unlabelled
 from electra_fast.tasks.scores import classification_scores
+from electra_fast.tasks.settings import FinetuneConfig
 
 WORDS = "the cat sat on a mat and saw dogs run home".split()
 

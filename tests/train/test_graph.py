@@ -10,10 +10,10 @@ from test_budget import LENGTHS, OTHERS, NoWaits, batch, budget, filled, trainer
 from test_model import CONFIG
 
 from electra_fast import Batch, Electra, Pretrainer
-from electra_fast.config import PretrainConfig
 from electra_fast.train import finish, graph, pretrain
 from electra_fast.train.graph import FIGURES, RING, WARMUP, Inputs, StepGraph, budget_for
 from electra_fast.train.metrics import StepMetrics
+from electra_fast.train.settings import PretrainConfig
 
 UNFIT = (24, 24, 24, 24)
 ORDER = (LENGTHS, OTHERS, LENGTHS, OTHERS, OTHERS, UNFIT, LENGTHS, OTHERS)
@@ -139,7 +139,9 @@ def test_a_run_through_it_ends_where_another_does(tmp_path: Path, monkeypatch: p
         return made[-1].step
 
     def run(out: str) -> dict[str, float]:
-        where = pretrain.RunConfig(tmp_path / out, (tmp_path / "text.txt",), vocab_size=40, max_length=32, device="cpu")
+        where = pretrain.RunConfig(
+            out=tmp_path / out, data=(tmp_path / "text.txt",), vocab_size=40, max_length=32, device="cpu"
+        )
         return pretrain.pretrain(where, config).figures
 
     plain = run("plain")

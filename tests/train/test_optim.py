@@ -7,11 +7,11 @@ import torch
 from test_model import CONFIG
 from torch import nn
 
-from electra_fast.config import PretrainConfig
 from electra_fast.objectives.electra import Electra
 from electra_fast.reference import ReferenceAdamW
 from electra_fast.train.optimizer import AdamW, decays
 from electra_fast.train.schedule import learning_rate
+from electra_fast.train.settings import PretrainConfig
 
 
 def test_schedule_is_a_product_of_warmup_and_decay() -> None:

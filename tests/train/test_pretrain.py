@@ -177,9 +177,8 @@ def test_word_tables_filled_up_beyond_the_tokenizer(corpus: Path, tmp_path: Path
 
 
 def test_callback_receives_every_figure(corpus: Path, tmp_path: Path) -> None:
-    from electra_fast.config import PretrainConfig
     from electra_fast.train.pretrain import pretrain
-    from electra_fast.train.start import RunConfig
+    from electra_fast.train.settings import PretrainConfig, RunConfig
 
     seen: list[tuple[int, dict[str, float]]] = []
     settings = RunConfig(out=tmp_path, data=(corpus,), max_length=32, log_every=1, eval_every=2, device="cpu")

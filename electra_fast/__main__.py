@@ -1,0 +1,7 @@
+"""`python -m electra_fast` is `electra-fast`."""
+
+import sys
+
+from electra_fast.cli.main import main
+
+sys.exit(main())

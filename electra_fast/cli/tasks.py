@@ -1,0 +1,169 @@
+"""The commands on tasks: finetune, evaluate, predict."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from electra_fast.cli.interrupts import importing
+from electra_fast.cli.options import Command
+from electra_fast.config import DeviceOptions, PrecisionOptions
+from electra_fast.tasks.examples import Columns
+from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun
+
+if TYPE_CHECKING:
+    from electra_fast.data.tokenizer import Tokenizer
+    from electra_fast.tasks.model import TaskModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """Columns: where a file is not a benchmark's, the names of its columns, or fields of .jsonl."""
+
+    text_column: str | None = None
+    """Column of the text. (default: text)"""
+
+    text2_column: str | None = None
+    """Column of the second text, if there is one. (default: text2)"""
+
+    label_column: str | None = None
+    """Column of the label. (default: label)"""
+
+    id_column: str | None = None
+    """Column of the id. (default: id)"""
+
+    def columns(self) -> Columns | None:
+        """The columns that are named, the others by their usual names; None if none is named."""
+        named = {name.removesuffix("_column"): value for name, value in vars(self).items() if value is not None}
+        return Columns(**named) if named else None
+
+
+def run_finetune(run: FinetuneRun, config: FinetuneConfig, columns: ColumnOptions) -> int:
+    """Example: electra-fast finetune --task classification --train train.csv \\
+        --dev dev.csv --model my-run/final/discriminator --out my-task --seeds 3
+
+    Train a pre-trained model on a task, once per seed, and measure each model on
+    --dev. OUT holds the best model, its predictions, the scores and curves."""
+    with importing():
+        from electra_fast.tasks.finetune import finetune
+    seeds = tuple(range(run.seeds[0])) if len(run.seeds) == 1 and run.seeds[0] > 0 else run.seeds
+    results = finetune(dataclasses.replace(run, seeds=seeds, columns=columns.columns()), config)
+    for seed, scores in results["seeds"].items():
+        print(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print(f"{results['metric']}: median {results['median']:.4f}, spread {results['spread']:.4f}; wrote {run.out}")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Model: what answers."""
+
+    model: Path
+    """Fine-tuned model: OUT/model of finetune, or a fine-tuned one of transformers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseOptions(ModelOptions, DeviceOptions, PrecisionOptions):
+    """A fine-tuned model, and how it is run."""
+
+    def load(self) -> tuple[TaskModel, Tokenizer]:
+        """The model on the device, in the precision asked for, and its tokenizer."""
+        from electra_fast.device import chosen_device
+        from electra_fast.tasks.model import TaskModel
+        from electra_fast.train.optimizer import working_copy
+
+        model, tokenizer = TaskModel.load(self.model)
+        return working_copy(model.to(chosen_device(self.device)), self.precision), tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Data: what is read and written."""
+
+    data: Path
+    """File of labelled examples."""
+
+    out: Path | None = None
+    """File of predictions to write as well, in the benchmark's format. (default: none is written)"""
+
+
+def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptions) -> int:
+    """Example: electra-fast evaluate --model my-task/model --data dev.csv
+
+    Print the official scores of a fine-tuned model as JSON."""
+    with importing():
+        from electra_fast.tasks.datasets import read_dataset
+        from electra_fast.tasks.predict import evaluate, fitted
+        from electra_fast.tasks.predictions import check_predictions_path, write_predictions
+        from electra_fast.tasks.schemes import described
+    model, tokenizer = use.load()
+    task = model.task
+    data = read_dataset(options.data, task.kind, columns=columns.columns(), benchmark=task.benchmark)
+    model.task = fitted(task, data, options.data)
+    if task.kind == "tagging":
+        print(described(model.task.labels), file=sys.stderr)
+    if options.out is not None:
+        check_predictions_path(options.out, data, model.task.labels)
+    scores, found = evaluate(model, tokenizer, data)
+    print(json.dumps(scores, indent=2), flush=True)  # before the predictions, whose writing may fail
+    if options.out is not None:
+        write_predictions(options.out, data, found.values, found.null_odds or None)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Data: what is read and written."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Files of finetune's formats, or .txt. (default: stdin, one example per line)"""
+
+    out: Path | None = None
+    """File of predictions to write, in the benchmark's format. (default: one JSON object per line on stdout)"""
+
+    at_once: int = 256
+    """Examples that are read before the first is answered."""
+
+    def __post_init__(self) -> None:
+        if self.at_once < 1:
+            raise ValueError(f"at_once is {self.at_once}; it must be at least 1")
+        if self.out is not None and len(self.files) != 1:
+            raise ValueError(
+                f"out is {self.out}, one file of predictions, and {len(self.files)} files are given; name one"
+            )
+
+
+def run_predict(use: UseOptions, options: PredictOptions, columns: ColumnOptions) -> int:
+    """Example: echo "a film to remember" | electra-fast predict --model my-task/model
+
+    Print what a fine-tuned model says of examples without labels."""
+    with importing():
+        from electra_fast.tasks.datasets import read_dataset, stream_examples
+        from electra_fast.tasks.predict import predict, predict_stream
+        from electra_fast.tasks.predictions import check_predictions_path, json_line, write_predictions
+    model, tokenizer = use.load()
+    task, named = model.task, columns.columns()
+    read = functools.partial(read_dataset, kind=task.kind, columns=named, labelled=False, benchmark=task.benchmark)
+    if options.out is not None:
+        data = read(options.files[0])
+        check_predictions_path(options.out, data, task.labels)
+        found = predict(model, tokenizer, data.examples)
+        print("\n".join(map(str, write_predictions(options.out, data, found.values, found.null_odds or None))))
+        return 0
+    examples: Iterable[Any] = (example for file in options.files for example in read(file).examples)
+    if not options.files:
+        examples = stream_examples(sys.stdin.buffer, task.kind, columns=named)
+    for row in predict_stream(model, tokenizer, examples, options.at_once):
+        print(json_line(row), end="", flush=True)
+    return 0
+
+
+COMMANDS = {"finetune": Command(run_finetune), "evaluate": Command(run_evaluate), "predict": Command(run_predict)}
