@@ -72,11 +72,12 @@ def _run(arguments: list[str]) -> int:
         print(f"electra-fast: {name} is not a command; allowed: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     with importing():
-        from electra_fast.cli.options import UsageError, call
+        from electra_fast.cli.options import UsageError, build
 
         commands = importlib.import_module(f"electra_fast.cli.{COMMANDS[name][0]}")
     try:
-        return call(name, commands.COMMANDS[name], arguments[1:])
+        options = build(name, commands.COMMANDS[name], arguments[1:])
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
+    return 0 if options is None else commands.COMMANDS[name].run(*options)

@@ -62,13 +62,13 @@ class UsageError(Exception):
     """A command line that does not say what to do; the message is one sentence."""
 
 
-def call(name: str, command: Command, arguments: Sequence[str]) -> int:
-    """Build the dataclasses that a command takes from the arguments, and run it.
+def build(name: str, command: Command, arguments: Sequence[str]) -> list[Any] | None:
+    """The dataclasses that a command takes, built from the arguments.
 
     name: of the command, as in `electra-fast name`. arguments: those after it.
 
-    Returns the command's exit status, or 0 after --help. Raises UsageError where the arguments do not fit, and what
-    the dataclasses and the command raise.
+    Returns None after --help, which is printed. Raises UsageError where the arguments do not fit, and what the
+    dataclasses raise.
     """
     kinds = [kind for name, kind in get_type_hints(command.run).items() if name != "return"]
     program = f"electra-fast {name}"
@@ -76,9 +76,7 @@ def call(name: str, command: Command, arguments: Sequence[str]) -> int:
         values = _parse(program, _groups(kinds, command.defaults(arguments)), _description(command), list(arguments))
     except UsageError as error:
         raise UsageError(f"{program}: {error} (see {program} --help)") from None
-    if values is None:
-        return 0
-    return command.run(*(kind(**{name: values[name] for name in docstrings(kind)}) for kind in kinds))
+    return None if values is None else [kind(**{name: values[name] for name in docstrings(kind)}) for kind in kinds]
 
 
 def _description(command: Command) -> str:

@@ -142,7 +142,7 @@ class PredictOptions:
 
 
 def run_predict(use: UseOptions, options: PredictOptions, columns: ColumnOptions) -> int:
-    """Example: echo "a film to remember" | electra-fast predict --model my-task/model
+    """Example: echo "a good film" | electra-fast predict --model my-task/model
 
     Print what a fine-tuned model says of examples without labels."""
     with importing():
