@@ -156,17 +156,25 @@ def test_package_works_without_the_core(tmp_path):
 
 
 @checkout
-def test_sdist_builds_from_what_it_holds(tmp_path):
-    """Headers and op bodies are included by others, so no list of sources names them."""
+def test_sdist_and_wheel_hold_everything(tmp_path):
+    """Headers and op bodies are included by others, so no list of sources names them; packages are listed by hand."""
     copy = tmp_path / "checkout"
-    left_out = (".venv", ".git", "build", "dist", "runs", ".*_cache", "*.egg-info", "*.so")
+    left_out = (".venv", ".git", "build", "dist", "runs", ".*_cache", "__pycache__", "*.egg-info", "*.so")
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
-    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=120)
+    for command in (["sdist", "--dist-dir", str(tmp_path)], ["build_py", "--build-lib", str(tmp_path / "lib")]):
+        command = [sys.executable, "setup.py", "--quiet", *command]
+        subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=120)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         held = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
-    sources = (p for folder in ("csrc", "kernels", "electra_fast") for p in (copy / folder).rglob("*.*"))
-    needed = {str(p.relative_to(copy)) for p in sources if p.suffix in (".cpp", ".h", ".inc", ".py")}
-    assert needed | {"setup.py", "pyproject.toml", "LICENSE", "Makefile", ".ci/run", "tests/csrc/test_build.py"} <= held
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    tracked = set(listed.stdout.split())  # empty in an unpacked sdist, which has no history
+    files = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
+    assert sorted((tracked or files) & files - held) == [], "left out of the sdist: see MANIFEST.in"
     assert not any(name.endswith(".so") for name in held)
+    sources = {
+        path.relative_to(copy) for folder in ("kernels", "electra_fast") for path in (copy / folder).rglob("*.py")
+    }
+    wanted = {Path("electra_fast", path) if path.parts[0] == "kernels" else path for path in sources}
+    made = {path.relative_to(tmp_path / "lib") for path in (tmp_path / "lib").rglob("*.py")}
+    assert sorted(wanted - made) == [], "left out of the wheel: see [tool.setuptools] packages in pyproject.toml"
