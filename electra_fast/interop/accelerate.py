@@ -22,7 +22,7 @@ from transformers.models.electra import modeling_electra
 
 from electra_fast import ops
 from electra_fast.interop.encoder import encode
-from electra_fast.interop.structure import is_gelu, misfit, unlike, unserved
+from electra_fast.interop.structure import alteration, full_name, is_gelu, misfit, unlike, unserved
 
 TESTED = ("5.24.0",)
 OURS = "electra_fast"  # in a report's calls
@@ -40,7 +40,8 @@ def accelerate(model: nn.Module) -> Acceleration:
     forward, drawn from torch's generator: torch.manual_seed holds.
 
     Raises TypeError where the model is no such ELECTRA, ValueError where it is accelerated already, is a decoder, or
-    has parts of another kind; then nothing is changed. Warns on a version of transformers that was not tested.
+    has parts of another kind; then nothing is changed. Warns on a version of transformers that was not tested, and
+    where adapters, quantised weights or hooks keep the encoder with transformers' code.
     """
     base = _checked(model)
     swapped: list[tuple[nn.Module, type]] = []
@@ -49,17 +50,28 @@ def accelerate(model: nn.Module) -> Acceleration:
         "embeddings": "ops.embedding, with the projection" if hasattr(base, "embeddings_project") else "ops.embedding",
         f"encoder ({layers} layers)": "ops.encoder; block by block where hidden states or checkpoints are asked for",
     }
+    altered = alteration(base)
+    if altered:
+        warnings.warn(
+            f"electra_fast.accelerate: {altered}; transformers' own code computes the embeddings and the encoder as "
+            f"long as that is so. Merged adapters, plain weights and modules without hooks run on ours",
+            stacklevel=2,
+        )
     kept = {name: "a small part of the time" for name, _ in model.named_children() if model is not base}
     kept.pop("electra", None)
     if "generator_lm_head" in kept:
         kept["generator_lm_head"] = "the logits of the whole vocabulary are asked for: one matrix product"
+    if altered:
+        kept = {", ".join(replaced): f"{altered}, which is looked at again at every call"} | kept
+        replaced = {}
     scores = getattr(model, "discriminator_predictions", None)
-    if scores is not None and (why := _misfit_of_scores(scores)):
-        kept["discriminator_predictions"] = why
-    elif scores is not None:
-        del kept["discriminator_predictions"]
-        replaced["discriminator_predictions"] = "ops.discriminator_head"
+    if scores is not None:
         swapped.append((scores, type(scores)))
+        if why := _misfit_of_scores(scores):
+            kept["discriminator_predictions"] = why
+        else:
+            del kept["discriminator_predictions"]
+            replaced["discriminator_predictions"] = "ops.discriminator_head"
     if type(model).forward in READS:
         swapped.append((model, type(model)))
     swapped.append((base, type(base)))
@@ -163,7 +175,7 @@ def _scores_forward(kind: Any) -> Callable[..., Any]:
     def forward(self: Any, hidden: Tensor) -> Tensor:
         dense, out = self.dense, self.dense_prediction
         half_on_cpu = hidden.device.type == "cpu" and hidden.dtype.itemsize < 4
-        if half_on_cpu or dense.weight.dtype != hidden.dtype or _misfit_of_scores(self):
+        if half_on_cpu or _misfit_of_scores(self) or dense.weight.dtype != hidden.dtype:
             return kind.forward(self, hidden)
         rows, labels = hidden.flatten(0, -2), hidden.new_zeros(hidden.shape[:-1].numel(), dtype=torch.bool)
         _, logits = ops.discriminator_head(rows, dense.weight, dense.bias, out.weight, out.bias, labels)
@@ -222,9 +234,9 @@ def _checked(model: nn.Module) -> Any:
     """The ElectraModel inside; all that can be wrong is found here, before anything is changed."""
     if not isinstance(model, tuple(getattr(modeling_electra, name) for name in NAMES)):
         raise TypeError(
-            f"accelerate: model is a {type(model).__name__}; transformers' {', '.join(NAMES)} are allowed. "
-            f"Give the model itself, before torch.compile or another wrapper; the attention "
-            f"alone of any other encoder: electra_fast.register_attention()"
+            f"accelerate: model is a {full_name(type(model))}; transformers' {', '.join(NAMES)} are allowed. "
+            f"Give the model itself, before torch.compile or another wrapper (of a PeftModel: its get_base_model()); "
+            f"the attention alone of any other encoder: electra_fast.register_attention()"
         )
     base = model if isinstance(model, modeling_electra.ElectraModel) else getattr(model, "electra", None)
     if any(isinstance(module, Accelerated) for module in model.modules()):

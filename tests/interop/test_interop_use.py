@@ -4,6 +4,7 @@ input, and the loops that people train with."""
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,117 @@ def test_what_is_not_ours_is_left_to_transformers(change: Any, asked: dict[str, 
     assert [why in reason for reason in report.calls] == [True] and why in str(report)
 
 
+class Quantised(Tensor):
+    """A weight as a quantiser such as torchao leaves it: of its own class, and known to torch's functions alone."""
+
+    @staticmethod
+    def __new__(cls, wide: Tensor) -> Any:
+        made = Tensor._make_wrapper_subclass(cls, wide.shape, dtype=wide.dtype)
+        made.narrow = (wide * 16).round()
+        return made
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.linear:
+            x, weight, bias = args
+            return nn.functional.linear(x, weight.narrow / 16, bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].narrow / 16)
+        raise NotImplementedError(str(function))
+
+
+def quantise(model: nn.Module) -> nn.Module:
+    for module in [m for m in model.modules() if type(m) is nn.Linear]:
+        module.weight = nn.Parameter(Quantised(module.weight.detach()), requires_grad=False)
+    return model
+
+
+class Linear(nn.Module):
+    """An adapter, as PEFT's, of the very name of torch's."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = (nn.Parameter(0.2 * torch.randn(n, m)) for n, m in ((4, 32), (32, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+def adapt(model: nn.Module) -> nn.Module:
+    torch.manual_seed(4)
+    for layer in model.electra.encoder.layer:
+        for name in ("query", "value"):
+            setattr(layer.attention.self, name, Linear(getattr(layer.attention.self, name)))
+    return model
+
+
+def dynamic(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+
+
+ALTERATIONS = {
+    "quantised weights": (quantise, "embeddings_project has a test_interop_use.Quantised for a weight"),
+    "dynamic quantisation": (
+        dynamic,
+        "embeddings_project is a torch.ao.nn.quantized.dynamic.modules.linear.Linear, not a torch.nn.modules.linear",
+    ),
+    "adapters": (adapt, "query is a test_interop_use.Linear, not a torch.nn.modules.linear.Linear"),
+    "a part replaced": (
+        lambda m: setattr(m.electra.encoder.layer[1].output, "dense", nn.Linear(64, 32, bias=False)) or m,
+        "encoder.layer.1.output.dense has no bias",
+    ),
+    "hooks": (
+        lambda m: m.electra.encoder.layer[0].register_forward_hook(lambda module, given, out: out * 2) and m,
+        "encoder.layer.0 has hooks",
+    ),
+}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_altered_parts_fall_back_before_and_after(name: str, before: bool) -> None:
+    """Whenever a part is quantised, adapted or hooked, transformers' code computes with it."""
+    alter, why = ALTERATIONS[name]
+    model, other, given = made(), made(), padded()
+    other.load_state_dict(model.state_dict())
+    state = torch.get_rng_state()
+    want = alter(other)(**given).logits
+    torch.set_rng_state(state)
+    if before:
+        alter(model)
+        with pytest.warns(UserWarning, match="transformers' own code computes the embeddings and the encoder") as told:
+            report = ef.accelerate(model)
+        assert why in str(told[0].message) and why in str(report) and "ops.encoder" not in str(report)
+    else:
+        report = ef.accelerate(model)
+        alter(model)
+    torch.testing.assert_close(model(**given).logits, want, rtol=1e-5, atol=1e-6)  # the head may be ours
+    assert report.calls.total() == 1 and why in next(iter(report.calls)), report.calls
+
+
+def test_adapters_that_are_merged_run_on_ours() -> None:
+    model, given = adapt(made()), padded()
+    with pytest.warns(UserWarning, match="Merged adapters"):
+        report = ef.accelerate(model)
+    want = model(**given).logits
+    for layer in model.electra.encoder.layer:
+        for name in ("query", "value"):
+            adapter = getattr(layer.attention.self, name)
+            with torch.no_grad():
+                adapter.base.weight += adapter.up @ adapter.down
+            setattr(layer.attention.self, name, adapter.base)
+    real = given["attention_mask"] == 1
+    torch.testing.assert_close(model(**given).logits[real], want[real], rtol=1e-4, atol=1e-4)
+    assert report.calls[interop.OURS] == 1
+
+
 def test_inputs_embeds_are_left_to_transformers_and_hooks_that_capture_are_no_hindrance() -> None:
     model, given = made(), padded()
     report = ef.accelerate(model)
@@ -217,7 +329,7 @@ def test_refusals_change_nothing() -> None:
             hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=64, vocab_size=90
         )
     )
-    with pytest.raises(TypeError, match="model is a BertModel; .*register_attention"):
+    with pytest.raises(TypeError, match="model is a transformers.*BertModel; .*register_attention"):
         ef.accelerate(bert)
     with pytest.raises(TypeError, match="before torch.compile"):
         ef.accelerate(torch.compile(made()))
@@ -228,8 +340,10 @@ def test_refusals_change_nothing() -> None:
         ef.accelerate(relu)
     assert type(relu) is transformers.ElectraForPreTraining
     model = made()
-    model.electra.encoder.layer[1].attention.output.dense = nn.Identity()
-    with pytest.raises(ValueError, match="encoder.layer.1.attention.output.dense is a Identity"):
+    model.electra.encoder.layer[1].attention = nn.Identity()
+    with pytest.raises(
+        ValueError, match="encoder.layer.1.attention is a torch.nn.modules.linear.Identity, not a transf"
+    ):
         ef.accelerate(model)
     assert type(model.electra) is transformers.ElectraModel and not hasattr(model, "electra_fast_report")
     model = made()
