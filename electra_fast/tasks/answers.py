@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from electra_fast.tasks.examples import Question
-from electra_fast.tasks.files import parse, read_text
+from electra_fast.tasks.files import read_json
 
 PUNCTUATION = frozenset(string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -17,7 +17,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def read_answers(path: str | Path) -> dict[str, str]:
     """Predictions as SQuAD has them: a JSON object, id -> text. Raises ValueError where it is none."""
-    found = parse(read_text(path), str(path))
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f'{path} is a {type(found).__name__}; predictions are an object such as {{"id": "text"}}')
     if bad := next((id for id, text in found.items() if not isinstance(text, str)), None):

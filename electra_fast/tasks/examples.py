@@ -33,24 +33,32 @@ class Example:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns (fields of .jsonl) that hold the first text, the second (if there), the label and the id."""
+    """Names of the columns (fields of .jsonl) that are read.
+
+    text, text2: the first text and the second, if there is one. label, id: the label and the id. word, tag: of tagging,
+    also numbers of columns, counted from 1 (as strings); None leaves them to be found, the word first and its tag last.
+    """
 
     text: str = "text"
     text2: str | None = "text2"
     label: str = "label"
     id: str = "id"
+    word: str | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
     """kind: one of KINDS. name: of the benchmark that was recognised, a key of BENCHMARKS, or None. examples: Example,
     Sentence (tagging) or Question (qa). labels: classes or tags, in the benchmark's order, else sorted; empty for
-    regression, qa and files of no benchmark that are read without labels."""
+    regression, qa and files of no benchmark that are read without labels. notes: what the user should know of the
+    reading, such as how many lines were left out, a line each."""
 
     kind: str
     name: str | None
     examples: list[Any]
     labels: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def check_kind(kind: str) -> None:
@@ -89,9 +97,11 @@ def check_labels(train: Dataset, dev: Dataset, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a context. answers: (start, text), each text == context[start : start + len(text)].
+    """A question on a context.
 
-    There are none where the question is impossible to answer from the context, and where they are to be predicted.
+    answers: (start, text) each, where text == context[start : start + len(text)], or start is -1 as the context does
+    not have the text. There are none where the question is impossible to answer from the context, and where they are to
+    be predicted.
     """
 
     id: str

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.device import chosen_device
+from electra_fast.report import terminal
 from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
 from electra_fast.storage.atomic import write_file
@@ -79,15 +80,17 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
 
 def _datasets(run: FinetuneRun) -> tuple[Dataset, Dataset]:
     """Training and development examples, both of one benchmark or both of none."""
-    train = read_dataset(run.train, run.task, columns=run.columns)
+    train = read_dataset(run.train, run.task, columns=run.columns, training=True)
     dev = read_dataset(run.dev, run.task, columns=run.columns, benchmark=train.name)
+    for note in (*train.notes, *dev.notes):
+        terminal.say(note)
     check_labels(train, dev, run.dev)
     dev = dataclasses.replace(dev, labels=train.labels)  # it may lack classes, which the model may predict there
     name = train.name if train.name == dev.name else None
     if run.task == "qa" and "squad2" in (train.name, dev.name):
         name = "squad2"
     if run.task == "tagging":
-        print(described(train.labels))
+        terminal.say(described(train.labels))
     return dataclasses.replace(train, name=name), dataclasses.replace(dev, name=name)
 
 

@@ -119,6 +119,20 @@ def test_it_learns(world: Path, tmp_path: Path) -> None:
     assert results["median"] > 0.9 and results["metric"] == "f1"
 
 
+def test_what_is_left_out_is_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A malformed line of dev, and a question that training cannot learn from, by the command line."""
+    qas = json.loads((world / "qa.json").read_text())["data"][0]["paragraphs"]
+    qas[3]["qas"][0]["answers"][0]["text"] = "nobody"
+    (tmp_path / "train.json").write_text(json.dumps(qas))
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*qas, [])))
+    assert cli(world, tmp_path / "out", task="qa", train=tmp_path / "train.json", dev=tmp_path / "dev.jsonl") == 0
+    said = capsys.readouterr().out
+    assert "train.json: left out 1 question whose answers stand nowhere in the context, such as 3\n" in said
+    assert "dev.jsonl: left out 1 malformed line (17), the first of which: " in said
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["examples"] == {"train": 15, "dev": 16} and results["benchmark"] == "squad1"
+
+
 def test_dev_may_lack_a_class(world: Path, tmp_path: Path) -> None:
     """The model predicts the class that dev lacks, and errors.txt has a row and a column for it."""
     texts = [line.split("\t") for line in (world / "train.tsv").read_text().splitlines()[1:]]

@@ -155,7 +155,8 @@ def test_tags_that_mark_no_spans():
 
 def test_primary():
     assert {name: primary(b.kind, name) for name, b in BENCHMARKS.items()} == dict(
-        cola="matthews", sst2="accuracy", mrpc="f1", rte="accuracy", wnli="accuracy", qnli="accuracy", stsb="spearman",
+        cola="matthews", sst2="accuracy", mrpc="f1", qqp="f1", mnli="accuracy", snli="accuracy", rte="accuracy",
+        wnli="accuracy", qnli="accuracy", stsb="spearman",
         conll2000="f1", squad1="f1", squad2="f1",
     )  # fmt: skip
     assert [primary(kind) for kind in KINDS] == ["accuracy", "spearman", "f1", "f1"]

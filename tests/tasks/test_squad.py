@@ -7,8 +7,8 @@ import tarfile
 import pytest
 
 from electra_fast.tasks.answers import missing_line, read_answers, squad_scores
+from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import Question
-from electra_fast.tasks.squad import read_squad
 
 CONTEXT = "The Normans (Norman: Nourmands) were the people who in the 10th century gave their name to Normandy."
 V2 = {
@@ -83,6 +83,12 @@ def v1() -> dict:
 def written(path, whole):
     path.write_text(json.dumps(whole))
     return path
+
+
+def read_squad(path, **options):
+    found = read_dataset(path, "qa", **(dict(max_bad_lines=0) | options))
+    assert not found.notes
+    return found.name, found.examples
 
 
 def test_reading(tmp_path, v1):
@@ -190,17 +196,16 @@ def answer(whole):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda w: answer(w).update(answer_start=58), "a has the answer '10th century' at 58, where .* ' 10th centur'"),
-        (lambda w: answer(w).update(answer_start=-9, text="Normandy"), "'Normandy' at -9, where its context has ''"),
-        (lambda w: answer(w).update(answer_start=10**9), "at 1000000000, where its context has ''"),
-        (lambda w: answer(w).update(answer_start="59"), "has a str in 'answer_start'; SQuAD has a int"),
-        (lambda w: answer(w).update(answer_start=True), "has a bool in 'answer_start'"),
-        (lambda w: answer(w).update(text=""), "question a has the answer '' at 59"),
+        (lambda w: answer(w).update(answer_start="x"), r"question a, answers\[0\] has 'x' as 'answer_start'; SQuAD"),
+        (lambda w: answer(w).update(answer_start=True), "has 'True' as 'answer_start'"),
+        (lambda w: answer(w).update(text=3), "has a int in 'text'; SQuAD has a str there"),
         (lambda w: first(w).update(answers=[]), "question a has is_impossible false and no answers"),
+        (lambda w: first(w).update(answers=[{"text": " "}]), "question a has is_impossible false and no answers"),
+        (lambda w: first(w).update(answers=3), "question a has a int in 'answers'"),
         (lambda w: first(w).update(is_impossible=True), "question a is impossible and has the answer '10th century'"),
         (lambda w: first(w).update(is_impossible="no"), "has a str in 'is_impossible'"),
-        (lambda w: first(w).update(id="b"), "has the id b twice; an id names one question"),
-        (lambda w: first(w).update(id=3), "has a int in 'id'"),
+        (lambda w: first(w).update(id="b"), "has the id b twice; an id names one example"),
+        (lambda w: first(w).update(id=[3]), "has a list in 'id'"),
         (lambda w: first(w).pop("question"), r"a.json, data\[0\], paragraphs\[0\], qas\[0\] has no 'question'"),
         (lambda w: first(w).pop("answers"), r"question a has no 'answers'"),
         (lambda w: paragraph(w).pop("context"), r"data\[0\], paragraphs\[0\] has no 'context' \(found: \['qas'\]\)"),
@@ -240,8 +245,108 @@ def test_refused_predictions(tmp_path, content, message):
         read_answers(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".txt"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt"])
 def test_other_formats(tmp_path, ending):
     (tmp_path / f"a{ending}").write_text("x")
-    with pytest.raises(ValueError, match="questions with answers are read from SQuAD's .json"):
+    with pytest.raises(ValueError, match="questions with answers are read from SQuAD's .json, .jsonl and .parquet"):
         read_squad(tmp_path / f"a{ending}")
+
+
+ANSWER = {"text": "10th century", "answer_start": 59}
+
+
+def flat(**changes):
+    return dict(id="a", question="When?", context=CONTEXT, answers=[ANSWER]) | changes
+
+
+@pytest.mark.parametrize(
+    ("start", "text", "wanted"),
+    [
+        (59, "10th century", (59, "10th century")),
+        ("59", "10th century", (59, "10th century")),  # a string, as in several sets of other languages
+        (59.0, "10th century", (59, "10th century")),
+        (56, "10th century", (59, "10th century")),
+        (-1, "10th century", (59, "10th century")),
+        (None, "10th century", (59, "10th century")),
+        (10**9, "10th century", (59, "10th century")),
+        (59, " 10th century\n", (59, "10th century")),
+        (1, "Norman", (4, "Norman")),  # at 4, 13 and 91: the nearest
+        (12, "Norman", (13, "Norman")),
+        (40, "Norman", (13, "Norman")),
+        (60, "Norman", (91, "Norman")),
+        (59, "9th century", (-1, "9th century")),
+    ],
+)
+def test_an_answer_is_looked_for_near_its_start(tmp_path, start, text, wanted):
+    whole = {
+        "data": [{"paragraphs": [{"context": CONTEXT, "qas": [flat(answers=[dict(text=text, answer_start=start)])]}]}]
+    }
+    path = written(tmp_path / "a.json", whole)
+    found = read_dataset(path, "qa", max_bad_lines=0)
+    assert [q.answers for q in found.examples] == [(wanted,)] and not found.notes
+
+
+def test_what_cannot_be_learned_from_is_left_out_of_training_alone(tmp_path):
+    qas = [
+        flat(id=1),
+        flat(id=2, answers=[dict(text="9th century", answer_start=3)]),
+        flat(id=3, answers=[dict(text="9th century", answer_start=3), dict(text="Norman", answer_start=0)]),
+        flat(id=4, is_impossible=True, answers=[dict(text="", answer_start=-1)]),
+    ]
+    path = written(tmp_path / "a.json", qas)
+    found = read_dataset(path, "qa")
+    assert (found.name, [q.id for q in found.examples], found.notes) == ("squad2", ["1", "2", "3", "4"], ())
+    assert found.examples[1].answers == ((-1, "9th century"),) and not found.examples[1].impossible
+    assert found.examples[3].answers == () and found.examples[3].impossible
+    assert (
+        squad_scores({"1": "10th century", "2": "9th century", "3": "norman", "4": ""}, found.examples, "squad2")[
+            "exact"
+        ]
+        == 1
+    )
+    found = read_dataset(path, "qa", training=True)
+    assert [q.id for q in found.examples] == ["1", "3", "4"]
+    assert found.examples[1].answers == ((4, "Norman"),)
+    assert found.notes == (
+        f"{path}: took 1 answer from the nearest place with its text, not answer_start",
+        f"{path}: left out 1 question whose answers stand nowhere in the context, such as 2",
+    )
+
+
+def test_other_shapes(tmp_path):
+    """Articles, paragraphs or questions in a list, and rows of .jsonl and .parquet as Hugging Face writes them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = flat(id="a", answers={"text": ["10th century"], "answer_start": [59]}, title="Normans")
+    nothing = flat(id="b", answers={"text": [], "answer_start": []}, title="Normans")
+    wanted = [Question("a", "When?", CONTEXT, ((59, "10th century"),)), Question("b", "When?", CONTEXT, (), True)]
+    article = {"title": "", "paragraphs": [{"context": CONTEXT, "qas": [flat(), flat(id="b", answers=[])]}]}
+    for number, whole in enumerate([[article], article["paragraphs"], [columns, nothing], article]):
+        assert read_squad(written(tmp_path / f"{number}.json", whole)) == ("squad2", wanted)
+    for number, rows in enumerate([[article], article["paragraphs"], [columns, nothing]]):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        assert read_squad(path) == ("squad2", wanted)
+        assert [q.id for q in read_squad(path, labelled=False)[1]] == ["a", "b"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([columns, nothing]), tmp_path / "a.parquet")
+    assert read_squad(tmp_path / "a.parquet") == ("squad2", wanted)
+    path = written(tmp_path / "c.json", [{k: v for k, v in flat().items() if k != "id"}, flat(id=7)])
+    assert [q.id for q in read_squad(path)[1]] == ["0", "7"] and read_squad(path)[0] == "squad1"
+
+
+def test_malformed_questions_are_left_out_and_told(tmp_path):
+    whole = copy.deepcopy(V2)
+    first(whole).pop("question")
+    whole["data"][0]["paragraphs"].append({"context": " ", "qas": []})
+    path = written(tmp_path / "a.json", whole)
+    for labelled in (True, False):
+        found = read_dataset(path, "qa", labelled=labelled)
+        assert [q.id for q in found.examples] == list("bcdef")
+        assert found.notes == (
+            f"{path}: left out 2 malformed questions (data[0], paragraphs[0], qas[0]; data[0], paragraphs[1]), the "
+            f"first of which: {path}, data[0], paragraphs[0], qas[0] has no 'question' (found: ['answers', 'id', "
+            "'is_impossible']); SQuAD's files are data, paragraphs, qas, answers",
+        )
+    with pytest.raises(ValueError, match="has more than 1 malformed question, the first of which: .*--max-bad-lines"):
+        read_dataset(path, "qa", max_bad_lines=1)
