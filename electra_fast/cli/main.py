@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 
 from electra_fast.cli.interrupts import INTERRUPTED, importing
@@ -57,6 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"electra-fast: {error}; pip install {error.name}", file=sys.stderr)
     except (ValueError, TypeError, IndexError, OSError, FloatingPointError, ImportError) as error:
         print(f"electra-fast: {error}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error))):
+            raise
+        amount = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        print(
+            f"electra-fast: there is not enough memory{f' for {amount[1]} more' if amount else ''}; lower --batch-size "
+            "or --max-length, or take a smaller model or a smaller file",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt:
         print("electra-fast: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ from electra_fast.cli.interrupts import importing
 from electra_fast.cli.options import Command
 from electra_fast.config import DeviceOptions, PrecisionOptions
 from electra_fast.tasks.examples import Columns
-from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun
+from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun, ReadOptions
 
 if TYPE_CHECKING:
     from electra_fast.data.tokenizer import Tokenizer
@@ -39,6 +38,12 @@ class ColumnOptions:
 
     id_column: str | None = None
     """Column of the id. (default: id)"""
+
+    word_column: str | None = None
+    """Column of the words, by number from 1 or by name. (tagging) (default: the first; FORM in CoNLL-U)"""
+
+    tag_column: str | None = None
+    """Column of the tags, by number from 1 or by name. (tagging) (default: the last; UPOS in CoNLL-U)"""
 
     def columns(self) -> Columns | None:
         """The columns that are named, the others by their usual names; None if none is named."""
@@ -85,7 +90,7 @@ class UseOptions(ModelOptions, DeviceOptions, PrecisionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ReadOptions):
     """Data: what is read and written."""
 
     data: Path
@@ -100,16 +105,23 @@ def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptio
 
     Print the official scores of a fine-tuned model as JSON."""
     with importing():
+        from electra_fast.report.terminal import say
         from electra_fast.tasks.datasets import read_dataset
         from electra_fast.tasks.predict import evaluate, fitted
         from electra_fast.tasks.predictions import check_predictions_path, write_predictions
         from electra_fast.tasks.schemes import described
     model, tokenizer = use.load()
     task = model.task
-    data = read_dataset(options.data, task.kind, columns=columns.columns(), benchmark=task.benchmark)
+    data = read_dataset(
+        options.data,
+        task.kind,
+        columns=columns.columns(),
+        benchmark=task.benchmark,
+        max_bad_lines=options.max_bad_lines,
+    )
     model.task = fitted(task, data, options.data)
-    if task.kind == "tagging":
-        print(described(model.task.labels), file=sys.stderr)
+    for note in (*data.notes, *([described(model.task.labels)] if task.kind == "tagging" else [])):
+        say(note, sys.stderr)
     if options.out is not None:
         check_predictions_path(options.out, data, model.task.labels)
     scores, found = evaluate(model, tokenizer, data)
@@ -120,7 +132,7 @@ def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptio
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(ReadOptions):
     """Data: what is read and written."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -146,21 +158,32 @@ def run_predict(use: UseOptions, options: PredictOptions, columns: ColumnOptions
 
     Print what a fine-tuned model says of examples without labels."""
     with importing():
-        from electra_fast.tasks.datasets import read_dataset, stream_examples
+        from electra_fast.report.terminal import say
+        from electra_fast.tasks.datasets import read_dataset, stream_examples, unlabelled_examples
+        from electra_fast.tasks.files import Malformed
         from electra_fast.tasks.predict import predict, predict_stream
         from electra_fast.tasks.predictions import check_predictions_path, json_line, write_predictions
     model, tokenizer = use.load()
     task, named = model.task, columns.columns()
-    read = functools.partial(read_dataset, kind=task.kind, columns=named, labelled=False, benchmark=task.benchmark)
+    most = options.max_bad_lines
+    how: dict[str, Any] = dict(columns=named, benchmark=task.benchmark)
     if options.out is not None:
-        data = read(options.files[0])
+        data = read_dataset(options.files[0], task.kind, labelled=False, max_bad_lines=most, **how)
+        for note in data.notes:
+            say(note, sys.stderr)
         check_predictions_path(options.out, data, task.labels)
         found = predict(model, tokenizer, data.examples)
         print("\n".join(map(str, write_predictions(options.out, data, found.values, found.null_odds or None))))
         return 0
-    examples: Iterable[Any] = (example for file in options.files for example in read(file).examples)
-    if not options.files:
-        examples = stream_examples(sys.stdin.buffer, task.kind, columns=named)
+
+    def of_files() -> Iterator[Any]:
+        for file in options.files:
+            malformed = Malformed(file, most)
+            yield from unlabelled_examples(file, task.kind, malformed, **how)
+            for note in malformed.notes():
+                say(note, sys.stderr)
+
+    examples = of_files() if options.files else stream_examples(sys.stdin.buffer, task.kind, columns=named)
     for row in predict_stream(model, tokenizer, examples, options.at_once):
         print(json_line(row), end="", flush=True)
     return 0

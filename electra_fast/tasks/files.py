@@ -150,7 +150,9 @@ class Malformed:
     """What of a file could not be read and is left out: at most so much, each with its place, to be told in a line."""
 
     def __init__(self, path: str | Path, most: int, noun: str = "line") -> None:
-        """most: how many may be left out. noun: what they are called, such as "line"."""
+        """most: how many may be left out. noun: what they are called, such as "line". Raises ValueError below 0."""
+        if most < 0:
+            raise ValueError(f"max_bad_lines is {most}; it must be at least 0, which refuses any malformed line")
         self.path, self.most, self.noun = path, most, noun
         self.count = 0
         self.first: ValueError | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import signal
 import statistics
@@ -80,8 +81,9 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
 
 def _datasets(run: FinetuneRun) -> tuple[Dataset, Dataset]:
     """Training and development examples, both of one benchmark or both of none."""
-    train = read_dataset(run.train, run.task, columns=run.columns, training=True)
-    dev = read_dataset(run.dev, run.task, columns=run.columns, benchmark=train.name)
+    read = functools.partial(read_dataset, kind=run.task, columns=run.columns, max_bad_lines=run.max_bad_lines)
+    train = read(run.train, training=True)
+    dev = read(run.dev, benchmark=train.name)
     for note in (*train.notes, *dev.notes):
         terminal.say(note)
     check_labels(train, dev, run.dev)

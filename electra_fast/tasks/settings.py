@@ -120,6 +120,14 @@ class TaskOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Data: how files of examples are read."""
+
+    max_bad_lines: int = 10
+    """Malformed lines of a file that are left out and told; with more the file is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Output: what is written, and how often."""
 
@@ -134,7 +142,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRun(TaskOptions, OutputOptions, DeviceOptions):
+class FinetuneRun(TaskOptions, ReadOptions, OutputOptions, DeviceOptions):
     """What a fine-tuning run reads and writes, and on which device."""
 
     columns: Columns | None = None

@@ -264,6 +264,34 @@ def test_command_lines(
     assert json.loads(capsys.readouterr().out)["missing"] == 0
 
 
+def test_files_are_read_as_the_options_say(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Malformed lines are told on stderr and cost no other answer; words and tags are in the columns that are named."""
+    monkeypatch.chdir(tmp_path)
+    Path("d.tsv").write_text("text\tlabel\nthe cat\ta\nbad\ndogs run\tb\n")
+    model = ["--model", str(saved["classification"])]
+    note = "d.tsv: left out 1 malformed line (3), the first of which: d.tsv, line 3 has 1 column;"
+    for command in (["predict", "d.tsv"], ["predict", "d.tsv", "--out", "p.csv"], ["evaluate", "--data", "d.tsv"]):
+        assert main([*command, *model]) == 0
+        said = capsys.readouterr()
+        assert note in said.err
+        if command[1:] == ["d.tsv"]:
+            assert [json.loads(line)["id"] for line in said.out.splitlines()] == ["0", "2"]
+        assert main([*command, *model, "--max-bad-lines", "0"]) == 1
+        assert "electra-fast: d.tsv, line 3 has 1 column;" in capsys.readouterr().err
+        assert main([*command, *model, "--max-bad-lines", "-1"]) == 1
+        assert "max_bad_lines is -1; it must be at least 0" in capsys.readouterr().err
+    Path("t.tsv").write_text("1\tthe\ta\tx\n2\tcat\tb\tx\n")
+    model = ["--model", str(saved["tagging"])]
+    assert main(["predict", "t.tsv", *model]) == 1
+    assert "t.tsv counts 1, 2, 3 in its first column" in capsys.readouterr().err
+    assert main(["predict", "t.tsv", *model, "--word-column", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["words"] == ["the", "cat"]
+    assert main(["evaluate", "--data", "t.tsv", *model, "--word-column", "2", "--tag-column", "3"]) == 0
+    assert "tags such as a mark no spans by BIO" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
