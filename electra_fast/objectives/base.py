@@ -63,6 +63,17 @@ class Objective(nn.Module):
         config = self.config
         return [config.pad_token_id, config.cls_token_id, config.sep_token_id, config.mask_token_id]
 
+    def replaceable(self, input_ids: Tensor) -> Tensor:
+        """Which tokens may be masked and so replaced: all but the special ones.
+
+        input_ids (T,) int64 -> (T,) bool. Figures of a discriminator are of these tokens alone, as [CLS] and [SEP] are
+        never replaced and easy to tell.
+        """
+        allowed = torch.ones_like(input_ids, dtype=torch.bool)
+        for token in self.special_ids:  # no tensor of them, which a CUDA graph could not copy
+            allowed &= input_ids != token
+        return allowed
+
     def mask(self, batch: Batch, seed: int | Tensor = 0, step: int | Tensor = 0) -> Masked:
         """Choose what the generator predicts: a pure function of (seed, step, row ids)."""
         config = self.config

@@ -28,9 +28,11 @@ def closing_report(before: dict[str, float], after: dict[str, float], sentences:
     """The lines a person reads at the end: held-out figures before and after, and marked sentences."""
     names = {
         "generator_loss": "generator loss (nats a masked token)",
+        "trigram_loss": "  a table of triples has (nats)",
         "generator_accuracy": "generator accuracy",
         "discriminator_loss": "discriminator loss (nats a token)",
         "auc": "discriminator AUC (0.5 is a guess)",
+        "auc_pairs": "  a table of pairs has",
         "precision": "of the tokens it suspects, replaced",
         "recall": "of the replaced, suspected",
     }

@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+# What a table of counts reaches on the held-out text, drawn beside a network's curve.
+BASELINES = {
+    "generator_loss": ("trigram_loss", "counts of triples"),
+    "auc": ("auc_pairs", "counts of pairs"),
+}
+
 
 def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """curves.png: those of the losses, the AUC and the speed that the rows hold, in training and on held-out text."""
@@ -30,6 +36,9 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.3)
+        baseline, label = BASELINES.get(name, ("", ""))
+        if values := [row[baseline] for row in heldout if baseline in row]:
+            axes.axhline(values[-1], ls="--", lw=1, color="gray", label=label)
         if axes.lines:
             axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

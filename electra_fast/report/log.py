@@ -46,8 +46,11 @@ class Progress:
         self.tokens, self.flops, self.since = 0, 0, now
         return found
 
-    def show(self, figures: dict[str, float]) -> None:
+    def show(self, figures: dict[str, float], auc_pairs: float | None = None) -> None:
+        """Show a row of training figures and, beside its AUC, the one that counts of pairs reach on held-out text."""
         auc = f", AUC {figures['auc']:.3f}" if "auc" in figures else ""
+        if auc and auc_pairs is not None:
+            auc += f" (counts of pairs {auc_pairs:.3f})"
         self.bar.set_postfix_str(
             f"loss {figures['loss']:.3f}{auc}, {figures['tokens_per_s']:,.0f} tokens/s, "
             f"{figures['peak_share']:.0%} of peak"

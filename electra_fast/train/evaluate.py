@@ -9,6 +9,7 @@ import torch
 
 from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus
+from electra_fast.data.ngrams import NGrams
 from electra_fast.objectives.base import Objective
 from electra_fast.train.metrics import auc, precision_recall
 
@@ -28,39 +29,62 @@ def heldout_batches(corpus: Corpus) -> list[Batch]:
 
 
 @torch.no_grad()
-def evaluate(model: Objective, batches: Iterable[Batch], seed: int = 0) -> dict[str, float]:
-    """Held-out figures, without dropout, masks and samples keyed by (seed, example): the same at every call.
+def evaluate(
+    model: Objective, batches: Iterable[Batch], seed: int = 0, ngrams: NGrams | None = None
+) -> dict[str, float]:
+    """Measure a model on held-out text, without dropout: the same figures at every call.
 
-    generator_loss, generator_accuracy (its most likely token), discriminator_loss, auc, precision, recall, and
-    replaced (share of the tokens, the rate a guess would have to beat); of a masked language model the first two.
-    Losses are means over all slots and tokens.
+    model: an Electra, or another Objective.
+    batches: the text. What is masked and sampled depends on the seed and the batches' row ids alone.
+    seed: of the masks and samples.
+    ngrams: counts of the training text, if the figures that they reach on the same tokens are wanted too.
+
+    Returns means over all prediction slots: generator_loss (nats), generator_accuracy (of its most likely token) and,
+    with ngrams, trigram_loss (nats: what an interpolated trigram reaches on the same slots). Of a model with a
+    discriminator also discriminator_loss (nats, the mean over all tokens) and, of the tokens that may be replaced, auc,
+    precision, recall, replaced (their share) and, with ngrams, auc_pairs (what counts of neighbouring pairs reach on
+    the same corrupted text).
+
+    Raises ValueError where the batches hold no token.
     """
     was_training = model.training
     model.eval()
     slots = right = tokens = 0
     losses = torch.zeros(2, dtype=torch.float64)
-    scores, labels = [], []
+    trigram_loss = 0.0
+    scores, labels, suspicions = [], [], []
     for batch in batches:
         out = model(batch.to(next(model.parameters()).device), seed)
-        wanted = out.slots.labels
-        _, likely = model.generator.head(out.slot_rows, wanted, temperature=0.0)
-        used = int((wanted != -100).sum())
+        targets = out.slots.labels
+        _, likely = model.generator.head(out.slot_rows, targets, temperature=0.0)
+        used = int((targets != -100).sum())
         losses += torch.stack([out.generator_loss * used, out.discriminator_loss * batch.num_tokens]).double().cpu()
-        slots, tokens, right = slots + used, tokens + batch.num_tokens, right + int((likely == wanted).sum())
-        scores.append(out.discriminator_logits.cpu())
-        labels.append(out.is_replaced.cpu())
+        slots, tokens, right = slots + used, tokens + batch.num_tokens, right + int((likely == targets).sum())
+        if ngrams is not None:
+            nats = ngrams.losses(batch.input_ids.cpu().numpy(), batch.lengths.numpy())
+            trigram_loss += nats[out.masked_positions.cpu().numpy()].sum()
+        if len(out.discriminator_logits):
+            allowed = model.replaceable(batch.input_ids).cpu()
+            scores.append(out.discriminator_logits.cpu()[allowed])
+            labels.append(out.is_replaced.cpu()[allowed])
+            if ngrams is not None:
+                suspicion = ngrams.suspicion(out.corrupted_ids.cpu().numpy(), batch.lengths.numpy())
+                suspicions.append(torch.from_numpy(suspicion)[allowed])
     model.train(was_training)
     if not tokens:
         raise ValueError("evaluate: no tokens to evaluate on; give at least one batch that is not empty")
-    filled = {"generator_loss": losses[0].item() / max(1, slots), "generator_accuracy": right / max(1, slots)}
+    figures = {"generator_loss": losses[0].item() / max(1, slots), "generator_accuracy": right / max(1, slots)}
+    if ngrams is not None:
+        figures["trigram_loss"] = trigram_loss / max(1, slots)
+    if not scores:
+        return figures
     score, label = torch.cat(scores), torch.cat(labels)
-    if not len(score):
-        return filled
     precision, recall = precision_recall(score, label)
-    return filled | {
+    figures |= {
         "discriminator_loss": losses[1].item() / tokens,
         "auc": auc(score, label),
         "precision": precision,
         "recall": recall,
         "replaced": label.double().mean().item(),
     }
+    return figures | ({"auc_pairs": auc(torch.cat(suspicions), label)} if suspicions else {})

@@ -98,9 +98,9 @@ class Ring:
         for rows, found in zip(self.rows, figures, strict=True):
             rows.index_copy_(0, step % RING, found[None])
 
-    def metrics(self, step: int, rate: float, tokens: int) -> StepMetrics:
+    def metrics(self, step: int, rate: float, replaceable: Tensor) -> StepMetrics:
         losses, norm, scores, is_replaced = (rows[step % RING] for rows in self.rows)
-        metrics = StepMetrics(losses, norm, scores, is_replaced, rate, tokens)
+        metrics = StepMetrics(losses, norm, scores, is_replaced, replaceable, rate, len(replaceable))
         self.handed[step % RING] = weakref.ref(metrics)
         return metrics
 
@@ -147,7 +147,7 @@ class StepGraph:
             self.again()
         self.taken += 1
         assert self.ring is not None
-        metrics = self.ring.metrics(step, rate, filled.num_tokens)
+        metrics = self.ring.metrics(step, rate, trainer.model.replaceable(batch.input_ids))
         trainer.advance()
         return metrics
 

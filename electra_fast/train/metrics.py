@@ -38,6 +38,7 @@ class StepMetrics:
     norm: Tensor  # (1,)
     scores: Tensor  # (T,), or more where the batch was filled up; (0,) without a discriminator
     is_replaced: Tensor  # bool, as many
+    replaceable: Tensor  # (tokens,) bool: the tokens that may be replaced
     learning_rate: float
     tokens: int
 
@@ -64,7 +65,9 @@ class StepMetrics:
 
     @cached_property
     def auc(self) -> float:
-        return auc(self.scores[: self.tokens], self.is_replaced[: self.tokens])
+        """Of the tokens that may be replaced."""
+        allowed = self.replaceable.to(self.scores.device)
+        return auc(self.scores[: self.tokens][allowed], self.is_replaced[: self.tokens][allowed])
 
     def row(self) -> dict[str, float]:
         """All figures, rounded for a log."""

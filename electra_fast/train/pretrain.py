@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus, examples_at
+from electra_fast.data.ngrams import LARGEST_VOCABULARY, NGrams
 from electra_fast.device import chosen_device
 from electra_fast.objectives.base import Objective
 from electra_fast.report.log import Callback, Log, Progress, measured_peak
@@ -25,6 +26,8 @@ from electra_fast.train.settings import PretrainConfig, RunConfig
 from electra_fast.train.signals import Stop
 from electra_fast.train.start import build_model, open_corpus
 from electra_fast.train.trainer import Pretrainer
+
+COUNTED = 1 << 23  # training tokens, at most, whose neighbours are counted: what the networks are held against
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ class _Run:
         self.trainer = Pretrainer(model.to(self.device), config)
         self.take_step = stepper(self.trainer, corpus)
         self.heldout = heldout_batches(corpus)
+        self.ngrams = NGrams.of(corpus, COUNTED) if corpus.vocab_size <= LARGEST_VOCABULARY else None
         self.stop = Stop()
+        self.figures: dict[str, float] = {}  # of the last evaluation
         self.save_failed = False
 
     def go(self, saved: checkpoint.Saved | None) -> Result:
@@ -115,7 +120,7 @@ class _Run:
             say(f"no checkpoint in {run.out}: starting at step 0")
         self.log = Log(run.out / "metrics.jsonl", trainer.steps_done, self.callback)
         if trainer.steps_done == 0:
-            self.log.write("heldout", 0, evaluate(trainer.model, self.heldout))
+            self._evaluate()
         self.progress = Progress(trainer.steps_done, config.steps, measured_peak(self.device))
         with self.stop:
             try:
@@ -123,7 +128,7 @@ class _Run:
                     self._step()
             finally:
                 self.progress.close()
-        figures = evaluate(trainer.model, self.heldout)
+        figures = evaluate(trainer.model, self.heldout, ngrams=self.ngrams)
         if self.stop.signal is None:
             finish(run, trainer, self.corpus, self.heldout, figures)
         return Result(trainer.steps_done, self.stop.signal, figures)
@@ -144,12 +149,16 @@ class _Run:
             figures = metrics.row() | self.progress.speed() | {"skipped": trainer.skipped}
             self._hold_out()
             self.log.write("train", done, figures)
-            self.progress.show(figures)
+            self.progress.show(figures, self.figures.get("auc_pairs"))
         if done % run.eval_every == 0 or is_last:
-            self.log.write("heldout", done, evaluate(trainer.model, self.heldout))
+            self._evaluate()
         if done % run.save_every == 0 or is_last or self.stop.signal is not None:
             self._hold_out()
             self._save()
+
+    def _evaluate(self) -> None:
+        self.figures = evaluate(self.trainer.model, self.heldout, ngrams=self.ngrams)
+        self.log.write("heldout", self.trainer.steps_done, self.figures)
 
     def _save(self) -> None:
         """Write a checkpoint; a disk that is full costs the checkpoint and not the run, unless it is the last one."""

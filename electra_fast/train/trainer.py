@@ -52,7 +52,9 @@ class Pretrainer:
         losses, norm, scores, labels = self.work(
             batch.to(self.seed.device), at, torch.full((1,), rate, device=at.device)
         )
-        metrics = StepMetrics(losses, norm, scores, labels, rate, batch.num_tokens)
+        metrics = StepMetrics(
+            losses, norm, scores, labels, self.model.replaceable(batch.input_ids), rate, batch.num_tokens
+        )
         self.advance()
         return metrics
 

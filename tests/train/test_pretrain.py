@@ -55,6 +55,7 @@ def test_a_run_leaves_what_it_promises(corpus: Path, tmp_path: Path, capsys: pyt
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if row["kind"] == "heldout"] == [0, 2, 4]
     assert {"loss", "auc", "tokens_per_s", "peak_share"} <= rows[1].keys()
+    assert {"auc", "auc_pairs", "generator_loss", "trigram_loss"} <= rows[0].keys()
     transformers = pytest.importorskip("transformers")
     for kind, ours, name in (
         ("generator", Generator, "ElectraForMaskedLM"),

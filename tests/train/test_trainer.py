@@ -7,6 +7,7 @@ import torch
 from test_model import CONFIG, padded
 
 from electra_fast import Batch, Electra, ElectraConfig, PretrainConfig, Pretrainer, evaluate
+from electra_fast.data.ngrams import NGrams
 from electra_fast.train.metrics import auc, precision_recall
 
 
@@ -143,3 +144,39 @@ def test_auc_precision_recall_by_hand() -> None:
     s, y = torch.randn(300).round(decimals=1), torch.rand(300) < 0.3
     brute = sum(float(a > b) + 0.5 * float(a == b) for a in s[y].tolist() for b in s[~y].tolist())
     assert auc(s, y) == pytest.approx(brute / (int(y.sum()) * int((~y).sum())))
+
+
+def test_figures_are_of_the_tokens_that_may_be_replaced() -> None:
+    """Scores that tell [CLS] and [SEP] alone, which are never replaced, are worth a guess."""
+    model = Electra(CONFIG)
+    special = torch.tensor(model.special_ids)
+    ids, mask = padded((9, 7, 24, 3, 17))
+    ids[:, 0], ids[:, 2] = CONFIG.cls_token_id, CONFIG.sep_token_id
+    batch = Batch.from_padded(ids, mask)
+    assert torch.equal(model.replaceable(batch.input_ids), ~torch.isin(batch.input_ids, special))
+    config = PretrainConfig(steps=10)
+    metrics = Pretrainer(model, config).step(batch)
+    allowed = ~torch.isin(batch.input_ids, special)
+    assert 0 < allowed.sum() < len(allowed)
+    assert metrics.auc == auc(metrics.scores[allowed], metrics.is_replaced[allowed])
+    out = model.eval()(batch, 3)
+    figures = evaluate(model, [batch], seed=3)
+    assert figures["auc"] == pytest.approx(auc(out.discriminator_logits[allowed], out.is_replaced[allowed]))
+    assert figures["replaced"] == pytest.approx(out.is_replaced.sum().item() / int(allowed.sum()))
+
+
+def test_what_counts_reach_is_measured_on_the_same_tokens() -> None:
+    """On the text that the generator corrupted, and on the slots that it filled; in every split."""
+    model = Electra(CONFIG).eval()
+    batch = Batch.from_padded(*padded((9, 7, 24, 3, 17)))
+    ids, lengths = batch.input_ids.numpy(), batch.lengths.numpy()
+    ngrams = NGrams.count(ids, lengths, CONFIG.vocab_size)
+    out = model(batch, 5)
+    figures = evaluate(model, [batch], seed=5, ngrams=ngrams)
+    allowed = model.replaceable(batch.input_ids)
+    suspicion = torch.from_numpy(ngrams.suspicion(out.corrupted_ids.numpy(), lengths))
+    assert figures["auc_pairs"] == auc(suspicion[allowed], out.is_replaced[allowed])
+    losses = torch.from_numpy(ngrams.losses(ids, lengths))
+    assert figures["trigram_loss"] == pytest.approx(losses[out.masked_positions].mean().item())
+    assert evaluate(model, batch.split(2), seed=5, ngrams=ngrams) == pytest.approx(figures, rel=1e-4)
+    assert "auc_pairs" not in evaluate(model, [batch], seed=5)
