@@ -61,21 +61,24 @@ class NGrams:
     triples: Successors
 
     @classmethod
-    def of(cls, corpus: Corpus, most_tokens: int = 1 << 24) -> Self:
+    def of(cls, corpus: Corpus, most_tokens: int = 1 << 24, vocab_size: int | None = None) -> Self:
         """Count the examples of a corpus's split.
 
         most_tokens: about how many tokens are counted; of a larger corpus, examples at even distances.
+        vocab_size: of the model, where its word table has more rows than the corpus's vocabulary.
+
         Raises ValueError for a vocabulary of more than 1,048,576 tokens.
         Cost: two sorts of the tokens counted; about 2 s and 1 GB for the default.
         """
-        if corpus.vocab_size > LARGEST_VOCABULARY:
+        vocab_size = vocab_size or corpus.vocab_size
+        if vocab_size > LARGEST_VOCABULARY:
             raise ValueError(
-                f"the vocabulary has {corpus.vocab_size:,} tokens; pairs and triples are counted for at most "
+                f"the vocabulary has {vocab_size:,} tokens; pairs and triples are counted for at most "
                 f"{LARGEST_VOCABULARY:,}"
             )
         step = max(1, len(corpus) * corpus.max_length // most_tokens)
         examples = [np.asarray(corpus[i][0], np.int64) for i in range(0, len(corpus), step)]
-        return cls.count(np.concatenate(examples), np.array([len(ids) for ids in examples]), corpus.vocab_size)
+        return cls.count(np.concatenate(examples), np.array([len(ids) for ids in examples]), vocab_size)
 
     @classmethod
     def count(cls, ids: np.ndarray, lengths: np.ndarray, vocab_size: int) -> Self:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -98,9 +99,9 @@ class Ring:
         for rows, found in zip(self.rows, figures, strict=True):
             rows.index_copy_(0, step % RING, found[None])
 
-    def metrics(self, step: int, rate: float, replaceable: Tensor) -> StepMetrics:
+    def metrics(self, step: int, rate: float, replaceable: Callable[[], Tensor], tokens: int) -> StepMetrics:
         losses, norm, scores, is_replaced = (rows[step % RING] for rows in self.rows)
-        metrics = StepMetrics(losses, norm, scores, is_replaced, replaceable, rate, len(replaceable))
+        metrics = StepMetrics(losses, norm, scores, is_replaced, replaceable, rate, tokens)
         self.handed[step % RING] = weakref.ref(metrics)
         return metrics
 
@@ -147,7 +148,7 @@ class StepGraph:
             self.again()
         self.taken += 1
         assert self.ring is not None
-        metrics = self.ring.metrics(step, rate, trainer.model.replaceable(batch.input_ids))
+        metrics = self.ring.metrics(step, rate, partial(trainer.model.replaceable, batch.input_ids), batch.num_tokens)
         trainer.advance()
         return metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,7 +39,7 @@ class StepMetrics:
     norm: Tensor  # (1,)
     scores: Tensor  # (T,), or more where the batch was filled up; (0,) without a discriminator
     is_replaced: Tensor  # bool, as many
-    replaceable: Tensor  # (tokens,) bool: the tokens that may be replaced
+    replaceable: Callable[[], Tensor]  # gives (T,) bool: the tokens that may be replaced
     learning_rate: float
     tokens: int
 
@@ -66,7 +67,7 @@ class StepMetrics:
     @cached_property
     def auc(self) -> float:
         """Of the tokens that may be replaced."""
-        allowed = self.replaceable.to(self.scores.device)
+        allowed = self.replaceable()[: self.tokens].to(self.scores.device)
         return auc(self.scores[: self.tokens][allowed], self.is_replaced[: self.tokens][allowed])
 
     def row(self) -> dict[str, float]:

@@ -106,7 +106,8 @@ class _Run:
         self.trainer = Pretrainer(model.to(self.device), config)
         self.take_step = stepper(self.trainer, corpus)
         self.heldout = heldout_batches(corpus)
-        self.ngrams = NGrams.of(corpus, COUNTED) if corpus.vocab_size <= LARGEST_VOCABULARY else None
+        words = model.generator.encoder.embeddings.word.num_embeddings
+        self.ngrams = NGrams.of(corpus, COUNTED, words) if words <= LARGEST_VOCABULARY else None
         self.stop = Stop()
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.save_failed = False

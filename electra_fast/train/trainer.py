@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -52,9 +54,8 @@ class Pretrainer:
         losses, norm, scores, labels = self.work(
             batch.to(self.seed.device), at, torch.full((1,), rate, device=at.device)
         )
-        metrics = StepMetrics(
-            losses, norm, scores, labels, self.model.replaceable(batch.input_ids), rate, batch.num_tokens
-        )
+        replaceable = partial(self.model.replaceable, batch.input_ids)
+        metrics = StepMetrics(losses, norm, scores, labels, replaceable, rate, batch.num_tokens)
         self.advance()
         return metrics
 

@@ -74,7 +74,9 @@ def test_a_run_end_to_end(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["generator"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row.keys() - {"kind", "step"} for row in rows if row["kind"] == "heldout"] == [FIGURES] * 3
+    assert [row.keys() - {"kind", "step"} for row in rows if row["kind"] == "heldout"] == [
+        FIGURES | {"trigram_loss"}
+    ] * 3
     assert (
         run(corpus, tmp_path / "on", "--objective", "mlm", "--init-generator", str(tmp_path / "final/generator")) == 0
     )

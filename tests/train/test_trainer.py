@@ -150,7 +150,7 @@ def test_figures_are_of_the_tokens_that_may_be_replaced() -> None:
     """Scores that tell [CLS] and [SEP] alone, which are never replaced, are worth a guess."""
     model = Electra(CONFIG)
     special = torch.tensor(model.special_ids)
-    ids, mask = padded((9, 7, 24, 3, 17))
+    ids, mask, *_ = padded((9, 7, 24, 3, 17))
     ids[:, 0], ids[:, 2] = CONFIG.cls_token_id, CONFIG.sep_token_id
     batch = Batch.from_padded(ids, mask)
     assert torch.equal(model.replaceable(batch.input_ids), ~torch.isin(batch.input_ids, special))
