@@ -5,7 +5,6 @@ import importlib.util
 import os
 import shutil
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,12 @@ pytest.register_assert_rewrite("faults")
 
 
 def pytest_configure() -> None:
-    """Triton's interpreter multiplies by `ordered_product`, so that tests may compare the bits of kernels' results.
+    """Triton's interpreter computes products whose bits a test may compare, and does so in a third of the time."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+        from interpreted import prepare
+        from triton.runtime import interpreter
 
-    Such a test proves that a kernel puts the same numbers into its products whatever surrounds a row. The order in
-    which a GPU adds within one product depends on the tile alone, which is proven on a GPU.
-    """
-    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
-        return
-    import numpy as np
-    from interpreted import ordered_product
-    from triton.runtime import interpreter
-
-    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
-        return ordered_product(a, b).astype(dtype or np.result_type(a, b))
-
-    products = types.ModuleType("numpy with ordered products")
-    products.__getattr__ = lambda name: getattr(np, name)  # type: ignore[method-assign]
-    products.matmul = matmul  # type: ignore[attr-defined]
-    interpreter.np = products
+        prepare(interpreter)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m cuda` chooses among them

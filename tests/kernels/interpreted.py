@@ -1,6 +1,7 @@
-"""Triton kernels where there is no GPU: an op's launchers without the dispatcher, which would choose the CPU, and
-products whose bits do not depend on the BLAS."""
+"""Triton's interpreter, which runs kernels where there is no GPU: how tests call an op's launchers in it, with products
+whose bits do not depend on the BLAS, and without the work that it repeats at every operation."""
 
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,68 @@ def through_triton(op: DifferentiableOp) -> Callable[..., Any]:
         return outputs[0] if op.outputs == 1 else tuple(outputs)
 
     return call
+
+
+def prepare(interpreter: types.ModuleType) -> None:
+    """Give triton.runtime.interpreter products of fixed bits, and keep what it would look up again at every operation.
+
+    Products come from `ordered_product`, so that a test may compare the bits of kernels' results. Such a test proves
+    that a kernel multiplies the same numbers whatever surrounds a row. The order in which a GPU adds within one product
+    depends on the tile alone, which is proven on a GPU.
+
+    The interpreter's own look-ups take two thirds of its time. It builds a table of dtypes for every operation, and
+    searches triton.language for functions to replace at every call of a helper, where the launch has replaced them.
+    """
+
+    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return ordered_product(a, b).astype(dtype or np.result_type(a, b))
+
+    products = types.ModuleType("numpy with ordered products")
+    products.__dict__.update(vars(np), matmul=matmul)
+    interpreter.np = products  # type: ignore[attr-defined]
+    interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype, interpreter.tl)  # type: ignore[attr-defined]
+    interpreter._patch_lang = _Patches(interpreter._patch_lang, interpreter.tl)  # type: ignore[attr-defined]
+
+
+def _remembered(numpy_dtype: Callable[[Any], np.dtype], tl: types.ModuleType) -> Callable[[Any], np.dtype]:
+    """The function from a type of Triton to numpy's, which remembers the answer by the name of the element's type."""
+    answers: dict[str, np.dtype] = {}
+
+    def remembering(kind: Any) -> np.dtype:
+        element = kind.element_ty if isinstance(kind, tl.block_type) else kind
+        if isinstance(element, tl.pointer_type):
+            return np.dtype(np.uint64)
+        if element.name not in answers:
+            answers[element.name] = numpy_dtype(element)
+        return answers[element.name]
+
+    return remembering
+
+
+class _Patches:
+    """Replaces the functions of triton.language once a launch, for the kernel and the helpers that it calls."""
+
+    def __init__(self, patch: Callable[[Callable], Any], tl: types.ModuleType) -> None:
+        self.patch, self.languages = patch, (tl, tl.core)
+        self.used: dict[str, set[str]] = {}  # by module of a function: the languages that it sees
+        self.done: set[str] = set()  # languages whose functions are replaced during this launch
+        self.scope: Any = None
+
+    def __call__(self, fn: Callable) -> Any:
+        if fn.__module__ not in self.used:
+            modules = [value for value in fn.__globals__.values() if inspect.ismodule(value)]
+            self.used[fn.__module__] = {m.__name__ for m in modules if m in self.languages}
+        wanted = self.used[fn.__module__]
+        if not self.done:  # a launch: the interpreter restores the functions when it ends
+            self.scope = self.patch(fn)
+        elif not wanted <= self.done:  # a helper that sees another one, such as tl.sum
+            self.patch(fn)
+        self.done |= wanted
+        return self
+
+    def restore(self) -> None:
+        self.done.clear()
+        self.scope.restore()
 
 
 def ordered_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
