@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from electra_fast.config import NetworkConfig
+from electra_fast.config import NetworkConfig, check_fields
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
 from electra_fast.model.seeds import DISCRIMINATOR
@@ -18,6 +19,8 @@ from electra_fast.ops._philox import derive_seeds
 from electra_fast.storage.atomic import read_json, write_file
 from electra_fast.storage.names import from_huggingface, to_huggingface
 from electra_fast.storage.network import match, read_network, write_network
+from electra_fast.tasks.benchmarks import BENCHMARKS
+from electra_fast.tasks.examples import check_kind
 from electra_fast.tasks.heads import Dropout, TaskBatch, make_head
 from electra_fast.tasks.settings import FinetuneConfig
 
@@ -42,6 +45,14 @@ class Task:
     labels: tuple[str, ...]
     scale: float = 1.0  # numbers are this times the head's
     null_threshold: float = 0.0  # of qa with impossible questions: odds above it mean no answer
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_kind(self.kind)
+        if self.benchmark is not None and self.benchmark not in BENCHMARKS:
+            raise ValueError(f"benchmark is {self.benchmark!r}; it must be None or one of {', '.join(BENCHMARKS)}")
+        if not isinstance(self.labels, tuple | list) or not all(isinstance(label, str) for label in self.labels):
+            raise ValueError("labels must be a list of strings")
 
 
 class TaskModel(nn.Module):
@@ -82,6 +93,7 @@ class TaskModel(nn.Module):
         if (path / "task.json").exists():
             task, settings = _read_task(path / "task.json")
         else:
+            _check_names(path, values)
             task, settings = _task_of(path, values), FinetuneConfig(head="huggingface")
         model = cls(Encoder(config), task, settings)
         names = _head_names(task.kind, settings.head)
@@ -151,6 +163,15 @@ def _read_task(path: Path) -> tuple[Task, FinetuneConfig]:
         return dataclasses.replace(task, labels=tuple(task.labels)), FinetuneConfig(**values["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; it is not as finetune wrote it: fine-tune again") from None
+
+
+def _check_names(path: Path, values: dict[str, Any]) -> None:
+    """Raises ValueError unless config.json names its classes and architectures as transformers does."""
+    named, architectures = values.get("id2label") or {}, values.get("architectures") or []
+    if not isinstance(named, dict) or not all(re.fullmatch(r"\d{1,9}", key) for key in named):
+        raise ValueError(f'{path / "config.json"} has an odd "id2label"; it maps 0, 1, ... to the names of the classes')
+    if not isinstance(architectures, list):
+        raise ValueError(f'{path / "config.json"} has an odd "architectures"; it is a list with one name')
 
 
 def _task_of(path: Path, values: dict[str, Any]) -> Task:

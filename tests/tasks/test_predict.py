@@ -315,6 +315,44 @@ def test_mistakes(
     assert re.search(f"electra-fast: .*{said}", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("task.json", {"task": []}, "task.json: .*it is not as finetune wrote it"),
+        ("task.json", {"task": {"kind": "sorting"}}, "task.json: the kind of task is 'sorting'"),
+        ("task.json", {"task": {"kind": ["qa"]}}, "task.json: kind is .'qa'., a list; it must be"),
+        ("task.json", {"task": {"labels": [["a"], ["b"], {}]}}, "task.json: labels must be a list of strings"),
+        ("task.json", {"task": {"labels": 3}}, "task.json: labels must be a list of strings"),
+        ("task.json", {"task": {"benchmark": "mine"}}, "task.json: benchmark is 'mine'; it must be None or one of"),
+        ("task.json", {"task": {"null_threshold": float("nan")}}, "task.json: null_threshold is nan"),
+        ("task.json", {"settings": {"beam": "x"}}, "task.json: beam is 'x'"),
+        ("config.json", {"id2label": [1, 2]}, 'config.json has an odd "id2label"; it maps 0, 1'),
+        ("config.json", {"id2label": {"x": "a"}}, 'config.json has an odd "id2label"; it maps 0, 1'),
+        ("config.json", {"architectures": 3}, 'config.json has an odd "architectures"'),
+    ],
+)
+def test_odd_files_of_a_model(
+    saved: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    """One sentence with the file."""
+    path = saved["classification"] / name
+    values = json.loads(path.read_text())
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(values.get(key), dict) and name == "task.json"
+        values[key] = values[key] | value if inner else value
+    path.write_text(json.dumps(values))
+    if name == "config.json":
+        (path.parent / "task.json").unlink()
+    (tmp_path / "d.jsonl").write_text('{"text": "the cat", "label": "a"}\n')
+    assert main(["evaluate", "--model", str(path.parent), "--data", str(tmp_path / "d.jsonl")]) == 1
+    assert re.fullmatch(f"electra-fast: .*{said}.*\n", capsys.readouterr().err)
+
+
 def test_scores_are_the_official_ones(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text(
         "".join(json.dumps({"text": e.texts[0], "label": "abc"[i % 3]}) + "\n"
