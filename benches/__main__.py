@@ -23,6 +23,7 @@ COMMANDS = (
     "launches",
     "loss_curves",
     "memory",
+    "picture",
     "transfer",
     "tune",
 )  # modules that race nothing themselves, each with a main(arguments)

@@ -6,23 +6,35 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import command_server
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", re.M | re.S)
-PAGES = sorted(ROOT.glob("docs/*.md"))
+FENCE = re.compile(r"^ *```(\w+).*$", re.M)
+PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if BLOCK.search(path.read_text()))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """PATH with this environment's programs, and before them an electra-fast that need not import anything."""
+    folder = tmp_path_factory.mktemp("bin")
+    command_server.install(folder, folder / "server")
+    command = [sys.executable, command_server.__file__, str(folder / "server")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        yield os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+        server.terminate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").with_suffix("").as_posix())
+def test_page_runs(page: Path, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     names: dict[str, object] = {"__name__": "docs"}
-    blocks = BLOCK.findall(page.read_text())
-    assert blocks, f"{page.name} has no block to run"
-    for kind, code, wanted in blocks:
+    for kind, code, wanted in BLOCK.findall(page.read_text()):
         if kind == "sh":
             script = f"set -euo pipefail\n{code}"
             run = subprocess.run(
@@ -36,3 +48,12 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             said = out.getvalue()
         if wanted:
             assert said == wanted, code
+
+
+def test_no_block_is_passed_over() -> None:
+    """Code stands in blocks of `python` or `sh`, and `text` below one is what it prints."""
+    for page in ROOT.glob("docs/**/*.md"):
+        text = page.read_text()
+        blocks = BLOCK.findall(text)
+        kinds = [kind for kind, _, wanted in blocks for kind in ([kind, "text"] if wanted else [kind])]
+        assert FENCE.findall(text) == kinds, f"{page.name}: a block that no test runs"
