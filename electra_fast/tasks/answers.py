@@ -16,13 +16,13 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def read_answers(path: str | Path) -> dict[str, str]:
-    """Predictions as SQuAD has them: a JSON object, id -> text. Raises ValueError where it is none."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f'{path} is a {type(found).__name__}; predictions are an object such as {{"id": "text"}}')
-    if bad := next((id for id, text in found.items() if not isinstance(text, str)), None):
-        raise ValueError(f"{path} has a {type(found[bad]).__name__} for {bad}; write a string, empty for no answer")
-    return found
+    """The predictions in a file as SQuAD has them: a JSON object, id -> text. Raises ValueError on anything else."""
+    answers = read_json(path)
+    if not isinstance(answers, dict):
+        raise ValueError(f'{path} is a {type(answers).__name__}; predictions are an object such as {{"id": "text"}}')
+    if bad := next((id for id, text in answers.items() if not isinstance(text, str)), None):
+        raise ValueError(f"{path} has a {type(answers[bad]).__name__} for {bad}; write a string, empty for no answer")
+    return answers
 
 
 def squad_scores(
@@ -31,15 +31,22 @@ def squad_scores(
     name: str = "squad1",
     null_odds: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """exact and f1, means over the questions in 0..1, and how many are missing from predicted (id -> text).
+    """Scores of answers, as SQuAD's official scripts count them.
 
-    Both compare texts in lower case without punctuation and articles: exact is 1 where they are equal, f1 that of their
-    words as bags; of several answers the best counts. A missing prediction counts 0 (so does evaluate-v1.1.py;
-    evaluate-v2.0.py leaves the question out). name "squad2": an empty text answers an impossible question, and the
-    figures follow for those with an answer (has_answer_exact, has_answer_f1) and without (no_answer_exact). With
-    null_odds (id -> how likely no answer is, in any unit; wanted for each prediction) come best_exact, best_f1 and
-    their thresholds: what it would be if odds above the threshold made the prediction empty. Rajpurkar et al. 2016 and
-    2018. Raises ValueError without questions, or on odds that are missing.
+    predicted: id -> text. questions: with their gold answers. name: "squad1", or "squad2", where an empty text is the
+    right answer to an impossible question. null_odds: id -> how likely it is that there is no answer, in any unit, for
+    each prediction (squad2).
+
+    Returns exact and f1, means over the questions in 0..1, and missing, the number of questions that predicted lacks.
+    Texts are compared in lower case, without punctuation and articles: exact is 1 where they are equal, f1 is that of
+    their words as bags, and of several gold answers the best counts. A missing prediction counts 0 (as in
+    evaluate-v1.1.py; evaluate-v2.0.py leaves its question out). For squad2 also has_answer_exact and has_answer_f1,
+    over the questions with an answer, and no_answer_exact, over those without; and with null_odds best_exact, best_f1
+    and their thresholds (best_exact_threshold, ...): the best score that is reached if odds above a threshold make a
+    prediction empty, and that threshold.
+
+    Raises ValueError without questions, or on odds that are missing. Source: Rajpurkar et al., "SQuAD" (2016) and "Know
+    What You Don't Know" (2018).
     """
     if not questions:
         raise ValueError("no questions are given; one at least is scored")
@@ -61,14 +68,6 @@ def squad_scores(
             best = _best_threshold({id: pair[i] for id, pair in pairs.items()}, predicted, questions, null_odds)
             figures[f"best_{score}"], figures[f"best_{score}_threshold"] = best
     return figures
-
-
-def missing_line(predicted: Mapping[str, str], questions: Sequence[Question]) -> str:
-    """One line on the questions that have no prediction; empty where each has one."""
-    missing = [question.id for question in questions if question.id not in predicted]
-    if not missing:
-        return ""
-    return f"{len(missing):,} of {len(questions):,} questions have no prediction and count as 0, such as {missing[0]}"
 
 
 def _score(text: str, question: Question, name: str) -> tuple[float, float]:
@@ -97,7 +96,8 @@ def _best_threshold(
     questions: Sequence[Question],
     null_odds: Mapping[str, float],
 ) -> tuple[float, float]:
-    """Begin with every prediction empty, then let them in by rising odds: the official search, ties included."""
+    """(best mean score, its threshold): all predictions begin as empty and are taken in by rising odds, as the official
+    search does it, ties included."""
     has_answer = {q.id: bool(q.answers) for q in questions if q.id in predicted}
     total = best = float(sum(not has for has in has_answer.values()))
     threshold = 0.0
@@ -112,5 +112,5 @@ def _best_threshold(
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    scores = list(values)
+    return sum(scores) / len(scores)

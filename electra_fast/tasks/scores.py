@@ -1,4 +1,4 @@
-"""Official metrics of the fine-tuning tasks, and the errors that a person looks at."""
+"""Official scores of classification, regression and tagging, and the report of a model's errors."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ DEFAULTS = {"classification": "accuracy", "regression": "spearman", "tagging": "
 
 
 def primary(kind: str, name: str | None = None, labels: Iterable[str] = ()) -> str:
-    """The name of the score that ranks models: the benchmark's (name, a key of BENCHMARKS), or else the kind's usual
-    one. For tagging that is the f1 of spans if the tags (labels) mark spans, and their accuracy if not, as with parts
-    of speech."""
+    """The name of the score that ranks models.
+
+    kind: of task. name: the benchmark, a key of BENCHMARKS; its own score is taken. labels: the tags, without a
+    benchmark: the score is the f1 of spans if they mark spans, and the accuracy if not, as with parts of speech.
+    """
     if name is not None:
         return BENCHMARKS[name].primary
     return "accuracy" if kind == "tagging" and scheme_of(labels) is None else DEFAULTS[kind]
 
 
 def classification_scores(predicted: Sequence[str], gold: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """accuracy, f1 and matthews, in 0..1 (matthews in -1..1).
+    """Scores of predicted classes.
 
-    f1 is that of the second class, labels[1], where there are two classes (paraphrase, in MRPC), else the mean over the
-    classes that occur in gold or predicted. A class never predicted has F1 0. Matthews, with C the confusion, s its
-    sum, c its trace, t and p its sums by row and column: (c s - t p) / sqrt((s^2 - t t) (s^2 - p p)), 0 where that is
-    0 / 0 (Gorodkin 2004; for two classes the correlation of GLUE's CoLA).
+    predicted, gold: the class of each example, in one order. labels: all classes, in order.
 
-    Raises ValueError on unequal or no numbers of them, or a label that is not among labels.
+    Returns accuracy in 0..1, f1 in 0..1 and matthews in -1..1. f1 is that of the second class, labels[1], where there
+    are two classes (paraphrase, in MRPC), else the mean over the classes that occur in gold or predicted; a class that
+    is never predicted has f1 0. With the confusion matrix C, its sum s, its trace c and its sums by row t and by column
+    p, matthews = (c s - t p) / sqrt((s^2 - t t) (s^2 - p p)), and 0 where that is 0 / 0.
+
+    Raises ValueError where predicted and gold are empty or of different lengths, or hold a class that labels lacks.
+    Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient" (2004).
     """
     counts = confusion(predicted, gold, labels)
     hits, rows, columns = (x.astype(float) for x in (np.diag(counts), counts.sum(1), counts.sum(0)))
@@ -48,11 +53,14 @@ def classification_scores(predicted: Sequence[str], gold: Sequence[str], labels:
 
 
 def confusion(predicted: Sequence[str], gold: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """How often (labels, labels) int64: class of the row given, class of the column predicted."""
+    """The confusion matrix, (labels, labels) int64: how many examples of the row's class got the column's class.
+
+    predicted, gold, labels, and what is raised: as of `classification_scores`.
+    """
     _check_lengths(predicted, gold)
     number = {label: i for i, label in enumerate(labels)}
-    for what, given in (("predicted", predicted), ("gold", gold)):
-        if unknown := next((label for label in given if label not in number), None):
+    for what, classes in (("predicted", predicted), ("gold", gold)):
+        if unknown := next((label for label in classes if label not in number), None):
             raise ValueError(f"{what} holds {unknown!r}; the labels are {', '.join(labels)}")
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, ([number[label] for label in gold], [number[label] for label in predicted]), 1)
@@ -60,7 +68,7 @@ def confusion(predicted: Sequence[str], gold: Sequence[str], labels: Sequence[st
 
 
 def confusion_table(counts: np.ndarray, labels: Sequence[str]) -> str:
-    """The confusion as lines a person reads: a row for each class given, a column for each predicted."""
+    """A confusion matrix as text: a row for each gold class, a column for each predicted class."""
     widths = [max(len(label), len(str(column.max()))) for label, column in zip(labels, counts.T, strict=True)]
     left = max(len(label) for label in ("given\\predicted", *labels))
 
@@ -71,10 +79,13 @@ def confusion_table(counts: np.ndarray, labels: Sequence[str]) -> str:
 
 
 def regression_scores(predicted: Sequence[float], gold: Sequence[float]) -> dict[str, float]:
-    """pearson, spearman (Pearson's of the ranks, equal values having their mean rank) and mean, of these two.
+    """Correlations of predicted numbers with gold ones.
 
-    In -1..1; 0 where predicted or gold is constant, which correlates with nothing. Raises ValueError on unequal or no
-    numbers of them, and on one that is not finite.
+    predicted, gold: the number of each example, in one order.
+
+    Returns pearson, spearman (Pearson's correlation of the ranks, where equal values have their mean rank) and mean,
+    that of these two; all in -1..1, and 0 where predicted or gold is constant. Raises ValueError where they are empty
+    or of different lengths, or hold a number that is not finite.
     """
     _check_lengths(predicted, gold)
     x, y = np.asarray(predicted, float), np.asarray(gold, float)
