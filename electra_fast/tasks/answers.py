@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from electra_fast.tasks.examples import Question
-from electra_fast.tasks.files import read_json
+from electra_fast.tasks.files import read_json, type_name
 
 PUNCTUATION = frozenset(string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -19,9 +19,9 @@ def read_answers(path: str | Path) -> dict[str, str]:
     """The predictions in a file as SQuAD has them: a JSON object, id -> text. Raises ValueError on anything else."""
     answers = read_json(path)
     if not isinstance(answers, dict):
-        raise ValueError(f'{path} is a {type(answers).__name__}; predictions are an object such as {{"id": "text"}}')
+        raise ValueError(f'{path} is {type_name(type(answers))}; predictions are an object such as {{"id": "text"}}')
     if bad := next((id for id, text in answers.items() if not isinstance(text, str)), None):
-        raise ValueError(f"{path} has a {type(answers[bad]).__name__} for {bad}; write a string, empty for no answer")
+        raise ValueError(f"{path} has {type_name(type(answers[bad]))} for {bad}; write a string, empty for no answer")
     return answers
 
 

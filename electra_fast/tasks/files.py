@@ -30,6 +30,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+NAMES: dict[type, str] = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+NAMES |= {dict: "an object", type(None): "nothing"}
+
+
+def type_name(kind: type) -> str:
+    """What JSON calls a type of Python, such as "a number" for int."""
+    return NAMES.get(kind, f"a {kind.__name__}")
+
+
 def check_file(path: str | Path) -> Path:
     """The path. Raises FileNotFoundError or ValueError, in a sentence, unless a regular file with content is there."""
     path = Path(path)
@@ -123,7 +132,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     """A JSON object with at least a field; ValueError that begins with where otherwise."""
     value = parse(line, where)
     if not isinstance(value, dict) or not value:
-        what = "an object without fields" if value == {} else f"a {type(value).__name__}"
+        what = "an object without fields" if value == {} else type_name(type(value))
         raise ValueError(f'{where} is {what}; each line is an object such as {{"text": "...", "label": "..."}}')
     return value
 

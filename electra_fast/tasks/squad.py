@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.tasks.examples import Question
-from electra_fast.tasks.files import Malformed, ending, plural, read_json
+from electra_fast.tasks.files import Malformed, ending, plural, read_json, type_name
 from electra_fast.tasks.tables import read_table
 
 FIELDS = ("id", "question", "context", "answers", "is_impossible", "qas", "paragraphs")
@@ -87,7 +87,7 @@ def _flat(item: Any, where: str, malformed: Malformed, context: str | None = Non
     """The questions of an article, of a paragraph, or the one that the item is. context: of the paragraph around it."""
     try:
         if not isinstance(item, dict):
-            raise ValueError(f"{where} is a {type(item).__name__}; SQuAD has an object there")
+            raise ValueError(f"{where} is {type_name(type(item))}; SQuAD has an object there")
         inner = next((name for name in ("paragraphs", "qas") if item.get(name) is not None), None)
         if inner != "paragraphs" and context is None:
             context = _field(item, "context", str, where)
@@ -133,7 +133,7 @@ def _answers(qa: Mapping[str, Any], where: str, optional: bool) -> list[tuple[in
     for i, answer in enumerate(_field({"answers": value} if value is not None else qa, "answers", list, where)):
         at = f"{where}, answers[{i}]"
         if not isinstance(answer, dict):
-            raise ValueError(f"{at} is a {type(answer).__name__}; SQuAD has an object there")
+            raise ValueError(f"{at} is {type_name(type(answer))}; SQuAD has an object there")
         found.append((_start(answer.get("answer_start"), at), _field(answer, "text", str, at)))
     return found
 
@@ -169,16 +169,17 @@ def _with_places(question: Question) -> Question:
 def _id(qa: Mapping[str, Any], where: str, index: int) -> str:
     id = qa.get("id", index)
     if isinstance(id, bool) or not isinstance(id, str | int):
-        raise ValueError(f"{where} has a {type(id).__name__} in 'id'; SQuAD has a string there")
+        raise ValueError(f"{where} has {type_name(type(id))} in 'id'; SQuAD has a string there")
     return str(id)
 
 
 def _field(holder: Any, name: str, kind: type, where: str) -> Any:
     if not isinstance(holder, dict) or name not in holder:
-        has = sorted(holder) if isinstance(holder, dict) else type(holder).__name__
+        has = sorted(holder) if isinstance(holder, dict) else type_name(type(holder))
         raise ValueError(f"{where} has no {name!r} (found: {has}); SQuAD's files are data, paragraphs, qas, answers")
     if not isinstance(holder[name], kind):
-        raise ValueError(f"{where} has a {type(holder[name]).__name__} in {name!r}; SQuAD has a {kind.__name__} there")
+        found = type_name(type(holder[name]))
+        raise ValueError(f"{where} has {found} in {name!r}; SQuAD has {type_name(kind)} there")
     return holder[name]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import Columns, Example, sorted_labels
-from electra_fast.tasks.files import Malformed, plural
+from electra_fast.tasks.files import Malformed, plural, type_name
 from electra_fast.tasks.tables import Table, read_table
 
 
@@ -148,7 +148,7 @@ def row_string(cells: Mapping[str, Any], name: str, where: str) -> str:
     if name not in cells:
         raise ValueError(f"{where} has the fields {', '.join(cells)}; {name!r} is wanted: add it, or say what to read")
     if not isinstance(cells[name], str):
-        raise ValueError(f"{where} has a {type(cells[name]).__name__} in {name!r}; write a string there")
+        raise ValueError(f"{where} has {type_name(type(cells[name]))} in {name!r}; write a string there")
     return cells[name]
 
 

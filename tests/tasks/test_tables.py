@@ -95,7 +95,7 @@ def test_text_with_tabs(tmp_path: Path) -> None:
         ("a.tsv", "b\udcff\tx", "a.tsv, line 3 holds the byte 0xff"),
         ("a.tsv", "b\0\tx", "a.tsv, line 3 holds a NUL"),
         ("a.jsonl", '{"text": ', "a.jsonl, line 3 is no JSON"),
-        ("a.jsonl", '{"text": 3, "label": "x"}', "a.jsonl, line 3 has a int in 'text'"),
+        ("a.jsonl", '{"text": 3, "label": "x"}', "a.jsonl, line 3 has a number in 'text'"),
         (
             "a.jsonl",
             '{"text": "b", "label": ' + "[" * 900 + "]" * 900 + "}",
@@ -176,7 +176,7 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
     pyarrow.parquet.write_table(table(text=["a", None, "c"], label=["x", "y", None]), path)
-    refused("a.parquet, row 2 has a NoneType in 'text'", max_bad_lines=0)
+    refused("a.parquet, row 2 has nothing in 'text'", max_bad_lines=0)
     (note,) = read_dataset(path, "classification").notes
     assert "left out 2 malformed lines (2; 3)" in note
     whole = path.read_bytes()

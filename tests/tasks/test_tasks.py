@@ -291,7 +291,7 @@ def test_stream_refused(kind, lines, message):
         ("a.jsonl", "[" * 100_000, CLASSES, "a.jsonl, line 1 is no JSON"),
         ("a.jsonl", "[1]", CLASSES, "a.jsonl, line 1 is a list; each line is an object"),
         ("a.jsonl", "{}", CLASSES, "a.jsonl, line 1 is an object without fields"),
-        ("a.jsonl", '{"text": 3, "label": "x"}', CLASSES, "line 1 has a int in 'text'; write a string"),
+        ("a.jsonl", '{"text": 3, "label": "x"}', CLASSES, "line 1 has a number in 'text'; write a string"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"label": "x"}', CLASSES, "line 2 has the fields label; 'text'"),
         ("a.jsonl", f"{PAIR}\n{ONE}", CLASSES, "line 2 has the fields text, label; 'text2'"),
         ("a.jsonl", f"{ONE}\n{PAIR}", CLASSES, "line 2 has a second text, 'text2', and the first row has none"),
