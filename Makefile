@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test test-all bench aot lint sanitize clean
+.PHONY: build core pretrain test test-all bench aot lint docs sanitize clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -42,6 +42,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy electra_fast
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+docs: $(INSTALLED)  ## the documentation in build/site; a link or an anchor that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The package again, in build/sanitize, its core under AddressSanitizer and UndefinedBehaviorSanitizer, and of the tests
 # of every op in C++ those that lead it through all sizes, in each instruction set, alone and on threads.

@@ -36,6 +36,10 @@ def serve(address: str) -> None:
     import matplotlib.figure  # noqa: F401  the curves at a run's end
     import torch._dynamo  # noqa: F401  which autograd imports when it first takes a step
 
+    import electra_fast.cli.pretraining
+    import electra_fast.cli.tasks
+    import electra_fast.tasks.finetune
+    import electra_fast.train.pretrain  # noqa: F401
     from electra_fast.cli.main import main
 
     with socket.socket(socket.AF_UNIX) as server:
