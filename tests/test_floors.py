@@ -100,7 +100,17 @@ def test_only_the_first_init_says_anything() -> None:
         assert path.parent.name in ("ops", "kernels") or not path.read_text(), path
 
 
-def test_import_loads_neither_triton_nor_transformers() -> None:
-    code = "import sys, electra_fast; print([m for m in ('triton', 'transformers', 'matplotlib') if m in sys.modules])"
+def test_import_loads_nothing_heavy() -> None:
+    """`import electra_fast` loads no torch, and what trains loads neither triton nor transformers."""
+    heavy = "print([m for m in ('torch', 'triton', 'transformers', 'matplotlib', 'tyro') if m in sys.modules])"
+    code = f"import sys, electra_fast; {heavy}; import electra_fast.train.trainer; electra_fast.Pretrainer; {heavy}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.split("\n") == ["[]", "['torch']", ""]
+
+
+def test_public_names_are_where_the_package_looks_for_them() -> None:
+    import electra_fast
+
+    assert set(electra_fast.__all__) - {"info", "ops"} == set(electra_fast._MODULES)
+    for name in electra_fast.__all__:
+        assert getattr(electra_fast, name).__name__.split(".")[-1] == name

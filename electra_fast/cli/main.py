@@ -28,8 +28,8 @@ Pre-train on your own text:
   electra-fast pretrain --data my-text.txt --out my-run
 
 Fine-tune on your own task:
-  electra-fast finetune --task classification --model my-run/final/discriminator \\
-      --train train.csv --dev dev.csv --out my-task
+  electra-fast finetune --task classification --train train.csv --dev dev.csv \\
+      --model my-run/final/discriminator --out my-task
 
 Use a fine-tuned model:
   echo "a film to remember" | electra-fast predict --model my-task/model
@@ -55,22 +55,29 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        print(f"electra-fast: {error}; pip install {error.name}", file=sys.stderr)
+        return _tell(f"electra-fast: {error}; pip install {error.name}", 1)
     except (ValueError, TypeError, IndexError, OSError, FloatingPointError, ImportError) as error:
-        print(f"electra-fast: {error}", file=sys.stderr)
+        return _tell(f"electra-fast: {error}", 1)
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error))):
             raise
         amount = re.search(r"allocate ([\d.]+ \w+)", str(error))
-        print(
-            f"electra-fast: there is not enough memory{f' for {amount[1]} more' if amount else ''}; lower --batch-size "
-            "or --max-length, or take a smaller model or a smaller file",
-            file=sys.stderr,
+        more = f" for {amount[1]} more" if amount else ""
+        return _tell(
+            f"electra-fast: there is not enough memory{more}; lower --batch-size or --max-length, or take a smaller "
+            f"model or a smaller file",
+            1,
         )
     except KeyboardInterrupt:
-        print("electra-fast: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 1
+        return _tell("electra-fast: interrupted", INTERRUPTED)
+
+
+def _tell(sentence: str, status: int) -> int:
+    """Print a sentence on stderr, without what a terminal would obey, and return the exit status."""
+    from electra_fast.report.terminal import say
+
+    say(sentence, sys.stderr)
+    return status
 
 
 def _run(arguments: list[str]) -> int:
@@ -79,8 +86,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        print(f"electra-fast: {name} is not a command; allowed: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return _tell(f"electra-fast: {name} is not a command; allowed: {', '.join(COMMANDS)}", 2)
     with importing():
         from electra_fast.cli.options import UsageError, build
 
@@ -88,6 +94,5 @@ def _run(arguments: list[str]) -> int:
     try:
         options = build(name, commands.COMMANDS[name], arguments[1:])
     except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _tell(str(error), 2)
     return 0 if options is None else commands.COMMANDS[name].run(*options)

@@ -21,15 +21,14 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
 
 GROUPS = ("Task", "Data", "Model", "Optimisation", "Output", "Hardware")  # in the order of the help; others follow
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
-WORDS = {int: "a whole number", float: "a number"}
+WORDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}
 REWORDED = {  # tyro's sentences -> ours
-    r"^invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.": r"\2 is \1; allowed: \3",
     r"^Missing value for argument '(.*)'\. Expected.*": r"\1 needs a value",
     r"^Missing from .*?: (\S+).*": r"\1 is missing",
     r"^Error parsing ": "",
@@ -127,29 +126,30 @@ def _option(name: str, kind: Any, text: str, default: Any) -> tuple[Any, ...]:
         hint = "(required)"
     else:
         hint = "" if plain is bool else f"(default: {' '.join(map(str, default)) if inner is not plain else default})"
-    positional = tyro.conf.Positional in getattr(kind, "__metadata__", ())
-    value = name.upper().removesuffix("S") if positional else METAVARS.get(inner)
+    value = _metavar(name) if _positional(kind) else METAVARS.get(inner)
     metavar = f"{value} ..." if value and inner is not plain else value
     annotations = [tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=metavar)]
-    if inner in WORDS:
-        annotations.append(_numbers(name, inner, inner is not plain))
+    if inner in WORDS or get_origin(inner) is Literal:
+        annotations.append(_reader(name, inner, inner is not plain))
     annotated = functools.reduce(lambda kind, extra: Annotated[kind, extra], annotations, kind)
     return (name, annotated, *([] if default is dataclasses.MISSING else [dataclasses.field(default=default)]))
 
 
-def _numbers(name: str, kind: type, several: bool) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
-    """How tyro is to read a number, or several, so that a mistake is told in a sentence."""
+def _reader(name: str, kind: Any, several: bool) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    """How tyro is to read a number or a choice, or several, so that a mistake is told in a sentence."""
+    choices = get_args(kind)
+    words = f"allowed: {', '.join(choices)}" if choices else f"it must be {WORDS[kind][several]}"
 
     def read(texts: list[str]) -> Any:
         try:
-            values = tuple(map(kind, texts))
+            values = tuple(choices[choices.index(text)] if choices else kind(text) for text in texts)
         except ValueError:
-            raise UsageError(f"--{_dashed(name)} is {' '.join(texts)}; it must be {WORDS[kind]}") from None
+            raise UsageError(f"--{_dashed(name)} is {' '.join(texts)}; {words}") from None
         return values if several else values[0]
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*" if several else 1,
-        metavar=METAVARS[kind],
+        metavar=f"{{{','.join(choices)}}}" if choices else METAVARS[kind],
         instance_from_str=read,
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
@@ -169,7 +169,7 @@ def _parse(program: str, groups: dict[str, list[Any]], description: str, argumen
     except SystemExit as stop:
         if not stop.code:
             return None
-        raise UsageError(_sentence(box.getvalue())) from None
+        raise UsageError(_missing(groups, arguments) or _sentence(box.getvalue())) from None
     if unknown:
         raise UsageError(_unknown(unknown[0], groups))
     values = {name: value for group in vars(parsed).values() for name, value in vars(group).items()}
@@ -177,8 +177,35 @@ def _parse(program: str, groups: dict[str, list[Any]], description: str, argumen
         if values[name] == () and f"--{_dashed(name)}" in arguments:
             raise UsageError(f"--{_dashed(name)} needs a value")
         if values[name] == () and not field:
-            raise UsageError(f"{name} are missing: give one or more")
+            raise UsageError(f"{_metavar(name)} is missing")
     return values
+
+
+def _missing(groups: dict[str, list[Any]], arguments: list[str]) -> str:
+    """Which required options are not among the arguments, in a sentence; empty if all are.
+
+    An option that is not known comes first, since it is likely one of them misspelt.
+    """
+    given = [f"--{_dashed(argument[2:].partition('=')[0])}" for argument in arguments if argument.startswith("--")]
+    options = list(itertools.chain(*groups.values()))
+    known = {f"--{_dashed(name)}": kind for name, kind, *_ in options}
+    missing = [f"--{_dashed(name)}" for name, kind, *default in options if not default and not _positional(kind)]
+    missing = [flag for flag in missing if flag not in given]
+    for flag in given:
+        if missing and flag not in known:
+            return _unknown(flag, groups)
+    if len(missing) < 2:
+        return "".join(f"{flag} is missing" for flag in missing)
+    return f"{', '.join(missing[:-1])} and {missing[-1]} are missing"
+
+
+def _positional(kind: Any) -> bool:
+    return tyro.conf.Positional in getattr(kind, "__metadata__", ())
+
+
+def _metavar(name: str) -> str:
+    """What the help calls a positional argument: files -> FILE."""
+    return name.upper().removesuffix("S")
 
 
 def _sentence(box: str) -> str:
@@ -196,8 +223,8 @@ def _unknown(argument: str, groups: dict[str, list[Any]]) -> str:
     if not argument.startswith("-"):
         return f"{argument} is one argument too many"
     options = [f"--{_dashed(name)}" for found in groups.values() for name, *_ in found]
-    near = difflib.get_close_matches(argument.partition("=")[0], options, 3)
-    return f"{argument} is not an option" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    near = difflib.get_close_matches(argument.partition("=")[0], options, 1)
+    return f"{argument} is not an option" + "".join(f"; did you mean {option}?" for option in near)
 
 
 def _dashed(name: str) -> str:
