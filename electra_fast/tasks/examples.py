@@ -18,17 +18,20 @@ class Sentence:
     tags: tuple[str, ...] | None = None
 
 
-Kind = Literal["classification", "regression", "tagging", "qa"]
+Kind = Literal["classification", "multilabel", "regression", "tagging", "qa"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text or two, and a class (str), a number (float, regression) or None where it is to be predicted."""
+    """One text or two, and a class (str), labels (tuple, multilabel) or a number (float, regression).
+
+    The label is None where it is to be predicted.
+    """
 
     id: str
     texts: tuple[str, ...]
-    label: str | float | None = None
+    label: str | float | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,12 @@ def check_labels(train: Dataset, dev: Dataset, path: str | Path) -> None:
     """Raises ValueError where training has fewer than two classes, or dev (read from path) a label that it lacks."""
     if train.kind == "classification" and len(train.labels) < 2:
         raise ValueError(f"all examples of training have the label {train.labels[0]!r}; two classes or more are wanted")
+    if train.kind == "multilabel" and not train.labels:
+        raise ValueError("no example of training has a label; one label or more is wanted")
     known = set(train.labels)
-    for example in dev.examples if train.kind in ("classification", "tagging") else ():
-        found = example.tags or () if isinstance(example, Sentence) else (getattr(example, "label", None),)
+    for example in dev.examples if train.kind in ("classification", "multilabel", "tagging") else ():
+        found = example.tags or () if isinstance(example, Sentence) else example.label
+        found = found if isinstance(found, tuple) else (found,)
         if unseen := next((label for label in found if label is not None and label not in known), None):
             shown = ", ".join(train.labels[:20]) + ", ..." * (len(train.labels) > 20)
             what = "sentence" if isinstance(example, Sentence) else "example"

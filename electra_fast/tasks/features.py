@@ -28,7 +28,7 @@ class Feature:
     ids: list[int]
     second: int  # where tokens of type 1 begin
     positions: list[int]  # places asked for: [0], or the first piece of each word; [] for qa
-    labels: list[float]  # one for each, or an answer's first and last place; [] where they are to be predicted
+    labels: list[float]  # one for each; multilabel: 0 or 1 for each label; qa: an answer's first and last place; or []
     first_word: int = 0  # of the sentence, that positions[0] is of
     context: tuple[int, int] = (0, 0)  # places of the context's tokens; qa only
     offsets: list[tuple[int, int]] = field(default_factory=list)  # the characters that each of these is
@@ -65,11 +65,17 @@ class Featurizer:
             if sum(map(len, pieces)) > room:
                 self.truncated += 1
                 pieces = truncate(pieces, room)
-            label = example.label
-            labels = [] if label is None else [self.number[label] if isinstance(label, str) else label / scale]
+            labels = self._labels(example.label, scale)
             for a, *rest in [pieces, pieces[::-1]] if swap and len(pieces) == 2 else [pieces]:
                 first = [cls, *a, sep]
                 yield Feature(i, first + [id for b in rest for id in (*b, sep)], len(first), [0], labels)
+
+    def _labels(self, label: str | float | tuple[str, ...] | None, scale: float) -> list[float]:
+        if label is None:
+            return []
+        if isinstance(label, tuple):
+            return [float(name in label) for name in self.number]
+        return [self.number[label] if isinstance(label, str) else label / scale]
 
     def _sentence(self, example: int, sentence: Sentence) -> Iterator[Feature]:
         """Windows of as many words as fit, each word counted in the one that shows the most around it."""
@@ -182,6 +188,8 @@ def collate(features: Sequence[Feature], names: Sequence[int], kind: str) -> Tas
             context[first + f.context[0] : first + f.context[1]] = True
         spans = [[first + int(label) for label in f.labels] for first, f in zip(firsts, features, strict=True)]
         labels = torch.tensor(spans)
+    elif kind == "multilabel":
+        labels = torch.tensor([f.labels for f in features], dtype=torch.float32)
     else:
         flat = [label for f in features for label in f.labels]
         labels = torch.tensor(flat, dtype=torch.float32 if kind == "regression" else torch.int64)

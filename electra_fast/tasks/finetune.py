@@ -67,7 +67,7 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     train, dev = _datasets(run)
     load_encoder(run.model, run.random_init)  # what is wrong with it is said before OUT is made
     asked = {
-        "task": run.task,
+        "task": train.kind,
         "model": _sha256(run.model / "model.safetensors"),
         "tokenizer": Tokenizer.load(run.model).sha256,
         "random_init": run.random_init,
@@ -81,9 +81,13 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
 
 def _datasets(run: FinetuneRun) -> tuple[Dataset, Dataset]:
     """Training and development examples, both of one benchmark or both of none."""
-    read = functools.partial(read_dataset, kind=run.task, columns=run.columns, max_bad_lines=run.max_bad_lines)
-    train = read(run.train, training=True)
-    dev = read(run.dev, benchmark=train.name)
+    read = functools.partial(read_dataset, columns=run.columns, max_bad_lines=run.max_bad_lines)
+    train = read(run.train, run.task, training=True)
+    if train.kind != run.task:
+        terminal.say(f"{run.train} has lists of labels: each example may have several, as with --task {train.kind}")
+    dev = read(run.dev, train.kind, benchmark=train.name)
+    if dev.kind != train.kind:
+        raise ValueError(f"{run.dev} has lists of labels and {run.train} one label each; write both alike")
     for note in (*train.notes, *dev.notes):
         terminal.say(note)
     check_labels(train, dev, run.dev)
@@ -149,8 +153,8 @@ class _Finetuning:
     ) -> None:
         self.run, self.config, self.train, self.dev, self.device = run, config, train, dev, device
         self.output, self.log = output, Log(output.path / METRICS, sys.maxsize, callback)
-        self.primary = primary(run.task, dev.name, train.labels)
-        if run.task == "qa" and dev.name == "squad2":
+        self.primary = primary(train.kind, dev.name, train.labels)
+        if train.kind == "qa" and dev.name == "squad2":
             self.primary = f"best_{self.primary}"
 
     def go(self) -> dict[str, Any]:
@@ -172,10 +176,10 @@ class _Finetuning:
         run, config, train = self.run, self.config, self.train
         torch.manual_seed(seed)
         encoder, tokenizer = load_encoder(run.model, run.random_init)
-        task = Task(run.task, train.name, tuple(train.labels), STSB_HIGHEST if train.name == "stsb" else 1.0)
+        task = Task(train.kind, train.name, tuple(train.labels), STSB_HIGHEST if train.name == "stsb" else 1.0)
         model = TaskModel(encoder, task, config).to(self.device)
         features = self._features(model, tokenizer)
-        epochs = config.epochs or EPOCHS.get(train.name or "", 2 if run.task == "qa" else 3)
+        epochs = config.epochs or EPOCHS.get(train.name or "", 2 if train.kind == "qa" else 3)
         steps = max(1, int(len(features) * epochs / config.batch_size))
         finetuner = Finetuner(model, config, steps, seed)
         tokens, since = 0, time.monotonic()
@@ -199,7 +203,7 @@ class _Finetuning:
                 f"max_length is {model.max_length}, and {self.run.model} reads sequences of at most "
                 f"{model.config.max_position_embeddings} tokens; lower --max-length"
             )
-        featurizer = Featurizer(tokenizer, self.run.task, model.task.labels, self.config, model.max_length)
+        featurizer = Featurizer(tokenizer, self.train.kind, model.task.labels, self.config, model.max_length)
         double = self.config.double_unordered
         swap = self.train.name in UNORDERED if double is None else double
         features = featurizer(self.train.examples, model.task.scale, swap)
@@ -249,7 +253,7 @@ class _Finetuning:
         seeds = self.output.scores
         values = [scores[self.primary] for scores in seeds.values()]
         return {
-            "task": self.run.task,
+            "task": self.train.kind,
             "benchmark": self.dev.name,
             "metric": self.primary,
             "seeds": {str(seed): scores for seed, scores in seeds.items()},

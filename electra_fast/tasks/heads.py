@@ -23,15 +23,23 @@ NEVER = -1e4  # added to the logit of what cannot be an answer; within float16's
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A packed batch and what is asked of it."""
+    """A packed batch of T tokens in N sequences, and what the head is to say of it.
+
+    Attributes:
+        positions: (W,) int64, the packed tokens whose hidden rows are classified: [CLS] of each sequence, or the first
+            piece of each word (tagging). Empty for qa.
+        labels: the truth. classification, tagging: (W,) int64, classes; multilabel: (W, C) float, 0 or 1; regression:
+            (W,) float; qa: (N, 2) int64, the first and last packed token of the answer. Empty where it is to be
+            predicted.
+        context: (T,) bool, whether an answer may lie on a token. qa only.
+        impossible: (N,) bool, whether a sequence has no answer. qa only.
+    """
 
     batch: Batch
-    positions: (
-        Tensor  # (W,) packed tokens whose rows are classified: [CLS] of each sequence, or each word's first piece
-    )
-    labels: Tensor  # classes (W,) int64, numbers (W,) float, or answers' first and last packed token (N, 2)
-    context: Tensor  # (T,) bool: where an answer may lie; qa only
-    impossible: Tensor  # (N,) bool: no answer in this sequence; qa only
+    positions: Tensor
+    labels: Tensor
+    context: Tensor
+    impossible: Tensor
 
     def to(self, device: torch.device) -> TaskBatch:
         rest = (self.positions, self.labels, self.context, self.impossible)
@@ -73,10 +81,13 @@ class RowHead(nn.Module):
         return logits[:, 0] if self.kind == "regression" else logits
 
     def losses(self, hidden: Tensor, asked: TaskBatch, dropout: Dropout) -> Tensor:
-        """(W,): cross-entropy, or the square of the error."""
+        """(W,): cross-entropy, square of the error, or (multilabel) mean of the labels' binary cross-entropies."""
         logits = wide(self(hidden, asked, dropout))
         if self.kind == "regression":
             return (logits - asked.labels.to(logits.dtype)).square()
+        if self.kind == "multilabel":
+            targets = asked.labels.to(logits.dtype)
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
         return F.cross_entropy(logits, asked.labels, reduction="none")
 
 

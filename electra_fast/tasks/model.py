@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 HEAD = 3 << 16  # the stream of a head's dropout
 ARCHITECTURES = {
     "classification": "ElectraForSequenceClassification",
+    "multilabel": "ElectraForSequenceClassification",
     "regression": "ElectraForSequenceClassification",
     "tagging": "ElectraForTokenClassification",
     "qa": "ElectraForQuestionAnswering",
+}
+PROBLEM_TYPES = {  # transformers' names for what ElectraForSequenceClassification is trained on
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
 }
 
 
@@ -108,9 +114,8 @@ class TaskModel(nn.Module):
         task, settings = self.task, self.settings
         labels = task.labels or (("LABEL_0",) if task.kind == "regression" else ())
         more: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
-        if task.kind in ("classification", "regression"):
-            single = task.kind == "classification"
-            more["problem_type"] = "single_label_classification" if single else "regression"
+        if task.kind in PROBLEM_TYPES:
+            more["problem_type"] = PROBLEM_TYPES[task.kind]
         tensors = _renamed(to_huggingface(self.state_dict()), _head_names(task.kind, settings.head))
         write_network(path, self.config, ARCHITECTURES[task.kind], tensors, more if labels else None)
         tokenizer.save(path)
@@ -185,9 +190,11 @@ def _task_of(path: Path, values: dict[str, Any]) -> Task:
         )
     named = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = tuple(str(named[key]) for key in sorted(named, key=int))
-    if kind == "classification" and (values.get("problem_type") == "regression" or len(labels) == 1):
+    if kind == "classification" and values.get("problem_type") == PROBLEM_TYPES["multilabel"]:
+        kind = "multilabel"
+    elif kind == "classification" and (values.get("problem_type") == "regression" or len(labels) == 1):
         kind = "regression"
-    return Task(kind, None, labels if kind in ("classification", "tagging") else ())
+    return Task(kind, None, labels if kind in ("classification", "multilabel", "tagging") else ())
 
 
 def _head_names(kind: str, style: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from electra_fast.tasks.answers import squad_scores
 from electra_fast.tasks.examples import Dataset, Question, check_labels
 from electra_fast.tasks.features import Feature, Featurizer, bucketed, collate
 from electra_fast.tasks.heads import NEVER, Dropout, TaskBatch, wide
+from electra_fast.tasks.labelsets import multilabel_scores
 from electra_fast.tasks.model import Task, TaskModel
 from electra_fast.tasks.scores import classification_scores, regression_scores, tagging_scores
 from electra_fast.tasks.settings import FinetuneConfig
@@ -27,7 +28,7 @@ Advance = Callable[[int], None]  # told of features that are done
 
 @dataclass(frozen=True)
 class Predictions:
-    """values: one an example, a class, a number, a tuple of tags or an answer, "" for none.
+    """values: one an example, a class, a tuple of labels, a number, a tuple of tags or an answer, "" for none.
 
     details: what is known beside it, as `predict` prints it. answers: of qa, with an answer everywhere; null_odds: how
     likely it is that there is none.
@@ -60,6 +61,8 @@ def predict(
     if task.kind == "regression":
         numbers = [float(each[0]) * task.scale for each in logits]
         return Predictions(numbers, [{"value": number} for number in numbers])
+    if task.kind == "multilabel":
+        return _label_sets(task.labels, logits)
     chances = [each.softmax(-1) for each in logits]
     if task.kind == "tagging":
         tags = [tuple(task.labels[i] for i in each.argmax(-1).tolist()) for each in chances]
@@ -68,6 +71,14 @@ def predict(
     classes = [task.labels[int(each[0].argmax())] for each in chances]
     shown = [dict(zip(task.labels, (round(p, 6) for p in each[0].tolist()), strict=True)) for each in chances]
     return Predictions(classes, [{"label": c, "probabilities": p} for c, p in zip(classes, shown, strict=True)])
+
+
+def _label_sets(labels: Sequence[str], logits: Sequence[Tensor]) -> Predictions:
+    """The labels whose probability, the sigmoid of their logit, is above a half: any number of them."""
+    rows = [each[0].sigmoid().tolist() for each in logits]
+    sets = [tuple(label for label, p in zip(labels, row, strict=True) if p > 0.5) for row in rows]
+    shown = [dict(zip(labels, (round(p, 6) for p in row), strict=True)) for row in rows]
+    return Predictions(sets, [{"labels": s, "probabilities": p} for s, p in zip(sets, shown, strict=True)])
 
 
 def unlabelled(example: Any) -> Any:
@@ -100,6 +111,8 @@ def evaluate(
     gold = [example.label for example in examples]
     if dataset.kind == "regression":
         return regression_scores(found.values, gold), found
+    if dataset.kind == "multilabel":
+        return multilabel_scores(found.values, gold, model.task.labels), found
     return classification_scores(found.values, gold, model.task.labels), found
 
 
@@ -111,6 +124,10 @@ def fitted(task: Task, dataset: Dataset, path: Path) -> Task:
     classes are these classes' numbers (some may be missing in the data); as many labels as classes are taken in order.
     Raises ValueError where the dataset has a label that the model does not know.
     """
+    if dataset.kind != task.kind:
+        raise ValueError(
+            f"{path} holds data for {dataset.kind}, and the model was trained for {task.kind}; name another file"
+        )
     if dataset.name == "squad2":
         task = dataclasses.replace(task, benchmark="squad2")
     unnamed = tuple(f"LABEL_{i}" for i in range(len(task.labels)))

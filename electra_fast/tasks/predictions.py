@@ -14,9 +14,11 @@ from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import Dataset
 from electra_fast.tasks.files import ending
+from electra_fast.tasks.labelsets import BETWEEN
 
 ENDINGS = {"classification": (".csv", ".tsv", ".jsonl"), "tagging": (".txt", ".conll", ".jsonl"), "qa": (".json",)}
 ENDINGS["regression"] = ENDINGS["classification"]
+ENDINGS["multilabel"] = (".jsonl", ".csv", ".tsv")
 BREAKS = {  # by the ending, what a field cannot hold
     ".txt": re.compile(r"[ \t\r\n]|^$|^-DOCSTART-"),
     ".conll": re.compile(r"[ \t\r\n]|^$|^-DOCSTART-"),
@@ -38,7 +40,8 @@ def write_predictions(
 ) -> list[Path]:
     """Writes predictions to a file, or to two for SQuAD v2.0.
 
-    classification, regression: columns id and prediction in .csv, .tsv or .jsonl. For a benchmark of GLUE .tsv has what
+    classification, multilabel, regression: columns id and prediction in .csv, .tsv or .jsonl; several labels are a list
+    in .jsonl, else they have | between them. For a benchmark of GLUE .tsv has what
     its server takes: index and prediction, STS-B's with three decimals from 0 to 5. tagging: a line for each word in
     .txt or .conll (the word, its tag if known, the predicted tag), as conlleval reads them; or .jsonl with lists words
     and tags, the predicted ones. qa: .json, id -> text.
@@ -48,8 +51,8 @@ def write_predictions(
             named after the benchmark (CoLA.tsv) or "predictions", and is .jsonl for tagging where a word or a tag holds
             a space.
         dataset: the examples.
-        predicted: one for each example, in order: str (classification, qa), float (regression), a tag for each word
-            (tagging).
+        predicted: one for each example, in order: str (classification, qa), labels (multilabel), float (regression), a
+            tag for each word (tagging).
         null_odds: id -> how likely there is no answer, for SQuAD v2.0; written beside path as NAME.null_odds.json.
 
     Returns: the files. Each is whole or not there.
@@ -62,8 +65,8 @@ def write_predictions(
     if len(predicted) != len(dataset.examples):
         raise ValueError(f"{len(predicted)} predictions and {len(dataset.examples)} examples are given; one each")
     labels = list[str]()
-    if dataset.kind == "tagging":
-        labels = sorted({tag for tags in predicted for tag in tags})
+    if dataset.kind in ("multilabel", "tagging"):
+        labels = sorted({label for several in predicted for label in several})
     elif dataset.kind == "classification":
         labels = sorted(set(predicted))
     if path.is_dir():
@@ -128,6 +131,10 @@ def _file_name(dataset: Dataset, labels: Iterable[str]) -> str:
 def _unfit(kind: str, dataset: Dataset, labels: Iterable[str]) -> str:
     """Names the first word, tag, class or id that a file of this ending cannot hold; "" if there is none."""
     breaks = BREAKS.get(kind)
+    if dataset.kind == "multilabel" and kind != ".jsonl":
+        for label in (*dataset.labels, *labels):
+            if BETWEEN in label:
+                return f"the label {label!r} beside others with {BETWEEN} between them"
     if breaks is None:
         return ""
     for label in (*dataset.labels, *labels):
@@ -147,6 +154,8 @@ def _rows(kind: str, dataset: Dataset, predicted: Sequence[Any]) -> str:
     pairs = [(example.id, value) for example, value in zip(dataset.examples, values, strict=True)]
     if kind == ".jsonl":
         return "".join(json_line({"id": id, "prediction": value}) for id, value in pairs)
+    if dataset.kind == "multilabel":
+        pairs = [(id, BETWEEN.join(labels)) for id, labels in pairs]
     head = ("index" if dataset.name and kind == ".tsv" else "id", "prediction")
     if kind == ".csv":
         out = io.StringIO()

@@ -9,10 +9,17 @@ import numpy as np
 
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import Dataset
+from electra_fast.tasks.labelsets import multilabel_table
 from electra_fast.tasks.schemes import scheme_of, spans
 
 SHOWN = 20  # errors that errors.txt holds
-DEFAULTS = {"classification": "accuracy", "regression": "spearman", "tagging": "f1", "qa": "f1"}
+DEFAULTS = {
+    "classification": "accuracy",
+    "multilabel": "f1_micro",
+    "regression": "spearman",
+    "tagging": "f1",
+    "qa": "f1",
+}
 
 
 def primary(kind: str, name: str | None = None, labels: Iterable[str] = ()) -> str:
@@ -153,6 +160,10 @@ def errors(dataset: Dataset, predicted: Sequence[Any]) -> str:
         lines += [confusion_table(counts, dataset.labels), ""]
         wrong = [(e, p) for e, p in pairs if e.label != p]
         shown = [f"{e.id}: {e.label}, predicted {p}: {' | '.join(e.texts)}" for e, p in wrong]
+    elif dataset.kind == "multilabel":
+        lines += [*multilabel_table(predicted, [e.label for e in examples], dataset.labels), ""]
+        wrong = [(e, p) for e, p in pairs if set(e.label) != set(p)]
+        shown = [f"{e.id}: {', '.join(e.label)}, predicted {', '.join(p)}: {' | '.join(e.texts)}" for e, p in wrong]
     elif dataset.kind == "regression":
         wrong = sorted(pairs, key=lambda pair: -abs(pair[0].label - pair[1]))
         shown = [f"{e.id}: {e.label:.2f}, predicted {p:.2f}: {' | '.join(e.texts)}" for e, p in wrong]

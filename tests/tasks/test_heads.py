@@ -33,6 +33,8 @@ def asked(kind: str) -> TaskBatch:
     positions, labels = first, torch.tensor([0, 2, 1])
     if kind == "regression":
         labels = torch.tensor([0.1, 0.9, 0.5])
+    if kind == "multilabel":
+        labels = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     if kind == "tagging":
         positions, labels = torch.tensor([1, 3, 10, 15, 20]), torch.tensor([0, 1, 2, 2, 1])
     if kind == "qa":
@@ -74,11 +76,14 @@ def plain_losses(head: Any, hidden: Tensor, batch: TaskBatch, kind: str, style: 
     logits = rows @ head.out.weight.T + head.out.bias
     if kind == "regression":
         return (logits.squeeze(1) - batch.labels) ** 2
+    if kind == "multilabel":
+        p = logits.sigmoid()
+        return torch.where(batch.labels == 1, -p.log(), -(1 - p).log()).mean(1)
     return -logits.log_softmax(1)[torch.arange(len(rows)), batch.labels]
 
 
 @pytest.mark.parametrize("style", ["google", "huggingface"])
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging", "qa"])
 def test_losses_and_gradients_of_the_head(kind: str, style: str) -> None:
     head = make_head(CONFIG, kind, 1 if kind == "regression" else 3, style, 0.5).double()
     batch = asked(kind)
@@ -151,7 +156,7 @@ def test_dropout_of_sequences_but_not_of_words_in_googles_heads() -> None:
 def model_for(kind: str, style: str) -> TaskModel:
     encoder = Encoder(CONFIG)
     initialise(encoder, 0.1)
-    labels = ("a", "b", "c") if kind in ("classification", "tagging") else ()
+    labels = ("a", "b", "c") if kind in ("classification", "multilabel", "tagging") else ()
     return TaskModel(encoder, Task(kind, None, labels), FinetuneConfig(head=style))
 
 
@@ -160,7 +165,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([["the cat sat on the mat, and the dog did not"] * 3], 60)
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging", "qa"])
 def test_transformers_loads_what_is_saved_and_agrees(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     import transformers
 
@@ -171,7 +176,7 @@ def test_transformers_loads_what_is_saved_and_agrees(kind: str, tokenizer: Token
         tmp_path / "m", output_loading_info=True, attn_implementation="eager"
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    if kind in ("classification", "tagging"):
+    if kind in ("classification", "multilabel", "tagging"):
         assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
     model, theirs = model.double(), theirs.double().eval()
     batch = asked(kind)
@@ -185,6 +190,11 @@ def test_transformers_loads_what_is_saved_and_agrees(kind: str, tokenizer: Token
         wanted = out.logits[mask.bool()][batch.positions] if kind == "tagging" else out.logits
         found = model.head(hidden, batch, Dropout(0.0, KEY)).reshape(wanted.shape)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    if kind in ("classification", "multilabel", "regression"):  # they choose the loss by problem_type
+        labels = batch.labels.to(torch.int64 if kind == "classification" else torch.float64)
+        loss = theirs(batch.batch.pad(batch.batch.input_ids), attention_mask=mask, labels=labels).loss
+        ours = model.losses(batch, KEY, KEY).mean()
+        torch.testing.assert_close(ours, loss, rtol=0, atol=1e-9)
 
     weights = torch.randn_like(wanted)
     (found * weights).sum().backward()
@@ -201,7 +211,7 @@ def test_transformers_loads_what_is_saved_and_agrees(kind: str, tokenizer: Token
         torch.testing.assert_close(ours_grad[rows], their_grad[rows], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging", "qa"])
 def test_a_checkpoint_of_transformers_loads(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     import transformers
 

@@ -39,7 +39,7 @@ def model_for(tokenizer: Tokenizer, kind: str, benchmark: str | None = None, **c
     )  # fmt: skip
     encoder = Encoder(config)
     initialise(encoder, 0.5)
-    labels = ("a", "b", "c") if kind in ("classification", "tagging") else ()
+    labels = ("a", "b", "c") if kind in ("classification", "multilabel", "tagging") else ()
     scale = 5.0 if benchmark == "stsb" else 1.0
     return TaskModel(encoder, Task(kind, benchmark, labels, scale), FinetuneConfig(**changes)).eval()
 
@@ -53,7 +53,7 @@ def examples(kind: str) -> list[Any]:
     return [Example(str(i), (text, "the mat")) for i, text in enumerate(texts)]
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging", "qa"])
 def test_neighbours_in_a_batch_change_nothing(tokenizer: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_for(tokenizer, kind)
     together = predict(model, tokenizer, examples(kind))
@@ -160,6 +160,44 @@ def test_no_answer_above_the_threshold(tokenizer: Tokenizer) -> None:
         assert (value == "") == (odds[example.id] > middle)
         assert found.answers[example.id] != ""
     assert "null_odds" in found.details[0]
+
+
+def test_labels_are_those_whose_sigmoid_is_above_a_half(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As transformers computes it for problem_type multi_label_classification, from the directory that we save."""
+    import transformers
+
+    model = model_for(tokenizer, "multilabel", head="huggingface")
+    model.save(tmp_path / "m", tokenizer)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "m").eval()
+    assert theirs.config.problem_type == "multi_label_classification"
+    pipe = transformers.pipeline(
+        "text-classification", model=theirs, tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    )
+    texts = [e.texts[0] for e in examples("multilabel")[:6]]
+    found = predict(model, tokenizer, [Example(str(i), (text,)) for i, text in enumerate(texts)])
+    for text, labels, detail in zip(texts, found.values, found.details, strict=True):
+        scores = {each["label"]: each["score"] for each in pipe(text, top_k=None)}
+        assert labels == tuple(label for label in "abc" if scores[label] > 0.5)
+        assert detail == {"labels": labels, "probabilities": pytest.approx(scores, abs=1e-5)}
+    assert len(set(map(len, found.values))) > 1, "sets of one size alone prove nothing"
+
+
+def test_a_multi_label_model_of_transformers_is_known_by_its_problem_type(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    import transformers
+
+    model_for(tokenizer, "multilabel", head="huggingface").save(tmp_path / "m", tokenizer)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    model, _ = TaskModel.load(tmp_path / "theirs")
+    assert (model.task.kind, model.task.labels) == ("multilabel", ("a", "b", "c"))
+    data = Dataset("multilabel", None, [Example("0", ("the cat",), ("b",)), Example("1", ("dogs",), ())], ["b"])
+    model.task = fitted(model.task, data, Path("f"))
+    scores, _ = evaluate(model, tokenizer, data)
+    assert set(scores) == {"f1_micro", "f1_macro", "accuracy"}
+    single = Dataset("classification", None, [Example("0", ("the cat",), "b")], ["b"])
+    with pytest.raises(ValueError, match="f holds data for classification, and the model was trained for multilabel"):
+        fitted(model.task, single, Path("f"))
 
 
 def test_a_stream_is_answered_group_by_group(tokenizer: Tokenizer) -> None:

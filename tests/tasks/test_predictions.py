@@ -90,6 +90,20 @@ def test_json_lines_hold_no_terminal_escape(unsafe):
     assert line.encode()
 
 
+def test_sets_of_labels_are_lists_or_have_a_bar_between_them(tmp_path):
+    sets = [("joy", "fear"), (), ("fear",)]
+    dataset = Dataset("multilabel", None, [Example(id, ("t",), ()) for id in "a|b c d".split()], ["joy", "fear"])
+    (file,) = write_predictions(tmp_path, dataset, sets)
+    assert file.name == "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == [["joy", "fear"], [], ["fear"]]
+    write_predictions(tmp_path / "p.csv", dataset, sets)
+    assert (tmp_path / "p.csv").read_text() == "id,prediction\na|b,joy|fear\nc,\nd,fear\n"
+    dataset.labels.append("a|b")
+    with pytest.raises(ValueError, match="p.tsv would have columns, which cannot hold the label 'a.b' beside others"):
+        check_predictions_path(tmp_path / "p.tsv", dataset)
+
+
 def test_a_full_disk_between_two_files_names_the_first(tmp_path, monkeypatch):
     def full(path, pieces):
         if "null_odds" in path.name:
