@@ -107,7 +107,7 @@ def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptio
     with importing():
         from electra_fast.report.terminal import say
         from electra_fast.tasks.datasets import read_dataset
-        from electra_fast.tasks.predict import evaluate, fitted
+        from electra_fast.tasks.evaluate import evaluate, fitted
         from electra_fast.tasks.predictions import check_predictions_path, write_predictions
         from electra_fast.tasks.schemes import described
     model, tokenizer = use.load()

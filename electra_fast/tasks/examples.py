@@ -102,6 +102,14 @@ def check_labels(train: Dataset, dev: Dataset, path: str | Path) -> None:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A line of a stream that holds no example. id: what its example would have had. error: why, in one sentence."""
+
+    id: str
+    error: str
+
+
+@dataclass(frozen=True)
 class Question:
     """A question on a context.
 

@@ -27,12 +27,13 @@ from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
 from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.datasets import read_dataset
+from electra_fast.tasks.evaluate import evaluate
 from electra_fast.tasks.examples import Dataset, check_labels
 from electra_fast.tasks.features import STSB_HIGHEST, Feature, Featurizer
 from electra_fast.tasks.finetuner import Finetuner, batches
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
 from electra_fast.tasks.output import METRICS, RESULTS, Output, say
-from electra_fast.tasks.predict import Predictions, evaluate
+from electra_fast.tasks.predict import Predictions
 from electra_fast.tasks.predictions import write_predictions
 from electra_fast.tasks.schemes import described
 from electra_fast.tasks.scores import errors, primary

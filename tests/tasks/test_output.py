@@ -15,10 +15,10 @@ from finetuning import FAST, cli, run_for
 from electra_fast.storage.atomic import read_json
 from electra_fast.storage.lock import Lock
 from electra_fast.tasks.datasets import read_dataset
+from electra_fast.tasks.evaluate import evaluate
 from electra_fast.tasks.finetune import finetune
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.output import Output
-from electra_fast.tasks.predict import evaluate
 from electra_fast.tasks.settings import FinetuneConfig
 
 FULL = OSError(28, "No space left on device")
