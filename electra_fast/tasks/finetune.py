@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import signal
 import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,8 +24,8 @@ from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.evaluate import evaluate
 from electra_fast.tasks.examples import Dataset, check_labels
-from electra_fast.tasks.features import STSB_HIGHEST, Feature, Featurizer
-from electra_fast.tasks.finetuner import Finetuner, batches
+from electra_fast.tasks.features import STSB_HIGHEST
+from electra_fast.tasks.finetuner import train_model
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
 from electra_fast.tasks.output import METRICS, RESULTS, Output, say
 from electra_fast.tasks.predict import Predictions
@@ -38,9 +33,7 @@ from electra_fast.tasks.predictions import write_predictions
 from electra_fast.tasks.schemes import described
 from electra_fast.tasks.scores import errors, primary
 from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun
-
-EPOCHS = {"rte": 10, "stsb": 10, "squad1": 2, "squad2": 2}  # Google's; 3 elsewhere
-UNORDERED = ("mrpc", "stsb")
+from electra_fast.tasks.signals import exit_on_signals
 
 
 def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None = None) -> dict[str, Any]:
@@ -76,7 +69,7 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
         "dev": _examples_sha256(dev),
         "settings": asdict(config),
     }
-    with _signals_exit(), Output(run.out, asked, run.resume) as output:
+    with exit_on_signals(), Output(run.out, asked, run.resume) as output:
         return _Finetuning(run, config, train, dev, device, output, callback).go()
 
 
@@ -116,29 +109,6 @@ def _examples_sha256(data: Dataset) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _signals_exit() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit in here, so that what is under way is cleared up and said.
-
-    A signal that is handled or ignored already, as by nohup, is left so.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        say(f"stopped by {signal.Signals(number).name}")
-        raise SystemExit(128 + number)
-
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only the main thread can set handlers
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
 class _Finetuning:
     """The loop over the seeds."""
 
@@ -174,49 +144,13 @@ class _Finetuning:
         return self._results()
 
     def _train(self, seed: int) -> tuple[TaskModel, Tokenizer]:
-        run, config, train = self.run, self.config, self.train
+        train, run = self.train, self.run
         torch.manual_seed(seed)
         encoder, tokenizer = load_encoder(run.model, run.random_init)
         task = Task(train.kind, train.name, tuple(train.labels), STSB_HIGHEST if train.name == "stsb" else 1.0)
-        model = TaskModel(encoder, task, config).to(self.device)
-        features = self._features(model, tokenizer)
-        epochs = config.epochs or EPOCHS.get(train.name or "", 2 if train.kind == "qa" else 3)
-        steps = max(1, int(len(features) * epochs / config.batch_size))
-        finetuner = Finetuner(model, config, steps, seed)
-        tokens, since = 0, time.monotonic()
-        with tqdm(total=steps, unit="step", desc=f"seed {seed}", dynamic_ncols=True) as bar:
-            for names in batches(len(features), config.batch_size, steps, seed):
-                chosen = [features[i] for i in names]
-                loss, norm = finetuner.step(chosen, names.tolist())
-                tokens += sum(len(feature.ids) for feature in chosen)
-                bar.update()
-                if (done := finetuner.steps_done) % run.log_every == 0 or done == steps:
-                    now = time.monotonic()
-                    speed, tokens, since = tokens / max(1e-9, now - since), 0, now
-                    row = {"seed": seed, "loss": loss, "grad_norm": norm, "tokens_per_s": speed}
-                    self.log.write("train", done, row)
-                    bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+        model = TaskModel(encoder, task, self.config).to(self.device)
+        train_model(model, tokenizer, train.examples, seed, self.log, run.log_every)
         return model, tokenizer
-
-    def _features(self, model: TaskModel, tokenizer: Tokenizer) -> list[Feature]:
-        if model.max_length > model.config.max_position_embeddings:
-            raise ValueError(
-                f"max_length is {model.max_length}, and {self.run.model} reads sequences of at most "
-                f"{model.config.max_position_embeddings} tokens; lower --max-length"
-            )
-        featurizer = Featurizer(tokenizer, self.train.kind, model.task.labels, self.config, model.max_length)
-        double = self.config.double_unordered
-        swap = self.train.name in UNORDERED if double is None else double
-        features = featurizer(self.train.examples, model.task.scale, swap)
-        if featurizer.truncated:
-            print(f"{featurizer.truncated:,} training examples are longer than {model.max_length} tokens and lose some")
-        if featurizer.closer:
-            print(
-                f"the contexts of {featurizer.closer:,} training questions are read in windows that are closer than "
-                f"--stride {self.config.stride}, so that no answer lies between two: --max-length {model.max_length} "
-                "leaves too little room"
-            )
-        return features
 
     def _measure(self, seed: int, model: TaskModel, tokenizer: Tokenizer) -> None:
         """Writes the scores of a saved model and, if it is the best so far, its predictions and errors."""

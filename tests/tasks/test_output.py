@@ -93,7 +93,7 @@ def test_what_only_people_read_ends_no_run(
 def test_a_run_interrupted_in_its_first_training_leaves_nothing(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("electra_fast.tasks.finetune.Finetuner.step", failing(KeyboardInterrupt()))
+    monkeypatch.setattr("electra_fast.tasks.finetuner.Finetuner.step", failing(KeyboardInterrupt()))
     assert cli(world, tmp_path / "out") == 130
     (tmp_path / "empty").mkdir()
     assert cli(world, tmp_path / "empty") == 130
@@ -130,7 +130,7 @@ def test_a_failure_of_the_first_measurement_costs_nothing(
     assert TaskModel.load(out / "seed-0") and not (out / "model").exists()
     assert cli(world, out) == 1
     assert f"{out} holds an earlier run of finetune; continue it with --resume" in capsys.readouterr().err
-    monkeypatch.setattr("electra_fast.tasks.finetune.Finetuner.step", failing(AssertionError("it is trained already")))
+    monkeypatch.setattr("electra_fast.tasks.finetuner.Finetuner.step", failing(AssertionError("it is trained already")))
     assert cli(world, out, "--resume") == 0
     assert TaskModel.load(out / "model") and not (out / "seed-0").exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -232,7 +232,7 @@ def test_more_seeds_by_resume(world: Path, tmp_path: Path, monkeypatch: pytest.M
         finetune(run_for(world, tmp_path / name, seeds=seeds), FAST)
     finetune(run_for(world, tmp_path / "parts", seeds=(0, 1), resume=True), FAST)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
-    monkeypatch.setattr("electra_fast.tasks.finetune.Finetuner.step", failing(AssertionError("all is done")))
+    monkeypatch.setattr("electra_fast.tasks.finetuner.Finetuner.step", failing(AssertionError("all is done")))
     results = finetune(run_for(world, tmp_path / "parts", seeds=(0, 1), resume=True), FAST)
     assert list(results["seeds"]) == ["0", "1"]
 
