@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.tasks.benchmarks import BENCHMARKS
-from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence, check_kind
+from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Refused, Sentence, check_kind
 from electra_fast.tasks.files import Malformed, check_file, decode, ending, parse_object, plural, read_lines
 from electra_fast.tasks.sentences import read_sentences, sentence_of, untagged_sentences
 from electra_fast.tasks.squad import read_questions, unanswered_questions
@@ -18,6 +18,7 @@ from electra_fast.tasks.texts import read_texts, row_id, row_string, row_texts, 
 
 STREAMED = {  # endings of files without labels that are read as stdin is
     "classification": (".txt",),
+    "multilabel": (".txt",),
     "regression": (".txt",),
     "tagging": (),
     "qa": (".txt", ".tsv"),
@@ -39,7 +40,9 @@ def read_dataset(
     path: the file, also packed as .xz or .gz. "-" is stdin, without labels alone (`stream_examples`).
     kind: one of KINDS. classification, regression: a published file of GLUE, MultiNLI or SNLI, which is known by its
     header (CoLA's by its four columns), or .tsv, .csv, .jsonl, .parquet or .txt with tabs, with columns named text,
-    text2 (if there), label and id (if there; else rows are counted from 0). tagging: columns, or lists in .jsonl and
+    text2 (if there), label or labels, and id (if there; else rows are counted from 0). multilabel: the same, with a
+    list of labels in .jsonl and .parquet, and in other files | between labels, or commas if the file has no |; lists
+    that are read for "classification" make the dataset's kind "multilabel". tagging: columns, or lists in .jsonl and
     .parquet (`read_sentences`). qa: SQuAD's formats (`read_questions`).
     columns: the names of the columns; they also stop the look-out for published files.
     labelled: False reads no labels, and plain .txt too (`stream_examples`).
@@ -68,6 +71,8 @@ def read_dataset(
         name, examples, labels = read_sentences(Path(path), columns, benchmark, malformed)
     else:
         name, examples, labels, notes = read_texts(Path(path), kind, columns, benchmark, malformed)
+        if any(isinstance(example.label, tuple) for example in examples):
+            kind = "multilabel"
     if not examples:
         what = {"tagging": "sentences", "qa": "questions"}.get(kind, "examples")
         empty = f"{path} has no {what}; name a file with some in it"
@@ -100,10 +105,10 @@ def _unlabelled(
     path: str | Path, kind: str, columns: Columns | None, benchmark: str | None, malformed: Malformed
 ) -> tuple[str | None, Iterator[Any]]:
     if str(path) == "-":
-        return benchmark, stream_examples(sys.stdin.buffer, kind, columns=columns)
+        return benchmark, _accepted(stream_examples(sys.stdin.buffer, kind, columns=columns), malformed)
     path = Path(path)
     if ending(path) in STREAMED[kind] and not _is_table(path, kind, columns or Columns()):
-        return benchmark, stream_examples(read_lines(path), kind, columns=columns, name=str(path))
+        return benchmark, _accepted(stream_examples(read_lines(path), kind, columns=columns, name=str(path)), malformed)
     if kind == "qa":
         return None, unanswered_questions(path, malformed)
     if kind == "tagging":
@@ -113,53 +118,84 @@ def _unlabelled(
 
 def _is_table(path: Path, kind: str, columns: Columns) -> bool:
     """Whether the first line of a .txt file names columns with tabs between them."""
-    if kind not in ("classification", "regression"):
+    if kind not in ("classification", "multilabel", "regression"):
         return False
     (line,) = islice(read_lines(path), 1)
     header = [name.strip() for name in line.decode(errors="replace").split("\t")]
     return len(header) > 1 and (columns.text in header or any(known.has(header) for known in BENCHMARKS.values()))
 
 
+def _accepted(examples: Iterable[Any], malformed: Malformed) -> Iterator[Any]:
+    for example in examples:
+        if isinstance(example, Refused):
+            malformed.leave_out(example.line, ValueError(example.error))
+        else:
+            yield example
+
+
 def stream_examples(
     lines: Iterable[bytes], kind: str, *, columns: Columns | None = None, name: str = "stdin"
-) -> Iterator[Example | Sentence | Question]:
-    """Unlabelled examples from lines, one by one as they come.
+) -> Iterator[Example | Sentence | Question | Refused]:
+    """Unlabelled examples from lines, one by one as they come; Refused for a line that holds none.
 
     Plain text: one text a line, which may be empty, or two with a tab between them; for tagging words with white space
     between them; for qa a question, a tab, a context. Or .jsonl where the first line begins with "{": fields as
-    `columns` names them; words (a list); question and context. The id is the field id, or counts examples from 0.
-    Raises ValueError with the line of what is neither.
+    `columns` names them; words (a list); question and context. The id is the field id, or counts from 0 the examples
+    and the lines refused.
     """
     check_kind(kind)
     columns = columns or Columns()
-    count, parts = 0, 0  # examples so far, texts of each
+    count, parts = 0, 0  # lines that hold an example or are refused; texts of each
     jsonl: bool | None = None
     for number, data in enumerate(lines, 1):
-        where = f"{name}, line {number}"
-        line = decode(data, where).removeprefix("\ufeff")
-        blank = not line.strip()
-        if jsonl is None and not blank:
-            jsonl = line.lstrip().startswith("{")
-        if blank and (jsonl or kind in ("tagging", "qa")):
-            continue
-        row = parse_object(line, where) if jsonl else {}
-        id = row_id(row, columns, where, count)
-        if kind == "tagging":
-            words = columns.word or "words"
-            yield sentence_of(row, where, id, words) if jsonl else Sentence(id, tuple(line.split()))
-        elif kind == "qa":
-            names = ("question", "context")
-            texts = tuple(row_string(row, name, where) for name in names) if jsonl else tuple(line.split("\t"))
-            if len(texts) != 2 or not texts[1].strip():
-                raise ValueError(
-                    f"{where} has {plural(len(texts), 'part')}; a question, a tab and a context are wanted"
-                )
-            yield Question(id, *texts)
-        else:
-            texts = row_texts(row, columns, where, columns.text2 in row) if jsonl else tuple(line.split("\t"))
-            parts = parts or len(texts)
-            if len(texts) > 2 or len(texts) != parts:
-                wanted = "one text, or two with a tab between them," if len(texts) > 2 else f"{parts}, as before,"
-                raise ValueError(f"{where} has {plural(len(texts), 'text')}; {wanted} are wanted")
-            yield Example(id, texts)
+        where, id = f"{name}, line {number}", str(count)
+        example: Example | Sentence | Question | Refused
+        try:
+            line = decode(data, where).removeprefix("\ufeff")
+            blank = not line.strip()
+            if jsonl is None and not blank:
+                jsonl = line.lstrip().startswith("{")
+            if blank and (jsonl or kind in ("tagging", "qa")):
+                continue
+            if jsonl:
+                row = parse_object(line, where)
+                id = row_id(row, columns, where, count)
+                example = _of_object(row, id, kind, columns, where)
+            else:
+                example = _of_line(line, id, kind, where)
+            if isinstance(example, Example):
+                parts = parts or len(example.texts)
+                if len(example.texts) != parts:
+                    found = plural(len(example.texts), "text")
+                    raise ValueError(f"{where} has {found}; {parts}, as before, are wanted")
+        except ValueError as error:
+            example = Refused(id, str(error), number)
+        yield example
         count += 1
+
+
+def _of_object(row: dict[str, Any], id: str, kind: str, columns: Columns, where: str) -> Example | Sentence | Question:
+    if kind == "tagging":
+        return sentence_of(row, where, id, columns.word or "words")
+    if kind == "qa":
+        question, context = (row_string(row, name, where) for name in ("question", "context"))
+        return _question(id, (question, context), where)
+    return Example(id, row_texts(row, columns, where, columns.text2 in row))
+
+
+def _of_line(line: str, id: str, kind: str, where: str) -> Example | Sentence | Question:
+    if kind == "tagging":
+        return Sentence(id, tuple(line.split()))
+    texts = tuple(line.split("\t"))
+    if kind == "qa":
+        return _question(id, texts, where)
+    if len(texts) > 2:
+        found = plural(len(texts), "text")
+        raise ValueError(f"{where} has {found}; one text, or two with a tab between them, are wanted")
+    return Example(id, texts)
+
+
+def _question(id: str, texts: tuple[str, ...], where: str) -> Question:
+    if len(texts) != 2 or not texts[1].strip():
+        raise ValueError(f"{where} has {plural(len(texts), 'part')}; a question, a tab and a context are wanted")
+    return Question(id, *texts)

@@ -103,10 +103,11 @@ def check_labels(train: Dataset, dev: Dataset, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Refused:
-    """A line of a stream that holds no example. id: what its example would have had. error: why, in one sentence."""
+    """A line of a stream that holds no example. id: its number among the examples. error: why, in one sentence."""
 
     id: str
     error: str
+    line: int = 0  # of the stream, from 1
 
 
 @dataclass(frozen=True)

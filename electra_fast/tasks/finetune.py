@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.device import chosen_device
-from electra_fast.report import terminal
 from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
+from electra_fast.report.terminal import progress_bar, say
 from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.evaluate import evaluate
@@ -27,7 +26,7 @@ from electra_fast.tasks.examples import Dataset, check_labels
 from electra_fast.tasks.features import STSB_HIGHEST
 from electra_fast.tasks.finetuner import train_model
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
-from electra_fast.tasks.output import METRICS, RESULTS, Output, say
+from electra_fast.tasks.output import METRICS, RESULTS, Output
 from electra_fast.tasks.predict import Predictions
 from electra_fast.tasks.predictions import write_predictions
 from electra_fast.tasks.schemes import described
@@ -78,19 +77,19 @@ def _datasets(run: FinetuneRun) -> tuple[Dataset, Dataset]:
     read = functools.partial(read_dataset, columns=run.columns, max_bad_lines=run.max_bad_lines)
     train = read(run.train, run.task, training=True)
     if train.kind != run.task:
-        terminal.say(f"{run.train} has lists of labels: each example may have several, as with --task {train.kind}")
+        say(f"{run.train} has lists of labels: each example may have several, as with --task {train.kind}")
     dev = read(run.dev, train.kind, benchmark=train.name)
     if dev.kind != train.kind:
         raise ValueError(f"{run.dev} has lists of labels and {run.train} one label each; write both alike")
     for note in (*train.notes, *dev.notes):
-        terminal.say(note)
+        say(note)
     check_labels(train, dev, run.dev)
     dev = dataclasses.replace(dev, labels=train.labels)  # it may lack classes, which the model may predict there
     name = train.name if train.name == dev.name else None
     if run.task == "qa" and "squad2" in (train.name, dev.name):
         name = "squad2"
     if run.task == "tagging":
-        terminal.say(described(train.labels))
+        say(described(train.labels))
     return dataclasses.replace(train, name=name), dataclasses.replace(dev, name=name)
 
 
@@ -156,7 +155,7 @@ class _Finetuning:
         """Writes the scores of a saved model and, if it is the best so far, its predictions and errors."""
         output, dev = self.output, self.dev
         others = [scores[self.primary] for other, scores in output.scores.items() if other != seed]
-        with tqdm(unit="sequence", desc="dev", dynamic_ncols=True) as bar:
+        with progress_bar(unit="sequence", desc="dev") as bar:
             scores, predictions = evaluate(model, tokenizer, dev, lambda n: bar.update(n) and None)
         if "best_f1_threshold" in scores:
             model.task = dataclasses.replace(model.task, null_threshold=scores["best_f1_threshold"])
@@ -207,4 +206,5 @@ def _optional(name: str, write: Callable[[], Any]) -> None:
     try:
         write()
     except Exception as error:
-        say(f"{name} was not written ({type(error).__name__}: {error}); the model and {RESULTS} do not need it")
+        reason = f"{type(error).__name__}: {error}"
+        say(f"{name} was not written ({reason}); the model and {RESULTS} do not need it", sys.stderr)

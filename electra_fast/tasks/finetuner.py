@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.report.log import Log
+from electra_fast.report.terminal import progress_bar, say
 from electra_fast.tasks.features import Feature, Featurizer, collate
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.settings import FinetuneConfig
@@ -45,7 +45,7 @@ def train_model(
     steps = max(1, int(len(features) * epochs / config.batch_size))
     finetuner = Finetuner(model, config, steps, seed)
     tokens, since = 0, time.monotonic()
-    with tqdm(total=steps, unit="step", desc=f"seed {seed}", dynamic_ncols=True) as bar:
+    with progress_bar(total=steps, unit="step", desc=f"seed {seed}") as bar:
         for names in batches(len(features), config.batch_size, steps, seed):
             batch = [features[i] for i in names]
             loss, norm = finetuner.step(batch, names.tolist())
@@ -70,9 +70,9 @@ def training_features(model: TaskModel, tokenizer: Tokenizer, examples: Sequence
     swap = task.benchmark in UNORDERED if config.double_unordered is None else config.double_unordered
     features = featurizer(examples, task.scale, swap)
     if featurizer.truncated:
-        print(f"{featurizer.truncated:,} training examples are longer than {model.max_length} tokens and are cut")
+        say(f"{featurizer.truncated:,} training examples are longer than {model.max_length} tokens and are cut")
     if featurizer.closer:
-        print(
+        say(
             f"the contexts of {featurizer.closer:,} training questions are read in windows that are closer than "
             f"--stride {config.stride}, so that no answer lies between two: --max-length {model.max_length} leaves "
             "little room"

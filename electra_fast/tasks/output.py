@@ -26,6 +26,7 @@ from typing import Any
 
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.report.log import read_log
+from electra_fast.report.terminal import say
 from electra_fast.storage.atomic import check_free, read_json, staged_rename, sync, write_file
 from electra_fast.storage.checkpoint import differences
 from electra_fast.storage.lock import Lock
@@ -81,7 +82,7 @@ class Output:
             self._clear()
         contents = self.contents()
         if error is not None and contents:
-            say(f"{contents}; the same command with --resume continues from there")
+            say(f"{contents}; the same command with --resume continues from there", sys.stderr)
         self._leave(empty=error is not None and self.began and not contents)
 
     def _leave(self, empty: bool) -> None:
@@ -161,12 +162,6 @@ def _scores(path: Path) -> dict[int, dict[str, float]]:
     if not isinstance(seeds, dict) or not all(isinstance(scores, dict) for scores in seeds.values()):
         raise ValueError(f"{path} has no scores by seed, as finetune writes them; restore it, or name another --out")
     return {int(seed): scores for seed, scores in seeds.items()}
-
-
-def say(line: str) -> None:
-    """A line on stderr, which may be closed: what is said of a failure must not be another failure."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def _json(values: dict[str, Any]) -> bytes:

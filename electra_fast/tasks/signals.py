@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from electra_fast.report.terminal import say
+
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
@@ -30,6 +32,7 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(OSError):
-        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    if number == signal.SIGHUP:  # when a terminal closes, the shell and the kernel both send one
+        signal.signal(number, signal.SIG_IGN)
+    say(f"stopped by {signal.Signals(number).name}", sys.stderr)
     raise SystemExit(128 + number)

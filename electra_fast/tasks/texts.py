@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import Columns, Example, sorted_labels
-from electra_fast.tasks.files import Malformed, plural, type_name
+from electra_fast.tasks.files import Malformed, ending, plural, type_name
+from electra_fast.tasks.labelsets import separator_of, split_labels
 from electra_fast.tasks.tables import Table, read_table
 
 
@@ -35,7 +37,8 @@ def read_texts(
 
     path, kind, columns, benchmark: as of `read_dataset`. malformed: takes the rows that are left out.
 
-    Returns (the benchmark or None, the examples, the labels in order, notes for the user). Raises ValueError.
+    Returns (the benchmark or None, the examples, the labels in order, notes for the user). For "classification" the
+    labels are sets, as for "multilabel", if any example has a list. Raises ValueError.
     """
     table, layout = _opened(path, kind, columns, True, malformed)
     examples, without = [], 0
@@ -53,16 +56,33 @@ def read_texts(
             without += 1
         else:
             examples.append(example)
-    seen = {str(example.label) for example in examples if kind == "classification"}
+    if kind == "multilabel" or any(isinstance(example.label, tuple) for example in examples):
+        kind, examples = "multilabel", _with_sets(examples, cells=ending(path) not in (".jsonl", ".parquet"))
+    seen = {label for example in examples for label in _classes(example.label)}
 
     def fits(name: str) -> bool:
         if kind == "regression":
-            return BENCHMARKS[name].kind == kind and all(0 <= float(e.label or 0) <= 5 for e in examples)
+            numbers = [example.label for example in examples if isinstance(example.label, float)]
+            return BENCHMARKS[name].kind == kind and all(0 <= number <= 5 for number in numbers)
         return BENCHMARKS[name].kind == kind and seen <= set(BENCHMARKS[name].labels)
 
     name = _chosen([name for name in layout.benchmarks if fits(name)], path, benchmark)
     notes = [f"{path}: left out {plural(without, 'example')} without a majority label ({layout.no_label})"]
     return name, examples, list(BENCHMARKS[name].labels) if name else sorted_labels(seen), notes if without else []
+
+
+def _classes(label: str | float | tuple[str, ...] | None) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else (label,) if isinstance(label, str) else ()
+
+
+def _with_sets(examples: list[Example], cells: bool) -> list[Example]:
+    """The examples with sets of labels. cells: a string is a cell that may hold several; else it is one label."""
+    separator = separator_of(example.label for example in examples if isinstance(example.label, str))
+    sets = [
+        split_labels(example.label, separator) if cells and isinstance(example.label, str) else _classes(example.label)
+        for example in examples
+    ]
+    return [dataclasses.replace(example, label=labels) for example, labels in zip(examples, sets, strict=True)]
 
 
 def unlabelled_texts(
@@ -99,6 +119,8 @@ def _opened(
         layout = Layout(layout.columns, layout.pair, names, known.no_label)
     else:
         columns = columns or Columns()
+        if columns.label == Columns.label and "label" not in table.header and "labels" in table.header:
+            columns = dataclasses.replace(columns, label="labels")
         layout = Layout(columns, columns.text2 in table.header)
     _check_columns(path, table.header, layout, labelled)
     return table, layout
@@ -160,21 +182,21 @@ def row_id(cells: Mapping[str, Any], columns: Columns, where: str, number: int) 
     return str(id)
 
 
-def _label(cells: Mapping[str, Any], layout: Layout, kind: str, where: str) -> str | float | None:
-    """The label of a row, None where its annotators did not agree on one."""
+def _label(cells: Mapping[str, Any], layout: Layout, kind: str, where: str) -> str | float | tuple[str, ...] | None:
+    """The label of a row, several for a list, None where its annotators did not agree on one."""
     name = layout.columns.label
     value = cells.get(name)
     if isinstance(value, str):
         value = value.strip()
         if value and value == layout.no_label:
             return None
-    if kind == "classification":
-        if isinstance(value, str) and value:
-            return value
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-            return str(value)
+    if kind == "multilabel" and value == "":
+        return ()
+    if kind in ("classification", "multilabel"):
+        if isinstance(value, list):
+            return _label_list(value, name, where)
+        if (label := _class(value)) is not None:
+            return label
         what = "an empty string" if value == "" else "nothing" if value is None else f"a {type(value).__name__}"
         raise ValueError(f"{where} has {what} in {name!r}; give each example its label, or drop the row")
     try:
@@ -187,3 +209,26 @@ def _label(cells: Mapping[str, Any], layout: Layout, kind: str, where: str) -> s
             f"{where} has the {name} {shown}; regression needs a finite number, or is this classification?"
         )
     return number
+
+
+def _class(value: Any) -> str | None:
+    """The name of a class, from a JSON value; None if it is none."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    return None
+
+
+def _label_list(values: list[Any], name: str, where: str) -> tuple[str, ...]:
+    labels = [_class(value.strip() if isinstance(value, str) else value) for value in values]
+    if None in labels:
+        raise ValueError(f"{where} has {values[labels.index(None)]!r:.40} in {name!r}; write a list of labels there")
+    if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+        raise ValueError(
+            f"{where} has the label {twice!r} twice in {name!r}; write those that apply, each once, and not 0 or 1 for "
+            "every label"
+        )
+    return tuple(label for label in labels if label is not None)

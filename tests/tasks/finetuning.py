@@ -33,6 +33,10 @@ def made(folder: Path) -> Path:
     (folder / "numbers.jsonl").write_text(
         "".join(json.dumps({"text": text, "text2": "film", "label": 2 * int(label)}) + "\n" for text, label in pairs)
     )
+    with (folder / "labels.jsonl").open("w") as file:
+        for i, (text, label) in enumerate(pairs):
+            sets = {"0": [], "1": ["good"]}[label] + (["long"] if i % 3 == 0 else [])
+            file.write(json.dumps({"text": text + " of the film" * (i % 3 == 0), "labels": sets}) + "\n")
     lines = [f"{word} X B-NP\n" if word in GOOD else f"{word} X O\n" for word in words]
     (folder / "train.txt").write_text("\n".join("".join(lines[i : i + 4]) for i in range(8)))
     contexts = [f"the film of {a} is {b}" for a in GOOD for b in BAD]
@@ -58,7 +62,8 @@ def made(folder: Path) -> Path:
     return folder
 
 
-FILES = {"classification": "train.tsv", "regression": "numbers.jsonl", "tagging": "train.txt", "qa": "qa.json"}
+FILES = {"classification": "train.tsv", "multilabel": "labels.jsonl", "regression": "numbers.jsonl"}
+FILES |= {"tagging": "train.txt", "qa": "qa.json"}
 
 
 def run_for(world: Path, out: Path, task: str = "classification", **changes: Any) -> FinetuneRun:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from finetuning import FAST, FILES, GOOD, SIZES, cli, run_for
 
+from electra_fast.cli.main import main
 from electra_fast.config import NetworkConfig
 from electra_fast.model.encoder import Encoder
 from electra_fast.model.networks import Discriminator, Generator
@@ -108,6 +109,52 @@ def test_a_run_of_each_kind(world: Path, tmp_path: Path, task: str, capsys: pyte
     model, _ = TaskModel.load(tmp_path / "out" / "model")
     assert model.task.kind == task
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_several_labels_are_learnt_and_transformers_agrees(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lists of labels are recognised under --task classification; the same in .csv needs --task multilabel."""
+    import transformers
+
+    rows = [json.loads(line) for line in (world / "labels.jsonl").read_text().splitlines()]
+    (tmp_path / "d.csv").write_text(
+        "text,label\n" + "".join(f"{row['text']},{'|'.join(row['labels'])}\n" for row in rows)
+    )
+    config = dataclasses.replace(FAST, epochs=15, head="huggingface")
+    results = {}
+    for name, file, task in (("a", world / "labels.jsonl", "classification"), ("b", tmp_path / "d.csv", "multilabel")):
+        run = run_for(world, tmp_path / name, task, train=file, dev=file)
+        results[name] = finetune(run, config)
+        said = f"{file} has lists of labels: each example may have several, as with --task multilabel"
+        assert (said in capsys.readouterr().out) == (task == "classification")
+    assert results["a"] == results["b"] and results["a"]["task"] == "multilabel"
+    assert results["a"]["metric"] == "f1_micro" and results["a"]["median"] == 1.0
+    table = (tmp_path / "a" / "errors.txt").read_text().splitlines()
+    assert [line.split() for line in table[1:3]] == [["good", "16", "16", "16"], ["long", "11", "11", "11"]]
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a" / "model").eval()
+    assert model.config.problem_type == "multi_label_classification"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "a" / "model")
+    with torch.no_grad():
+        logits = model(**tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")).logits
+    sets = [[model.config.id2label[i] for i in range(2) if row[i] > 0] for row in logits.tolist()]
+    assert sets == [row["labels"] for row in rows]
+
+    assert main(["evaluate", "--model", str(tmp_path / "a" / "model"), "--data", str(tmp_path / "d.csv")]) == 0
+    assert json.loads(capsys.readouterr().out) == {"f1_micro": 1.0, "f1_macro": 1.0, "accuracy": 1.0}
+
+
+def test_training_and_development_are_of_one_kind(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "long"}\n')
+    for train, dev in (("one", "labels"), ("labels", "one")):
+        files = {name: (tmp_path if name == "one" else world) / f"{name}.jsonl" for name in (train, dev)}
+        run = run_for(world, tmp_path / "out", train=files[train], dev=files[dev])
+        if train == "one":
+            with pytest.raises(ValueError, match="labels.jsonl has lists of labels and .*one.jsonl one label each"):
+                finetune(run, FAST)
+        else:  # one label is a set of one
+            assert finetune(run, FAST)["task"] == "multilabel"
 
 
 def test_it_learns(world: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -11,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from electra_fast.tasks.datasets import read_dataset, stream_examples
-from electra_fast.tasks.examples import Columns, Dataset, Example, Question, Sentence, check_labels, sorted_labels
+from electra_fast.tasks.examples import (
+    Columns,
+    Dataset,
+    Example,
+    Question,
+    Refused,
+    Sentence,
+    check_labels,
+    sorted_labels,
+)
 
 GLUE = {
     "CoLA": ("cola", 8551, 1043),
@@ -252,14 +262,90 @@ def test_stream_is_one_by_one():
         ("classification", ['{"text": "a"}\n', "b"], "stdin, line 2 is no JSON"),
         ("qa", ["no context\n"], "stdin, line 1 has 1 part; a question, a tab and a context are wanted"),
         ("tagging", ['{"words": "a b"}'], "stdin, line 1 has 'a b' in \"words\"; write a list of strings"),
-        ("sorting", ["a"], "the kind of task is 'sorting'; it must be one of classification, regression, tagging, qa"),
     ],
 )
-def test_stream_refused(kind, lines, message):
+def test_a_refused_line_of_a_stream_does_not_end_it(kind, lines, message):
+    """A row for each line, in order: what is wrong with it, or its example; the lines behind it are as they were."""
+    good = {"qa": b"who?\tme\n", "tagging": b'{"words": ["a"]}\n'}.get(kind, b"a\n")
+    if lines[0].startswith("{") and kind == "classification":
+        good = b'{"text": "a"}\n'
+    whole = [line.rstrip("\n").encode() + b"\n" for line in lines]
+    found = list(stream_examples([*whole, good], kind))
+    assert [each.id for each in found] == list(map(str, range(len(lines) + 1)))
+    refused, last = found[-2:]
+    assert isinstance(refused, Refused) and re.match(message, refused.error) and refused.line == len(lines)
+    assert not isinstance(last, Refused)
+
+
+def test_refused_lines_of_a_stream():
+    lines = [b"a\n", b"b\xff\n", b"c\0\n", b"\xff\xfea\0", b"d\te\n", b"f\n"]
+    first, *refused, last = stream_examples(lines, "classification")
+    assert (first, last) == (Example("0", ("a",)), Example("5", ("f",)))
+    said = "holds the byte 0xff", "holds a NUL", "is UTF-16", "has 2 texts"
+    for i, (each, text) in enumerate(zip(refused, said, strict=True), 2):
+        assert f"stdin, line {i} {text}" in each.error
+    named, _ = stream_examples([b'{"id": "k", "text": 5}\n', b'{"text": "a"}'], "classification")
+    assert named == Refused("k", "stdin, line 1 has a int in 'text'; write a string there", 1)
+    with pytest.raises(ValueError, match="the kind of task is 'sorting'; it must be one of classification, multilabel"):
+        next(stream_examples([b"a"], "sorting"))
+
+
+def test_refused_lines_of_a_file_are_left_out(tmp_path):
+    path = write(tmp_path / "a.txt", "a\nb\tc\nd\n")
+    found = read_dataset(path, "classification", labelled=False)
+    assert found.examples == [Example("0", ("a",)), Example("2", ("d",))]
+    assert found.notes == (
+        f"{path}: left out 1 malformed line (2), the first of which: {path}, line 2 has 2 texts; 1, as before, are "
+        "wanted",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"text": "x", "labels": ["joy", "a, b"]}\n{"text": "y", "labels": []}\n'
+                    '{"text": "z", "labels": "joy"}\n{"text": "w", "labels": [10, 9]}\n'),
+        ("a.csv", "text,labels\nx,\"joy| a, b\"\ny,\nz,joy\nw,10|9\n"),
+        ("a.tsv", "text\tlabel\nx\tjoy|a, b\ny\t\nz\tjoy\nw\t10|9\n"),
+    ],
+)  # fmt: skip
+def test_sets_of_labels(tmp_path, name, content):
+    """Lists in .jsonl, which also classification recognises; a bar between labels elsewhere."""
+    path = write(tmp_path / name, content)
+    wanted = [("joy", "a, b"), (), ("joy",), ("10", "9")]
+    found = read_dataset(path, "multilabel")
+    assert [e.label for e in found.examples] == wanted
+    assert (found.kind, found.name, sorted(found.labels)) == ("multilabel", None, ["10", "9", "a, b", "joy"])
+    if name == "a.jsonl":
+        assert read_dataset(path, "classification") == found
+    unlabelled = read_dataset(path, "multilabel", labelled=False).examples
+    assert [(e.texts, e.label) for e in unlabelled] == [((text,), None) for text in "xyzw"]
+
+
+def test_go_emotions_file_as_published(tmp_path):
+    """data/train.tsv of GoEmotions has no header: text, numbers with commas, id. Under a header it is read as it is."""
+    path = write(tmp_path / "a.tsv", "text\tlabel\tid\nGood.\t2,14\teb\nWell\t27\ted\n")
+    found = read_dataset(path, "multilabel")
+    assert [e.label for e in found.examples] == [("2", "14"), ("27",)] and found.labels == ["2", "14", "27"]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (
+            "[0, 1, 0]",
+            "has the label '0' twice in 'label'; write those that apply, each once, and not 0 or 1 for every",
+        ),
+        ('["joy", null]', "has None in 'label'; write a list of labels there"),
+        ('["joy", " "]', "has ' ' in 'label'"),
+        ("null", "has nothing in 'label'; give each example its label"),
+        ('{"joy": 1}', "has a dict in 'label'"),
+    ],
+)
+def test_what_is_no_set_of_labels(tmp_path, label, message):
+    path = write(tmp_path / "a.jsonl", f'{{"text": "x", "label": {label}}}')
     with pytest.raises(ValueError, match=message):
-        list(stream_examples((line.encode() for line in lines), kind))
-    with pytest.raises(ValueError, match="stdin, line 2 holds the byte 0xff"):
-        list(stream_examples([b"a\n", b"b\xff\n"], "classification"))
+        read_dataset(path, "multilabel", max_bad_lines=0)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +372,7 @@ def test_stream_refused(kind, lines, message):
         ("a.jsonl", '{"text": "a", "label": 1' + "0" * 400 + "}", NUMBERS, "line 1 has the label 1000"),
         ("a.jsonl", '{"text": "a", "label": NaN}', NUMBERS, "line 1 has the label nan"),
         ("a.jsonl", '{"text": "a", "label": null}', CLASSES, "line 1 has nothing in 'label'"),
-        ("a.jsonl", '{"text": "a", "label": ["x"]}', CLASSES, "line 1 has a list in 'label'"),
+        ("a.jsonl", '{"text": "a", "label": ["x"]}', "regression", "line 1 has the label list; regression needs"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": ', CLASSES, "a.jsonl, line 2 is no JSON"),
         ("a.jsonl", "[" * 100_000, CLASSES, "a.jsonl, line 1 is no JSON"),
         ("a.jsonl", "[1]", CLASSES, "a.jsonl, line 1 is a list; each line is an object"),
