@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -225,7 +226,8 @@ def _class(value: Any) -> str | None:
 def _label_list(values: list[Any], name: str, where: str) -> tuple[str, ...]:
     labels = [_class(value.strip() if isinstance(value, str) else value) for value in values]
     if None in labels:
-        raise ValueError(f"{where} has {values[labels.index(None)]!r:.40} in {name!r}; write a list of labels there")
+        shown = json.dumps(values[labels.index(None)], ensure_ascii=False)
+        raise ValueError(f"{where} has {shown:.40} in {name!r}; write a list of labels there")
     if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
         raise ValueError(
             f"{where} has the label {twice!r} twice in {name!r}; write those that apply, each once, and not 0 or 1 for "

@@ -159,7 +159,7 @@ def test_primary():
         wnli="accuracy", qnli="accuracy", stsb="spearman",
         conll2000="f1", squad1="f1", squad2="f1",
     )  # fmt: skip
-    assert [primary(kind) for kind in KINDS] == ["accuracy", "spearman", "f1", "f1"]
+    assert [primary(kind) for kind in KINDS] == ["accuracy", "f1_micro", "spearman", "f1", "f1"]
 
 
 @pytest.mark.parametrize(
