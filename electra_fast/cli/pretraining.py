@@ -16,14 +16,12 @@ from electra_fast.cli.interrupts import importing
 from electra_fast.cli.options import Command, Default
 from electra_fast.train.settings import RECIPES, Packing, PretrainConfig, RunConfig
 
-Positional = tyro.conf.Positional
-
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
     """Data: the text, and what is made of it."""
 
-    files: Annotated[tuple[Path, ...], Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Text: .txt, .tokens, .jsonl or .parquet; all but the last may be packed as .gz or .xz."""
 
     out: Path
@@ -112,10 +110,10 @@ def pretrain_defaults(arguments: Sequence[str]) -> dict[str, Default]:
 class ConvertOptions:
     """Data: the weights to read, and where they go."""
 
-    source: Annotated[Path, Positional]
+    source: Annotated[Path, tyro.conf.Positional]
     """Weights: model.ckpt[.index], or a directory with it or with model.safetensors."""
 
-    out: Annotated[Path, Positional]
+    out: Annotated[Path, tyro.conf.Positional]
     """Directory to write; it must not exist."""
 
     tokenizer: Path | None = None

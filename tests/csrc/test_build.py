@@ -176,5 +176,6 @@ def test_sdist_and_wheel_hold_everything(tmp_path):
         path.relative_to(copy) for folder in ("kernels", "electra_fast") for path in (copy / folder).rglob("*.py")
     }
     wanted = {Path("electra_fast", path) if path.parts[0] == "kernels" else path for path in sources}
-    made = {path.relative_to(tmp_path / "lib") for path in (tmp_path / "lib").rglob("*.py")}
-    assert sorted(wanted - made) == [], "left out of the wheel: see [tool.setuptools] packages in pyproject.toml"
+    made = {path.relative_to(tmp_path / "lib") for path in (tmp_path / "lib").rglob("*.*")}
+    missing = sorted((wanted | {Path("electra_fast/py.typed")}) - made)
+    assert missing == [], "left out of the wheel: see [tool.setuptools] packages in pyproject.toml"
