@@ -40,18 +40,35 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "benches",
         nargs="*",
         metavar="BENCH",
-        help=f"of {', '.join(names())}, roofs; none: all; besides, each with a --help: {', '.join(COMMANDS)}",
+        help=f"benches to run, of {', '.join(names())}, roofs (default: all); or one of the tools "
+        f"{', '.join(COMMANDS)}, each of which has a --help of its own",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per row; a plot goes beside it")
-    parser.add_argument("--profile", type=Path, metavar="TRACE", help="chrome trace of ours' step; a table is printed")
-    parser.add_argument("--models", nargs="+", default=[], help="of tiny, small, small_plus, base, large")
-    parser.add_argument("--shapes", nargs="+", default=[], metavar="BxS", help="such as 16x128")
-    parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help="contestants; patterns as 'hf-*'")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append one JSON line per result to FILE, and write a plot beside it"
+    )
+    parser.add_argument(
+        "--profile", type=Path, metavar="TRACE", help="profile our step: print a table and write a Chrome trace"
+    )
+    parser.add_argument("--models", nargs="+", default=[], help="models, of tiny, small, small_plus, base, large")
+    parser.add_argument(
+        "--shapes", nargs="+", default=[], metavar="BxS", help="batch shapes, sequences x tokens, such as 16x128"
+    )
+    parser.add_argument(
+        "--providers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="implementations to race, by name or pattern, such as 'hf-*'",
+    )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
-    parser.add_argument("--ragged", action="store_true", help="sequences of different lengths")
-    parser.add_argument("--memory", action="store_true", help="CPU: peak memory, each in a process of its own")
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
+    parser.add_argument("--ragged", action="store_true", help="give the sequences of a batch different lengths")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="measure peak memory on the CPU, each implementation in a process of its own",
+    )
     parser.add_argument("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.benches if name not in (*names(), "roofs")]:

@@ -183,13 +183,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python benches gpu", description="\n".join(lines), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--phase", choices=PHASES, required=True)
+    parser.add_argument("--phase", choices=PHASES, required=True, help="which phase of the plan to run")
     parser.add_argument(
-        "--out", type=Path, default=BENCHES / "results" / "gpu", metavar="FOLDER", help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=BENCHES / "results" / "gpu",
+        metavar="FOLDER",
+        help="folder for the results (default: %(default)s)",
     )
-    parser.add_argument("--parts", nargs="+", default=["*"], metavar="NAME", help="names or patterns, as 'step-*'")
-    parser.add_argument("--again", action="store_true", help="those too that have ended before")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, then run it on the CPU, tiny")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help="parts to run, by name or pattern, such as 'step-*' (default: all)",
+    )
+    parser.add_argument("--again", action="store_true", help="run the parts again that have already finished")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, then run it on the CPU with tiny sizes")
     given = parser.parse_args(arguments)
     if not given.dry_run and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here; --dry-run shows the plan and runs it on the CPU")

@@ -124,9 +124,11 @@ def table(mode: Counting, layers: int) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python benches launches", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="small", help="of tiny, small, small_plus, base, large; default: small")
-    parser.add_argument("--shape", default="128x128", metavar="BxS", help="default: 128x128")
-    parser.add_argument("--generation", type=int, default=90, help="80, 86, 90 or 100; default: 90")
+    parser.add_argument("--model", default="small", help="tiny, small, small_plus, base or large (default: small)")
+    parser.add_argument(
+        "--shape", default="128x128", metavar="BxS", help="batch shape, sequences x tokens (default: 128x128)"
+    )
+    parser.add_argument("--generation", type=int, default=90, help="GPU generation: 80, 86, 90 or 100 (default: 90)")
     given = parser.parse_args(arguments)
     rows, width = (int(n) for n in given.shape.split("x"))
     config = getattr(ElectraConfig, given.model)()

@@ -107,12 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python benches loss_curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--forced", action="store_true")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder that `electra-fast prepare` wrote")
+    parser.add_argument("--steps", type=int, default=1000, help="number of optimiser steps (default: 1000)")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences per step (default: 8)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
+    parser.add_argument("--forced", action="store_true", help="give the reference our samples, and switch dropout off")
+    parser.add_argument("--json", type=Path, required=True, help="file for the losses; a plot goes beside it")
     options = parser.parse_args(arguments)
     config = PretrainConfig(steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate)
     rows = race(Corpus(options.corpus), config, options.forced)

@@ -87,8 +87,13 @@ def table(cases: list[tuple[str, int, int]]) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python benches memory", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", help="of tiny, small, small_plus, base, large; default: small and base")
-    parser.add_argument("--shape", default="128x128", metavar="BxS", help="of the model given; default: 128x128")
+    parser.add_argument("--model", help="tiny, small, small_plus, base or large (default: small and base)")
+    parser.add_argument(
+        "--shape",
+        default="128x128",
+        metavar="BxS",
+        help="batch shape for --model, sequences x tokens (default: 128x128)",
+    )
     given = parser.parse_args(arguments)
     rows, width = (int(n) for n in given.shape.split("x"))
     print("\n".join(table([(given.model, rows, width)] if given.model else CASES)))

@@ -263,10 +263,22 @@ def main(arguments: list[str]) -> int:
     )
     here = Path(__file__).resolve().parent.parent
     data = Path(os.environ.get("ELECTRA_FAST_DATA") or here.parents[1] / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=data, help="folder of real data; $ELECTRA_FAST_DATA unless given")
-    parser.add_argument("--work", type=Path, required=True, help="folder of what is done; a run goes on from it")
-    parser.add_argument("--json", type=Path, default=here / "results" / "transfer.json")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
+    parser.add_argument("--data", type=Path, default=data, help="folder of the data sets (default: %(default)s)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="folder for intermediate results, from which an interrupted run resumes",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=here / "results" / "transfer.json",
+        help="file for the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="number of single-threaded processes to run at once (default: 2)"
+    )
     given = parser.parse_args(arguments)
     if not given.data.is_dir():
         parser.error(f"there is no folder {given.data}; name that of the data by --data")

@@ -279,15 +279,26 @@ class Tuner:
 
 def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benches tune", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(arguments.OPS)}; none: all")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--shapes", nargs="+", default=[], metavar="BxS", help="sequences x tokens, such as 128x128")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per candidate and shape")
     parser.add_argument(
-        "--dry-run", action="store_true", help="all but the clock: compile, or with TRITON_INTERPRET run"
+        "ops", nargs="*", metavar="OP", help=f"ops to tune, of {', '.join(arguments.OPS)} (default: all)"
     )
-    parser.add_argument("--target", default="sm_90", choices=[f"sm_{t}" for t in compile.TARGETS], help="of a dry run")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument(
+        "--shapes", nargs="+", default=[], metavar="BxS", help="batch shapes, sequences x tokens, such as 128x128"
+    )
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line per candidate tile and shape")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="time nothing: compile each candidate, or run it under TRITON_INTERPRET=1",
+    )
+    parser.add_argument(
+        "--target",
+        default="sm_90",
+        choices=[f"sm_{t}" for t in compile.TARGETS],
+        help="GPU generation that a dry run compiles for",
+    )
     found = parser.parse_args(given)
     if unknown := [op for op in found.ops if op not in arguments.OPS]:
         parser.error(f"there is no op {', '.join(unknown)}; there are {', '.join(arguments.OPS)}")
