@@ -27,7 +27,11 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("rows, width", [(0, 12), (1, 1), (63, 17), (127, 80), (128, 128), (129, 64), (9, 300)])
+@pytest.mark.parametrize(
+    "rows, width",
+    [(0, 12), (1, 1), (63, 17), (129, 64)]
+    + [pytest.param(*shape, marks=pytest.mark.slow) for shape in [(127, 80), (128, 128), (9, 300)]],
+)
 def test_by_the_rule(rows: int, width: int, dtype: torch.dtype) -> None:
     check(discriminator_head, plain.truth, plain.example(rows, width), dtype)
 

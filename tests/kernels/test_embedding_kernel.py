@@ -40,8 +40,8 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, 20, 5, 30),
         (1, 1, None, 30),
         (63, 17, 5, 40000),
-        (127, 33, None, 30),
-        (128, 64, 30, 3000),
+        pytest.param(127, 33, None, 30, marks=pytest.mark.slow),
+        pytest.param(128, 64, 30, 3000, marks=pytest.mark.slow),
         (129, 12, None, 1),
         (5, 300, None, 30),
     ],
@@ -64,7 +64,7 @@ def test_whatever_the_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("words", [1, 2, 9, 300])
-@pytest.mark.parametrize("rows", [1, 4, 5, 9, 64, 130])
+@pytest.mark.parametrize("rows", [1, 4, 5, 64, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, 130))])
 def test_words_in_runs_of_every_length(rows: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of small whole numbers, which no order rounds; the longest has more parts than are joined at once."""
     monkeypatch.setattr(tables, "RUN", 2)

@@ -46,7 +46,7 @@ def test_what_more_keys_than_one_block_was_read_is_kept(whole: None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("width, heads, inner", [(17, 1, 33), (24, 3, 20)])
+@pytest.mark.parametrize("width, heads, inner", [(17, 1, 33), pytest.param(24, 3, 20, marks=pytest.mark.slow)])
 def test_widths_in_pieces(width: int, heads: int, inner: int, dtype: torch.dtype) -> None:
     check(named, truth, example((5, 9), width, heads, inner, 2), dtype)
 
@@ -55,7 +55,7 @@ def test_a_wider_layer_in_one_launch_a_block() -> None:
     check(named, truth, example((5, 9), 128, 2, 64, 2), torch.float16)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("asking", [(5, 0, 3), (0, 0, 0)], ids=str)
 def test_only_some_rows_ask_in_the_last_layer(asking: tuple, depth: int, whole: None) -> None:
     check(named, truth, example(width=64, heads=1, inner=64, depth=depth, asking=asking), torch.float16)
@@ -66,7 +66,7 @@ def test_rows_asked_for_twice_add_up() -> None:
     check(named, truth, example(asking=(2, 1, 3)) | dict(rows=torch.tensor([1, 1, 5, 8, 6, 8])))
 
 
-@pytest.mark.parametrize("width", [64, 24])
+@pytest.mark.parametrize("width", [64, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout"])
 def test_layouts(layout: str, width: int, whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}

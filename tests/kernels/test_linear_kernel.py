@@ -30,7 +30,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("rows", [0, 1, 63, 127, 128, 129])
+@pytest.mark.parametrize("rows", [0, 1, 129, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 127, 128))])
 def test_rows(rows: int, gelu: bool, dtype: torch.dtype) -> None:
     check(linear, test_linear.truth, test_linear.example(rows, 64, 64, gelu), dtype)
 
@@ -38,7 +38,9 @@ def test_rows(rows: int, gelu: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(
-    "inner, outer", [(1, 1), (17, 80), (80, 33), (64, 192), (128, 256), (512, 256), (256, 3), (64, 200), (300, 64)]
+    "inner, outer",
+    [(1, 1), (17, 80), (64, 192), (128, 256), (300, 64)]
+    + [pytest.param(*widths, marks=pytest.mark.slow) for widths in [(80, 33), (512, 256), (256, 3), (64, 200)]],
 )
 def test_widths(inner: int, outer: int, gelu: bool, dtype: torch.dtype) -> None:
     check(linear, test_linear.truth, test_linear.example(20, inner, outer, gelu), dtype)
