@@ -240,8 +240,14 @@ def _launch(jobs: list[_Job]) -> list[Sum]:
 
 @cache
 def share(products: tuple[tuple[int, int], ...], programs: int, flops: int, numbers: int) -> int:
-    """Blocks of rows a program takes, of products given as (tiles, blocks of rows), with the flops of a block and tile
-    and so many numbers summed: where full waves and few bytes of sums take the least time, by the roofs."""
+    """How many row blocks each program handles: the split with the least estimated time (waves x work per program +
+    partial sums written).
+
+    products: (tiles, row blocks) of each product in the launch
+    programs: how many run at once
+    flops: of one tile over one row block
+    numbers: how many sums each share of the rows leaves
+    """
     most = max(blocks for _, blocks in products)
     tiles = sum(tiles for tiles, _ in products)
 
