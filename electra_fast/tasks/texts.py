@@ -198,7 +198,7 @@ def _label(cells: Mapping[str, Any], layout: Layout, kind: str, where: str) -> s
             return _label_list(value, name, where)
         if (label := _class(value)) is not None:
             return label
-        what = "an empty string" if value == "" else "nothing" if value is None else f"a {type(value).__name__}"
+        what = "an empty string" if value == "" else "nothing" if value is None else type_name(type(value))
         raise ValueError(f"{where} has {what} in {name!r}; give each example its label, or drop the row")
     try:
         number = math.nan if value is None or isinstance(value, bool | list | dict) else float(value)

@@ -161,6 +161,9 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table(premise=["a"], hypothesis=["b"], label=[True], idx=["k"]), path)
     columns = Columns(text="premise", text2="hypothesis", id="idx")
     assert read_dataset(path, "classification", columns=columns).examples == [Example("k", ("a", "b"), "true")]
+    pyarrow.parquet.write_table(table(text=["a", "b"], labels=[["x", "y"], []]), path)
+    sets = read_dataset(path, "multilabel")
+    assert sets == read_dataset(path, "classification") and [e.label for e in sets.examples] == [("x", "y"), ()]
     pyarrow.parquet.write_table(table(words=[["a b", "c"]], tags=[["X", "Y"]]), path)
     assert read_dataset(path, "tagging").examples[0].words == ("a b", "c")
 
@@ -183,8 +186,8 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for damaged in (whole[:-9], b"PAR1" + whole[4:40] + whole[60:], whole[:4] + b"\xff" * 200 + whole[204:], b"text"):
         path.write_bytes(damaged)
         refused("a.parquet is no readable parquet file|a.parquet, row|a.parquet has more than")
-    pyarrow.parquet.write_table(table(text=["a"], label=[["x"]]), path)
-    refused("a.parquet, row 1 has a list in 'label'")
+    pyarrow.parquet.write_table(table(text=["a"], label=[{"x": 1}]), path)
+    refused("a.parquet, row 1 has an object in 'label'")
     pyarrow.parquet.write_table(table(text=[], label=[]), path)
     refused("a.parquet has the columns text, label and no rows")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

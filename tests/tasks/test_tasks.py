@@ -285,7 +285,7 @@ def test_refused_lines_of_a_stream():
     for i, (each, text) in enumerate(zip(refused, said, strict=True), 2):
         assert f"stdin, line {i} {text}" in each.error
     named, _ = stream_examples([b'{"id": "k", "text": 5}\n', b'{"text": "a"}'], "classification")
-    assert named == Refused("k", "stdin, line 1 has a int in 'text'; write a string there", 1)
+    assert named == Refused("k", "stdin, line 1 has a number in 'text'; write a string there", 1)
     with pytest.raises(ValueError, match="the kind of task is 'sorting'; it must be one of classification, multilabel"):
         next(stream_examples([b"a"], "sorting"))
 
@@ -339,7 +339,7 @@ def test_go_emotions_file_as_published(tmp_path):
         ('["joy", null]', "has null in 'label'; write a list of labels there"),
         ('["joy", " "]', "has \" \" in 'label'"),
         ("null", "has nothing in 'label'; give each example its label"),
-        ('{"joy": 1}', "has a dict in 'label'"),
+        ('{"joy": 1}', "has an object in 'label'"),
     ],
 )
 def test_what_is_no_set_of_labels(tmp_path, label, message):
