@@ -44,7 +44,7 @@ lint: $(INSTALLED)
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 docs: $(INSTALLED)  ## the documentation in build/site; a link or an anchor that leads nowhere fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The package again, in build/sanitize, its core under AddressSanitizer and UndefinedBehaviorSanitizer, and of the tests
 # of every op in C++ those that lead it through all sizes, in each instruction set, alone and on threads.
