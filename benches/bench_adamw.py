@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from electra_fast import Electra, ops
 from electra_fast.config import ElectraConfig
-from electra_fast.ops.adamw import adamw_reference
+from electra_fast.ops.adamw import AdamWArguments, adamw_reference
 from electra_fast.train.optimizer import decays
 
 LR, BETA1, BETA2, EPS, NORM, DECAY = 5e-4, 0.9, 0.999, 1e-6, 1.0, 0.01
@@ -53,13 +53,19 @@ def formula(op: Callable[..., Tensor], case: Case) -> Step:
     params, grads = [p.clone() for p in case.params], [g.clone() for g in case.grads]
     moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
     lr, guard = (torch.full((1,), number, device=params[0].device) for number in (LR, 1.0))
-    numbers = ([1.0] * len(params), case.weight_decays, BETA1, BETA2, EPS, NORM)
+    lists = (params, grads, *moments, lr, [1.0] * len(params), case.weight_decays)
+    numbers = dict(beta1=BETA1, beta2=BETA2, eps=EPS, max_grad_norm=NORM, guard=guard, copies=[])
 
     def step() -> list[Tensor]:
-        op(params, grads, *moments, lr, *numbers, guard, [])  # without copies
+        op(*lists, **numbers)
         return params
 
     return step
+
+
+@torch.no_grad()
+def reference(*lists: Any, **numbers: Any) -> Tensor:
+    return adamw_reference(AdamWArguments(*lists, **numbers))
 
 
 def pytorch(which: str, case: Case) -> Step:
@@ -109,7 +115,7 @@ CONTESTANTS: dict[str, Callable[[Case], Step]] = {
     "ours": partial(formula, ops.adamw),
     "fused": partial(pytorch, "fused"),
     "foreach": partial(pytorch, "foreach"),
-    "reference": partial(formula, torch.no_grad()(adamw_reference)),
+    "reference": partial(formula, reference),
 }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from electra_fast import ops
 from electra_fast.config import ElectraConfig
-from electra_fast.ops.attention import attention_reference
+from electra_fast.ops.attention import AttentionArguments, attention_reference
 
 SHAPES = {"cpu": ("16x128", "4x512"), "cuda": ("128x128", "64x512")}  # sequences x tokens
 SEED = 3
@@ -103,7 +103,8 @@ def reference(case: Case, dtype: torch.dtype | None = None, p: float | None = No
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout_p = case.p if p is None else p
-        return attention_reference(q, k, v, cu_seqlens, longest, cu_seqlens, longest, rows, seed, scale, dropout_p)
+        sequences = (cu_seqlens, longest, cu_seqlens, longest)
+        return attention_reference(AttentionArguments(q, k, v, *sequences, rows, seed, scale, dropout_p))
 
     return case.step(op, [t.to(dtype) for t in (case.q, case.k, case.v)], case.upstream.to(dtype))
 

@@ -22,7 +22,7 @@ from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import attention_block
-from electra_fast.ops.attention_block import attention_block_reference
+from electra_fast.ops.attention_block import AttentionBlockArguments, attention_block_reference
 
 
 def packed(setting: Setting) -> tuple[Tensor, int, Tensor, int]:
@@ -32,13 +32,14 @@ def packed(setting: Setting) -> tuple[Tensor, int, Tensor, int]:
 
 
 def ours(setting: Setting) -> Op:
-    sequences, numbers = packed(setting), dict(eps=EPS, attention_dropout_p=setting.p, dropout_p=setting.p)
-    return lambda *given: attention_block(*given, *sequences, seed=setting.seed, **numbers)
+    *sequences, heads = packed(setting)
+    numbers = dict(eps=EPS, attention_dropout_p=setting.p, dropout_p=setting.p)
+    return lambda *given: attention_block(*given, *sequences, num_heads=heads, seed=setting.seed, **numbers)
 
 
 def formula(setting: Setting, p: float) -> Op:
-    sequences, seed = packed(setting), setting.seed
-    return lambda *given: attention_block_reference(*given, *sequences, None, None, 0, seed, EPS, p, p)
+    last = (*packed(setting), None, None, 0, setting.seed, EPS, p, p)
+    return lambda *given: attention_block_reference(AttentionBlockArguments(*given, *last))
 
 
 def eager(setting: Setting) -> Op:

@@ -20,7 +20,7 @@ from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import discriminator_head
-from electra_fast.ops.discriminator_head import discriminator_head_reference
+from electra_fast.ops.discriminator_head import DiscriminatorHeadArguments, discriminator_head_reference
 
 
 def labels(setting: Setting) -> Tensor:
@@ -50,7 +50,9 @@ def races(options: Options) -> Iterator[Race]:
             flops=2 * rows * width * width * (3 if setting.backward else 1),
             ours=lambda *given, replaced=replaced: discriminator_head(*given, replaced),
             eager=eager(setting),
-            formula=lambda p, replaced=replaced: lambda *given: discriminator_head_reference(*given, replaced),
+            formula=lambda p, replaced=replaced: (
+                lambda *given: discriminator_head_reference(DiscriminatorHeadArguments(*given, replaced))
+            ),
         )
 
 

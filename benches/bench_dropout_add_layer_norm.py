@@ -26,7 +26,7 @@ from torch import Tensor
 
 from electra_fast import ops
 from electra_fast.config import ElectraConfig
-from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
+from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments, dropout_add_layer_norm_reference
 
 SHAPES = {"cpu": ("16x128", "128x128"), "cuda": ("128x128", "256x512")}
 EPS, SEED = 1e-12, 3
@@ -70,7 +70,8 @@ def ours(case: Case) -> Step:
 
 def reference(case: Case) -> Step:
     seed = torch.tensor([SEED], device=case.row_ids.device)
-    return case.step(lambda *leaves: dropout_add_layer_norm_reference(*leaves, case.row_ids, seed, EPS, case.p))
+    last = (case.row_ids, seed, EPS, case.p)
+    return case.step(lambda *leaves: dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(*leaves, *last)))
 
 
 def eager(case: Case) -> Op:

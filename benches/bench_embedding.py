@@ -25,7 +25,7 @@ from torch import Tensor
 
 from electra_fast import ops
 from electra_fast.config import ElectraConfig
-from electra_fast.ops.embedding import embedding_reference
+from electra_fast.ops.embedding import EmbeddingArguments, embedding_reference
 
 SHAPES = {"cpu": ("16x128", "128x128"), "cuda": ("128x128", "256x512")}
 EPS, P, SEED = 1e-12, 0.1, 3
@@ -68,13 +68,14 @@ class Case:
 
 def ours(case: Case) -> Step:
     rows = torch.arange(len(case.upstream), device=case.upstream.device)
-    return case.step(lambda *leaves: ops.embedding(*case.ids, *leaves, None, None, rows, EPS, P, SEED))
+    last = dict(row_ids=rows, eps=EPS, dropout_p=P, seed=SEED)
+    return case.step(lambda *leaves: ops.embedding(*case.ids, *leaves, **last))
 
 
 def reference(case: Case) -> Step:
     device = case.upstream.device
     last = (None, None, torch.arange(len(case.upstream), device=device), torch.tensor([SEED], device=device), EPS, P)
-    return case.step(lambda *leaves: embedding_reference(*case.ids, *leaves, *last))
+    return case.step(lambda *leaves: embedding_reference(EmbeddingArguments(*case.ids, *leaves, *last)))
 
 
 def normalised(case: Case, word: Tensor, position: Tensor, token_type: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import encoder
-from electra_fast.ops.encoder import ATTENTION, FFN, encoder_reference
+from electra_fast.ops.encoder import ATTENTION, FFN, EncoderArguments, encoder_reference
 
 
 def by_layer(flat: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -41,7 +41,8 @@ def ours(setting: Setting) -> Op:
 
 def formula(setting: Setting, p: float) -> Op:
     sequences, keys = bench_attention_block.packed(setting), seeds(setting)
-    return lambda x, *flat: encoder_reference(x, flat, *sequences, None, None, 0, keys, EPS, p, p)
+    last = (*sequences, None, None, 0, keys, EPS, p, p)
+    return lambda x, *flat: encoder_reference(EncoderArguments(x, list(flat), *last))
 
 
 def eager(setting: Setting) -> Op:

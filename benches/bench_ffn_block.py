@@ -19,17 +19,17 @@ from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import ffn_block
-from electra_fast.ops.ffn_block import ffn_block_reference
+from electra_fast.ops.ffn_block import FfnBlockArguments, ffn_block_reference
 
 
 def ours(setting: Setting) -> Op:
     rows, seed = setting.row_ids, setting.seed
-    return lambda *given: ffn_block(*given, rows, EPS, setting.p, seed)
+    return lambda *given: ffn_block(*given, rows, eps=EPS, dropout_p=setting.p, seed=seed)
 
 
 def formula(setting: Setting, p: float) -> Op:
     rows, seed = setting.row_ids, setting.seed
-    return lambda *given: ffn_block_reference(*given, rows, seed, EPS, p)
+    return lambda *given: ffn_block_reference(FfnBlockArguments(*given, rows, seed, EPS, p))
 
 
 def eager(setting: Setting) -> Op:

@@ -21,7 +21,7 @@ from racing.race import Options, Race
 from torch import Tensor
 
 from electra_fast.ops import linear
-from electra_fast.ops.linear import linear_reference
+from electra_fast.ops.linear import LinearArguments, linear_reference
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def races(options: Options) -> Iterator[Race]:
                 flops=2 * rows * wide * width * (3 if setting.backward else 1),
                 ours=partial(linear, gelu=gelu),
                 eager=eager_gelu if gelu else eager,
-                formula=lambda p, gelu=gelu: partial(linear_reference, gelu=gelu),
+                formula=lambda p, gelu=gelu: lambda *given: linear_reference(LinearArguments(*given, gelu)),
             )
             yield replace(found, shape=f"{found.shape}{' gelu' * gelu}")
 

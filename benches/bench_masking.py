@@ -25,7 +25,13 @@ from torch import Tensor
 
 from electra_fast import ops
 from electra_fast.config import ElectraConfig
-from electra_fast.ops.masking import corrupt_reference, count_slots, masking_reference
+from electra_fast.ops.masking import (
+    CorruptArguments,
+    MaskingArguments,
+    corrupt_reference,
+    count_slots,
+    masking_reference,
+)
 
 SHAPES = ("16x128", "128x128")
 REPLACE = 0.85
@@ -104,8 +110,8 @@ def ours(case: Case, faithful: bool = False) -> Step:
     sizes = int(case.slots[-1]), int(case.slots.diff().max())
 
     def step() -> Chosen:
-        arguments = (ids, cu_seqlens, case.slots, *sizes, rows, special, case.mask_id, REPLACE, faithful, seed)
-        found = ops.masking(*arguments)
+        rule = dict(special_ids=special, mask_id=case.mask_id, replace_prob=REPLACE, faithful=faithful, seed=seed)
+        found = ops.masking(ids, cu_seqlens, case.slots, *sizes, rows, **rule)
         corrupted, replaced = ops.corrupt(ids, found.positions, found.labels, sampled, faithful)
         return Chosen(found.masked_ids, found.positions, found.labels, corrupted, replaced)
 
@@ -122,10 +128,10 @@ def reference(case: Case) -> Step:
 
     def step() -> Chosen:
         slots = case.slots, len(sampled)
-        masked, positions, labels, _ = masking_reference(
-            ids, cu_seqlens, *slots, rows, special, case.mask_id, threshold, False, seed
-        )
-        return Chosen(masked, positions, labels, *corrupt_reference(ids, positions, labels, sampled, False))
+        rule = special, case.mask_id, threshold, False, seed
+        masked, positions, labels, _ = masking_reference(MaskingArguments(ids, cu_seqlens, *slots, rows, *rule))
+        filled = corrupt_reference(CorruptArguments(ids, positions, labels, sampled, False))
+        return Chosen(masked, positions, labels, *filled)
 
     return step
 

@@ -1,11 +1,11 @@
-"""encoder on the GPU: its blocks' launches layer by layer, and of the rows between the blocks nothing kept.
+"""encoder on the GPU: its blocks' launches layer by layer; the rows between the blocks are not kept.
 
-Of a layer it keeps what went into either norm, z (T, D) each, with statistics, and the projection (3 T D) with the
-scores' log-sum-exps: 5 T D. In the backward the rows between blocks, LayerNorm(z), are made again by the launch that
-takes a block's rows through its own norm (layer_norm.py), what was read beside the scores (attention.py), and the FFN's
-inside as ever (ffn_block.py). What does not fit there is kept beside: what was read where a sequence has more keys than
-one block; h and the GELU's slope where the FFN is in pieces; where only some rows ask, all rows of that last layer.
-No launch is added to those of the blocks, which add up what they cost.
+For each layer it keeps what went into either norm, z (T, D), with statistics, and the projection (T, 3 D) with the
+scores' log-sum-exps: 5 T D. In the backward, the rows between blocks, LayerNorm(z), are made again by the launch that
+takes a block's rows through its own norm (layer_norm.py), what attention read beside the scores (attention.py), and the
+FFN's inside as ever (ffn_block.py). What does not fit there is kept too: what was read, where a sequence has more keys
+than one block; h and the GELU's slope, where the FFN is in pieces; all rows that go into the last layer, where only
+some are queries. The blocks' launches are all there is; their docstrings say what they cost.
 
 ELECTRA-Small, T = 16384, D = 256, bf16, a layer: 42 MB kept, 23 % of eager PyTorch's 185, where its blocks alone keep
 59 with their inputs; 17 MB more are written backward, 4 us at 4.3 TB/s, and 1.1 GF more computed, 1.4 us at 790
@@ -15,8 +15,7 @@ TFLOP/s.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,39 +24,51 @@ from .attention_block_bwd import attention_block_bwd
 from .ffn_block import ffn_block_bwd, ffn_block_fwd
 from .parts.layer_norm import Normed
 
-Layers = Sequence[tuple[Any, Any]]  # what both blocks of each are given besides their rows
-# There: a norm's weight and bias; attention's rows that ask; their ids, which the FFN is given.
-NORM, ROWS, IDS = slice(4, 6), 10, 6
+Layers = Sequence[Any]  # .attention and .ffn: the arguments of the layer's two blocks, NamedTuples in their order
 
 
-def encoder_fwd(x: Tensor, layers: Layers) -> tuple[Tensor, list[Tensor]]:
-    """-> out (R, D), [what either block of each layer keeps]; after the last attention's, if it is given rows that ask
-    and is not the first, its x."""
-    saved: list[Tensor] = []
+class Saved(NamedTuple):
+    """What the forward of one layer saves. Either list begins with its block's norm: z, mean and 1 / deviation."""
+
+    attention: list[Tensor]
+    x: Tensor | None  # the rows that go into the layer, where only some are queries and it is not the first
+    ffn: list[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.attention, *([] if self.x is None else [self.x]), *self.ffn]
+
+
+def encoder_fwd(x: Tensor, layers: Layers) -> tuple[Tensor, list[Saved]]:
+    """-> out (R, D), and what each layer saves."""
+    saved = []
     for i, (attention, ffn) in enumerate(layers):
-        between, kept = attention_block_fwd(x, *attention, ids=ffn[IDS])
-        saved += kept if i == 0 or attention[ROWS] is None else [*kept, x]
-        x, kept = ffn_block_fwd(between, *ffn)
-        saved += kept
+        between, of_attention = attention_block_fwd(*attention._replace(x=x), ids=ffn.row_ids)
+        rows = x if i and attention.rows is not None else None
+        x, of_ffn = ffn_block_fwd(*ffn._replace(x=between))
+        saved.append(Saved(of_attention, rows, of_ffn))
     return x, saved
 
 
-def encoder_bwd(grads: list[Tensor], x: Tensor, layers: Layers, saved: list[Tensor]) -> list[Tensor]:
-    """grads [dout], saved [out, ...] -> dx and a gradient for each tensor of each layer."""
-    (gradient,), (out, *kept) = grads, saved
-    found: list[Tensor] = []
-    # What a block keeps begins with its norm's z, mean and 1 / deviation; nothing else has one dimension.
-    starts = [i - 1 for i, t in enumerate(kept) if t.dim() == 1][::2]
-    parts = [kept[start:end] for start, end in pairwise([*starts, len(kept)])]
-    for i, (attention, ffn) in reversed(list(enumerate(layers))):
+def encoder_bwd(grads: list[Tensor], x: Tensor, layers: Layers, out: Tensor, saved: list[Saved]) -> list[Tensor]:
+    """grads [dout] -> dx and a gradient for each tensor of each layer."""
+    (gradient,) = grads
+    gradients: list[Tensor] = []
+    for i, ((attention, ffn), kept) in reversed(list(enumerate(zip(layers, saved, strict=True)))):
         rows: Tensor | Normed = x
-        if i and attention[ROWS] is None:
-            rows = Normed(*parts[2 * i - 1][:3], *layers[i - 1][1][NORM])
+        if kept.x is not None:
+            rows = kept.x
         elif i:
-            rows = parts[2 * i].pop()
-        between = Normed(*parts[2 * i][:3], *attention[NORM])
-        gradient, *of_ffn = ffn_block_bwd([gradient], between, *ffn, [out, *parts[2 * i + 1]])
-        kept = [out, *parts[2 * i]]
-        gradient, *of_attention = attention_block_bwd([gradient], rows, *attention, kept, ids=ffn[IDS])
-        found = [*of_attention, *of_ffn, *found]
-    return [gradient, *found]
+            rows = _norm_of(layers[i - 1].ffn, saved[i - 1].ffn)
+        between = _norm_of(attention, kept.attention)
+        gradient, *of_ffn = ffn_block_bwd([gradient], *ffn._replace(x=between), [out, *kept.ffn])
+        block = attention._replace(x=rows)
+        gradient, *of_attention = attention_block_bwd([gradient], *block, [out, *kept.attention], ids=ffn.row_ids)
+        gradients = [*of_attention, *of_ffn, *gradients]
+    return [gradient, *gradients]
+
+
+def _norm_of(block: Any, kept: list[Tensor]) -> Normed:
+    """The rows that a block's norm gives, from what the block saved."""
+    z, mean, rstd, *_ = kept
+    return Normed(z, mean, rstd, block.norm_weight, block.norm_bias)

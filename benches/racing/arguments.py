@@ -1,4 +1,4 @@
-"""What ops are given in a model's training: arguments in the order of the schema, random, the same each time."""
+"""The arguments of each op in a model's training, as the op's NamedTuple: random, and the same each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from electra_fast.config import ElectraConfig, NetworkConfig
-from electra_fast.ops.masking import count_slots
+from electra_fast.ops.adamw import AdamWArguments
+from electra_fast.ops.attention import AttentionArguments
+from electra_fast.ops.attention_block import AttentionBlockArguments
+from electra_fast.ops.discriminator_head import DiscriminatorHeadArguments
+from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments
+from electra_fast.ops.embedding import EmbeddingArguments
+from electra_fast.ops.ffn_block import FfnBlockArguments
+from electra_fast.ops.generator_head import GeneratorHeadArguments
+from electra_fast.ops.linear import LinearArguments
+from electra_fast.ops.masking import CorruptArguments, MaskingArguments, count_slots
 
 EPS, P = 1e-12, 0.1
 LIMIT = 0xD9999999  # of masking's words: 85 of 100 are hidden
@@ -81,84 +90,88 @@ class Given:
         return self.sequences * self.slots
 
 
-def linear(given: Given) -> Iterator[tuple]:
+def linear(given: Given) -> Iterator[LinearArguments]:
     width, inner, embedded = given.network.hidden_size, given.network.intermediate_size, given.network.embedding_size
     shapes = [(width, 3 * width, False), (width, width, False), (width, inner, True), (inner, width, False)]
     for k, n, gelu in [*shapes, (embedded, width, False), (width, embedded, True)]:
-        yield *given.floats((given.tokens, k), (n, k), (n,)), gelu
+        yield LinearArguments(*given.floats((given.tokens, k), (n, k), (n,)), gelu)
 
 
-def attention(given: Given) -> Iterator[tuple]:
-    """All tokens ask; of the generator also the masked positions alone, as in its last layer."""
+def attention(given: Given) -> Iterator[AttentionArguments]:
+    """Every token is a query; for the generator also the masked positions alone, as in its last layer."""
     network, cu = given.network, given.offsets(given.length)
     heads = network.num_attention_heads, network.head_dim
     q, packed, asking = given.floats((given.tokens, *heads), (given.tokens, 2, *heads), (given.masked, *heads))
     k, v, rest = *packed.unbind(1), (given.seed, network.head_dim**-0.5, P)
-    yield q, k, v, cu, given.length, cu, given.length, given.row_ids, *rest
+    yield AttentionArguments(q, k, v, cu, given.length, cu, given.length, given.row_ids, *rest)
     if given.part == "generator":
         ids = given.row_ids[: given.masked]
-        yield asking, k, v, given.offsets(given.slots), given.slots, cu, given.length, ids, *rest
+        offsets = (given.offsets(given.slots), given.slots, cu, given.length)
+        yield AttentionArguments(asking, k, v, *offsets, ids, *rest)
 
 
-def attention_block(given: Given) -> Iterator[tuple]:
+def attention_block(given: Given) -> Iterator[AttentionBlockArguments]:
     width, heads = given.network.hidden_size, given.network.num_attention_heads
     shapes = (given.tokens, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
     asking = (given.row_ids, heads, None, None, 0, given.seed)
-    yield *given.floats(*shapes), given.offsets(given.length), given.length, *asking, EPS, P, P
+    sequences = (given.offsets(given.length), given.length)
+    yield AttentionBlockArguments(*given.floats(*shapes), *sequences, *asking, EPS, P, P)
 
 
-def ffn_block(given: Given) -> Iterator[tuple]:
+def ffn_block(given: Given) -> Iterator[FfnBlockArguments]:
     width, inner = given.network.hidden_size, given.network.intermediate_size
     shapes = (given.tokens, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
-    yield *given.floats(*shapes), given.row_ids, given.seed, EPS, P
+    yield FfnBlockArguments(*given.floats(*shapes), given.row_ids, given.seed, EPS, P)
 
 
-def dropout_add_layer_norm(given: Given) -> Iterator[tuple]:
+def dropout_add_layer_norm(given: Given) -> Iterator[DropoutAddLayerNormArguments]:
     width = given.network.hidden_size
     rows, x, weight, bias = given.floats((given.tokens, width), (given.tokens, width), (width,), (width,))
-    yield x, rows, weight, bias, given.row_ids, given.seed, EPS, P
+    yield DropoutAddLayerNormArguments(x, rows, weight, bias, given.row_ids, given.seed, EPS, P)
 
 
-def embedding(given: Given) -> Iterator[tuple]:
+def embedding(given: Given) -> Iterator[EmbeddingArguments]:
     network = given.network
     width, outer, longest = network.embedding_size, network.hidden_size, network.max_position_embeddings
     tables = given.floats((network.vocab_size, width), (longest, width), (2, width), (width,), (width,))
     projection = [None, None] if width == outer else given.floats((outer, width), (outer,))
     ids, types = (given.integers(high, given.tokens) for high in (network.vocab_size, 2))
     places = given.row_ids % given.length
-    yield ids, types, places, *tables, *projection, given.row_ids, given.seed, EPS, P
+    yield EmbeddingArguments(ids, types, places, *tables, *projection, given.row_ids, given.seed, EPS, P)
 
 
-def generator_head(given: Given) -> Iterator[tuple]:
+def generator_head(given: Given) -> Iterator[GeneratorHeadArguments]:
     rows, words, width = given.masked, given.network.vocab_size, given.network.embedding_size
     if given.part == "generator":
         labels, ids = given.integers(words, rows), given.row_ids[:rows]
-        yield *given.floats((rows, width), (words, width), (words,)), labels, ids, given.seed, 1.0, False
+        floats = given.floats((rows, width), (words, width), (words,))
+        yield GeneratorHeadArguments(*floats, labels, ids, given.seed, 1.0, False)
 
 
-def discriminator_head(given: Given) -> Iterator[tuple]:
+def discriminator_head(given: Given) -> Iterator[DiscriminatorHeadArguments]:
     width = given.network.hidden_size
     if given.part == "discriminator":
         floats = given.floats((given.tokens, width), (width, width), (width,), (1, width), (1,))
-        yield *floats, given.integers(2, given.tokens).bool()
+        yield DiscriminatorHeadArguments(*floats, given.integers(2, given.tokens).bool())
 
 
-def masking(given: Given) -> Iterator[tuple]:
+def masking(given: Given) -> Iterator[MaskingArguments]:
     if given.part == "generator":
         ids, cu, special = given.integers(given.config.vocab_size, given.tokens), given.offsets(given.length), [0, 101]
         slots, count = given.offsets(given.slots), given.masked
-        yield ids, cu, slots, count, given.row_ids, special, 103, LIMIT, given.config.faithful, given.seed
+        rule = (special, 103, LIMIT, given.config.faithful, given.seed)
+        yield MaskingArguments(ids, cu, slots, count, given.row_ids, *rule)
 
 
-def corrupt(given: Given) -> Iterator[tuple]:
+def corrupt(given: Given) -> Iterator[CorruptArguments]:
     if given.part == "generator":
         words, count = given.config.vocab_size, given.masked
         positions = given.row_ids[:: max(1, given.tokens // count)][:count]
         ids, labels, sampled = (given.integers(words, n) for n in (given.tokens, count, count))
-        yield ids, positions, labels, sampled, given.config.faithful
+        yield CorruptArguments(ids, positions, labels, sampled, given.config.faithful)
 
 
-def adamw(given: Given) -> Iterator[tuple]:
+def adamw(given: Given) -> Iterator[AdamWArguments]:
     network = given.network
     width, inner = network.hidden_size, network.intermediate_size
     layer = (3 * width, width), (3 * width,), (width, width), (width,), (inner, width), (inner,), (width, inner)
@@ -167,10 +180,10 @@ def adamw(given: Given) -> Iterator[tuple]:
     (one,) = given.floats((1,), dtype=torch.float32)
     lists = params, grads, averages, [t * t for t in averages]
     numbers = [1.0] * len(shapes), [0.01] * len(shapes)
-    yield *lists, one.abs() * 1e-3, *numbers, 0.9, 0.999, 1e-6, 1.0, one, []
+    yield AdamWArguments(*lists, one.abs() * 1e-3, *numbers, 0.9, 0.999, 1e-6, 1.0, one, [])
 
 
-OPS: dict[str, Callable[[Given], Iterator[tuple[Any, ...]]]] = {
+OPS: dict[str, Callable[[Given], Iterator[Any]]] = {
     op.__name__: op
     for op in (
         attention,

@@ -50,7 +50,7 @@ class Case:
         given = self.given
         return f"{self.op} {self.number} {given.model} {given.part} {given.shape} {compile.TYPES[given.dtype]}"
 
-    def arguments(self, device: str) -> tuple:
+    def arguments(self, device: str) -> Any:
         given = replace(self.given, device=device, source=torch.Generator().manual_seed(self.number))
         return list(arguments.OPS[self.op](given))[self.number]
 
@@ -68,21 +68,21 @@ class Case:
     def on_triton(self) -> bool:
         """Whether the kernels take such shapes."""
         op, _ = self.declared
-        return not hasattr(op, "cuda") or op.cuda.takes(*self.arguments("meta"))
+        return not hasattr(op, "cuda") or op.cuda.takes(self.arguments("meta"))
 
     def call(self, device: str, reference: bool = False) -> list[Tensor]:
         """Outputs and gradients, by the launchers or by the reference in float64."""
         op, plain = self.declared
         given = self.arguments(device)
-        given = tuple(_doubled(value) for value in given) if reference else given
+        given = given._make(_doubled(value) for value in given) if reference else given
         if not hasattr(op, "cuda"):  # it has no gradients
             launch = getattr(importlib.import_module(f"electra_fast.kernels.{self.file}"), f"{self.op}_fwd")
-            found = (plain if reference else launch)(*given)
+            found = plain(given) if reference else launch(*given)
             return [*(found if isinstance(found, tuple) else [found]), *(given[0] if self.op == "adamw" else [])]
         backend = op.through_autograd(plain) if reference else op.cuda
-        *outputs, saved = backend.fwd(*given)
+        *outputs, saved = backend.fwd(given)
         upstream = [_upstream(output) for output in outputs if output.is_floating_point()]
-        return [*outputs, *backend.bwd(upstream, *given, [*outputs, *saved])]
+        return [*outputs, *backend.bwd(upstream, given, [*outputs, *saved])]
 
     def trace(self, capability: int) -> list[tuple]:
         """The op's launches on such a device, none of them run."""

@@ -96,10 +96,10 @@ def _embedded(model: Any, batch: Batch, places: Tensor | None, keep: Tensor | No
         tables.LayerNorm.bias,
         None if projection is None else projection.weight,
         None if projection is None else projection.bias,
-        batch.row_ids,
-        tables.LayerNorm.eps,
-        _p(tables.dropout),
-        seeds[0:1],
+        row_ids=batch.row_ids,
+        eps=tables.LayerNorm.eps,
+        dropout_p=_p(tables.dropout),
+        seed=seeds[0:1],
     )
 
 
@@ -131,8 +131,8 @@ def _layer(layer: Any, batch: Batch, keys: Keys | None, seeds: Tensor, x: Tensor
     norm, p = attention.output.LayerNorm, _p(attention.output.dropout)
     made = ops.linear(read.flatten(1), out, out_bias)
     x = ops.dropout_add_layer_norm(made, x, norm.weight, norm.bias, batch.row_ids, norm.eps, p, first)
-    eps, p = layer.output.LayerNorm.eps, _p(layer.output.dropout)
-    return ops.ffn_block(x, up, up_bias, down, down_bias, weight, bias, batch.row_ids, eps, p, second)
+    numbers = dict(eps=layer.output.LayerNorm.eps, dropout_p=_p(layer.output.dropout))
+    return ops.ffn_block(x, up, up_bias, down, down_bias, weight, bias, batch.row_ids, **numbers, seed=second)
 
 
 def _tensors(layer: Any) -> list[Tensor]:

@@ -82,10 +82,10 @@ class Encoder(nn.Module):
             tables.norm.bias,
             None if projection is None else projection.weight,
             None if projection is None else projection.bias,
-            batch.row_ids,
-            config.layer_norm_eps,
-            config.hidden_dropout_prob if self.training else 0.0,
-            seeds[0:1],
+            row_ids=batch.row_ids,
+            eps=config.layer_norm_eps,
+            dropout_p=config.hidden_dropout_prob if self.training else 0.0,
+            seed=seeds[0:1],
         )
         asking: dict[str, Any] = {}
         if masked is not None:

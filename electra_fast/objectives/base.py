@@ -86,11 +86,11 @@ class Objective(nn.Module):
             num_slots,
             max_slots,
             batch.row_ids,
-            self.special_ids,
-            config.mask_token_id,
-            config.replace_prob,
-            config.faithful,
-            derive_seeds(key, at, MASKING, 1),
+            special_ids=self.special_ids,
+            mask_id=config.mask_token_id,
+            replace_prob=config.replace_prob,
+            faithful=config.faithful,
+            seed=derive_seeds(key, at, MASKING, 1),
         )
 
     def fill(

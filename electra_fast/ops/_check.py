@@ -10,27 +10,25 @@ from torch import Tensor
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
-    """All tensors on one device: the dispatcher would run on the first one's without a word."""
-    found = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(found.values())) > 1:
-        said = ", ".join(f"{name} on {device}" for name, device in _unlike(found))
-        raise RuntimeError(f"{op}: tensors on different devices: {said}; move them to one with .to(device)")
+    """Raises RuntimeError unless all tensors are on one device; the dispatcher would run on the first one's."""
+    if len({t.device for t in tensors.values() if t is not None}) > 1:
+        words = ", ".join(f"{name} on {device}" for name, device in _unlike(tensors, "device"))
+        raise RuntimeError(f"{op}: tensors on different devices: {words}; move them to one with .to(device)")
 
 
 def check_floats(op: str, **tensors: Tensor | None) -> None:
-    """All tensors of one floating-point dtype; under torch.autocast the dispatcher makes them so (_library.py)."""
-    found = {name: t.dtype for name, t in tensors.items() if t is not None}
-    floats = all(dtype.is_floating_point for dtype in found.values())
-    if floats and torch._C._is_any_autocast_enabled():
-        return
-    if len(set(found.values())) > 1 or not floats:
-        said = ", ".join(f"{name} is {dtype}" for name, dtype in _unlike(found))
-        raise TypeError(f"{op}: {said}; one floating-point dtype is allowed: convert with .to(dtype)")
+    """Raises TypeError unless all tensors have one floating-point dtype. Under torch.autocast the dispatcher makes them
+    so (_differentiable.py)."""
+    dtypes = {t.dtype for t in tensors.values() if t is not None}
+    floats = all(dtype.is_floating_point for dtype in dtypes)
+    if not floats or (len(dtypes) > 1 and not torch._C._is_any_autocast_enabled()):
+        words = ", ".join(f"{name} is {dtype}" for name, dtype in _unlike(tensors, "dtype"))
+        raise TypeError(f"{op}: {words}; one floating-point dtype is allowed: convert with .to(dtype)")
 
 
-def _unlike(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The first, and those that differ from it."""
-    (name, first), *others = found.items()
+def _unlike(tensors: dict[str, Tensor | None], attribute: str) -> list[tuple[str, Any]]:
+    """The first tensor's device or dtype, and those that differ from it, by the tensors' names."""
+    (name, first), *others = ((name, getattr(t, attribute)) for name, t in tensors.items() if t is not None)
     return [(name, first), *((other, value) for other, value in others if value != first)]
 
 
@@ -97,29 +95,22 @@ def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest
         )
 
 
-def check_asking(
-    op: str,
-    x: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int | None,
-) -> None:
-    """Sequences of x (T, D), heads that divide D, and which rows ask: all, or those at `rows`."""
-    if x.shape[1] % num_heads:
-        raise ValueError(f"{op}: width {x.shape[1]} is not a multiple of num_heads {num_heads}")
-    if (rows is None) != (cu_rows is None) or (rows is None) != (max_rows is None):
+def check_queries(op: str, args: Any, max_rows: int | None) -> None:
+    """Checks the sequences of x (T, D), the heads, which must divide D, and the rows that are queries, if not all are.
+
+    args: arguments of attention_block or encoder; max_rows: that of the caller, where it is 0 in args without rows.
+    """
+    if args.x.shape[1] % args.num_heads:
+        raise ValueError(f"{op}: width {args.x.shape[1]} is not a multiple of num_heads {args.num_heads}")
+    if (args.rows is None) != (args.cu_rows is None) or (args.rows is None) != (max_rows is None):
         raise ValueError(f"{op}: rows, cu_rows and max_rows come together; give all three or none")
-    check_shape(op, "row_ids", row_ids, x.shape[0])
-    check_cu_seqlens(op, "cu_seqlens", cu_seqlens, x.shape[0], max_seqlen)
-    if rows is not None and cu_rows is not None:
-        check_shape(op, "rows", rows, rows.numel())
-        check_shape(op, "cu_rows", cu_rows, *cu_seqlens.shape)
-        check_cu_seqlens(op, "cu_rows", cu_rows, rows.shape[0], max_rows)
-        check_ids(op, "rows", rows, x.shape[0], "batch", "rows index its packed tokens")
+    check_shape(op, "row_ids", args.row_ids, args.x.shape[0])
+    check_cu_seqlens(op, "cu_seqlens", args.cu_seqlens, args.x.shape[0], args.max_seqlen)
+    if args.rows is not None:
+        check_shape(op, "rows", args.rows, args.rows.numel())
+        check_shape(op, "cu_rows", args.cu_rows, *args.cu_seqlens.shape)
+        check_cu_seqlens(op, "cu_rows", args.cu_rows, args.rows.shape[0], max_rows)
+        check_ids(op, "rows", args.rows, args.x.shape[0], "batch", "rows index its packed tokens")
 
 
 def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:

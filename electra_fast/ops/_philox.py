@@ -5,31 +5,53 @@ One call gives four 32-bit words. The conventions, the same in csrc/philox.h and
     key     = (low, high) 32 bits of the 64-bit seed
     counter = (low, high) 32 bits of the row's id, group, plane
 
-A row id names a token for ever (example id and place in it, see batch.py), so nothing depends on packing, padding,
-tiles, the number of sequences or which rows are left out.
+A row id names a token for ever (its example's id and its place in the example, see data/batch.py), so nothing depends
+on packing, padding, tiles, the number of sequences or which rows are left out.
 
 Dropout takes 8 bits an element. Column c of a row reads byte c % 16 of the call with group c // 16, the sixteen bytes
 being the four words in order, little-endian; it is kept iff byte >= t, t = round(256 p), and scaled by 256 / (256 - t):
 p = 0.1 becomes 26/256. Plane 0 is a row's hidden columns, plane 1 + h its attention probabilities in head h, whose
-columns are the keys, counted from the start of the sequence. One core makes 6.2 G such masks' elements a second with
+columns are the keys, counted from the start of the sequence. One core draws 6.2 G elements of such masks a second with
 AVX2 and 1.8 G with SSE2 (Zen 4; torch's dropout of float32: 0.1 G), and no Triton kernel that draws them spills on
 sm_90 (`python benches compile`).
 
 Masking and sampling take whole words of group 0 and plane 0; see masking.py and generator_head.py.
 
-Every op's seed comes from the run's by one call more, `derive_seeds`: key = seed, counter = (low, high of the step,
-stream, 0), the derived seed being word 0 + 2**32 word 1.
+Every op's seed comes from the run's seed by one more call, `derive_seeds`: key = seed, counter = (low, high of the
+step, stream, 0); the derived seed is word 0 + 2**32 word 1.
+Source: Salmon et al., SC 2011.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from electra_fast.ops._core import core
-from electra_fast.ops._library import define, launcher
+from electra_fast.ops._library import Size, define, launcher
 
 _LOW = 0xFFFFFFFF
+
+
+class DeriveSeedsArguments(NamedTuple):
+    """The seeds of n streams from `first` on."""
+
+    seed: Tensor  # (1,) int64, the run's
+    step: Tensor  # (1,) int64
+    first: Size
+    n: Size
+
+
+class DropoutMaskArguments(NamedTuple):
+    """The dropout mask of rows of so many columns, in one plane."""
+
+    seed: Tensor  # (1,) int64
+    row_ids: Tensor  # (T,) int64
+    columns: Size
+    threshold: int
+    plane: int
 
 
 def philox(
@@ -46,26 +68,27 @@ def philox(
     return c0, c1, c2, c3
 
 
-def derive_seeds_reference(seed: Tensor, step: Tensor, first: int, n: int) -> Tensor:
-    stream = torch.arange(first, first + n, device=seed.device)
-    w0, w1, _, _ = philox(seed, step, stream, 0)
+def derive_seeds_reference(args: DeriveSeedsArguments) -> Tensor:
+    stream = torch.arange(args.first, args.first + args.n, device=args.seed.device)
+    w0, w1, _, _ = philox(args.seed, args.step, stream, 0)
     return w0 | (w1 << 32)
 
 
-def _derive_seeds_cpu(seed: Tensor, step: Tensor, first: int, n: int) -> Tensor:
-    out = torch.empty(n, dtype=torch.int64)
-    core.derive_seeds(seed.item(), step.item(), first, n, out.data_ptr())
+def _derive_seeds_cpu(args: DeriveSeedsArguments) -> Tensor:
+    out = torch.empty(args.n, dtype=torch.int64)
+    core.derive_seeds(args.seed.item(), args.step.item(), args.first, args.n, out.data_ptr())
     return out
 
 
 derive_seeds = define(
     "derive_seeds",
-    "(Tensor seed, Tensor step, SymInt first, SymInt n) -> Tensor",
-    derive_seeds_reference,
-    lambda seed, step, first, n: seed.new_empty(n),
-    _derive_seeds_cpu,
+    DeriveSeedsArguments,
+    "Tensor",
+    reference=derive_seeds_reference,
+    fake=lambda args: args.seed.new_empty(args.n),
+    cpu=_derive_seeds_cpu,
     floats=False,
-    cuda=launcher("seeds", "derive_seeds_fwd"),
+    cuda=lambda args: launcher("seeds", "derive_seeds_fwd")(*args),
 )
 
 
@@ -79,29 +102,36 @@ def dropout_scale(threshold: int) -> float:
     return 256 / max(1, 256 - threshold)
 
 
-def dropout_mask_reference(seed: Tensor, row_ids: Tensor, columns: int, threshold: int, plane: int) -> Tensor:
+def dropout_mask_reference(args: DropoutMaskArguments) -> Tensor:
     """(T, columns) bool, True where an element is kept. Cost: a Philox call for 16 elements."""
-    group = torch.arange((columns + 15) // 16, device=row_ids.device)
-    words = torch.stack(philox(seed, row_ids[:, None], group, plane), -1)  # (T, groups, 4)
-    lanes = (words[..., None] >> torch.arange(0, 32, 8, device=row_ids.device)) & 255
-    return lanes.flatten(1)[:, :columns] >= threshold
+    group = torch.arange((args.columns + 15) // 16, device=args.row_ids.device)
+    words = torch.stack(philox(args.seed, args.row_ids[:, None], group, args.plane), -1)  # (T, groups, 4)
+    lanes = (words[..., None] >> torch.arange(0, 32, 8, device=args.row_ids.device)) & 255
+    return lanes.flatten(1)[:, : args.columns] >= args.threshold
 
 
-def _dropout_mask_cpu(seed: Tensor, row_ids: Tensor, columns: int, threshold: int, plane: int) -> Tensor:
-    rows = row_ids.contiguous()
-    out = torch.empty(rows.numel(), columns, dtype=torch.bool)
+def _dropout_mask_cpu(args: DropoutMaskArguments) -> Tensor:
+    rows = args.row_ids.contiguous()
+    out = torch.empty(rows.numel(), args.columns, dtype=torch.bool)
     core.dropout_mask(
-        seed.item(), rows.data_ptr(), rows.numel(), columns, threshold, plane, out.data_ptr(), torch.get_num_threads()
+        args.seed.item(),
+        rows.data_ptr(),
+        *out.shape,
+        args.threshold,
+        args.plane,
+        out.data_ptr(),
+        torch.get_num_threads(),
     )
     return out
 
 
 dropout_mask = define(
     "dropout_mask",
-    "(Tensor seed, Tensor row_ids, SymInt columns, int threshold, int plane) -> Tensor",
-    dropout_mask_reference,
-    lambda seed, row_ids, columns, threshold, plane: row_ids.new_empty((row_ids.shape[0], columns), dtype=torch.bool),
-    _dropout_mask_cpu,
+    DropoutMaskArguments,
+    "Tensor",
+    reference=dropout_mask_reference,
+    fake=lambda args: args.row_ids.new_empty((args.row_ids.shape[0], args.columns), dtype=torch.bool),
+    cpu=_dropout_mask_cpu,
     floats=False,
 )
 

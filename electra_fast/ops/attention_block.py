@@ -1,35 +1,80 @@
 """attention_block: y = LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)), the first half of a layer.
 
-x (T, D), Wqkv (3 D, D) with the rows of Q, K and V in turn, Wo (D, D), LayerNorm weight and bias (D,) -> (T, D).
-With `rows` (R,) only these rows of x ask, and the result is (R, D): the last layer of the generator is needed at the
-masked positions alone, its keys and values everywhere. Both dropouts are keyed by the row ids of the asking rows
-(_philox.py). Cost: 2 T D (3 D) + 2 R D D + 4 D sum(R_n S_n) flops forward, about twice that backward.
+With `rows` only these R rows of x are queries, and the result is (R, D): the generator's last layer is needed at the
+masked positions alone, its keys and values everywhere. Both dropouts are keyed by the row ids of the queries
+(_philox.py).
+Cost: 2 T D (3 D) + 2 R D D + 4 D sum(R_n S_n) flops forward and about twice that backward.
+Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast.ops._check import (
-    check_asking,
     check_devices,
     check_floats,
     check_integers,
     check_matrix,
     check_probability,
+    check_queries,
     check_shape,
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp, launcher
+from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._library import Size
 from electra_fast.ops._philox import dropout_threshold
-from electra_fast.ops.attention import attention_reference
-from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
+from electra_fast.ops.attention import AttentionArguments, attention_reference
+from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments, dropout_add_layer_norm_reference
+
+
+class AttentionBlockArguments(NamedTuple):
+    """The arguments of `attention_block`, in the order of the dispatcher op; max_rows is 0 without rows."""
+
+    x: Tensor
+    qkv_weight: Tensor
+    qkv_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: Size
+    row_ids: Tensor
+    num_heads: int
+    rows: Tensor | None
+    cu_rows: Tensor | None
+    max_rows: Size
+    seed: Tensor
+    eps: float
+    attention_dropout_p: float
+    dropout_p: float
+
+
+class Queries(NamedTuple):
+    """The rows that are queries: all of x, or those at `rows`."""
+
+    x: Tensor  # (R, D)
+    cu_seqlens: Tensor  # (N + 1,) int32
+    max_seqlen: int
+    row_ids: Tensor  # (R,) int64
+
+
+class Saved(NamedTuple):
+    """What the C++ forward saves for its backward, all float32."""
+
+    queries: Tensor  # (R, D)
+    keys_values: Tensor  # (T, 2 D), the keys and the values of a row side by side
+    read: Tensor  # (R, D): what attention read, before the output projection
+    lse: Tensor  # (R, H): the log-sum-exp of each query's scores
+    xhat: Tensor  # (R, D): the normalised rows
+    rstd: Tensor  # (R,): 1 / deviation of each row
 
 
 def attention_block(
@@ -43,6 +88,7 @@ def attention_block(
     cu_seqlens: Tensor,
     max_seqlen: int,
     row_ids: Tensor,
+    *,
     num_heads: int,
     rows: Tensor | None = None,
     cu_rows: Tensor | None = None,
@@ -52,17 +98,33 @@ def attention_block(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """x (T, D), qkv (3 D, D) and (3 D,), out (D, D) and (D,), norm (D,) twice, row_ids (T,) int64 -> (T, D).
+    """LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)).
 
-    rows (R,) int64 index x, grouped by sequence as cu_rows (N + 1,) int32 says, at most max_rows in one -> (R, D).
+    x: (T, D), packed rows, of the floating-point dtype of all weights.
+    qkv_weight, qkv_bias: (3 D, D) and (3 D,), the rows of Q, K and V in turn.
+    out_weight, out_bias: (D, D) and (D,), the output projection.
+    norm_weight, norm_bias: (D,), the LayerNorm's.
+    cu_seqlens: (N + 1,) int32, the row where each sequence begins, and at the end T.
+    max_seqlen: the length of the longest sequence, or more.
+    row_ids: (T,) int64, the ids of the rows that key both dropouts.
+    num_heads: H, which divides D.
+    rows: (R,) int64, the rows of x that are queries, in the order of the sequences; all by default.
+    cu_rows: (N + 1,) int32, which of `rows` belong to each sequence, as cu_seqlens says it of x.
+    max_rows: the most rows of one sequence, or more.
+    eps: what the LayerNorm adds to the variance.
+    attention_dropout_p, dropout_p: the probabilities with which an attention probability and an element of the
+        projection are set to 0, rounded to 1/256.
+    seed: 64 bits, an int or a one-element int64 tensor, for both dropouts.
+
+    Returns (T, D), or (R, D) with rows.
     Raises IndexError on a row that is not in x (on the CPU), TypeError on mixed dtypes, ValueError on shapes, offsets,
     heads that do not divide D or probabilities outside [0, 1], RuntimeError on mixed devices.
     """
     name = "attention_block"
     check_matrix(name, x=x)
     width = x.shape[1]
-    weights = dict(qkv_weight=qkv_weight, qkv_bias=qkv_bias, out_weight=out_weight, out_bias=out_bias)
-    norms = dict(norm_weight=norm_weight, norm_bias=norm_bias)
+    weights: dict[str, Any] = dict(qkv_weight=qkv_weight, qkv_bias=qkv_bias, out_weight=out_weight, out_bias=out_bias)
+    norms: dict[str, Any] = dict(norm_weight=norm_weight, norm_bias=norm_bias)
     integers = dict(row_ids=row_ids, rows=rows)
     check_devices(name, x=x, **weights, **norms, **integers, cu_seqlens=cu_seqlens, cu_rows=cu_rows)
     check_floats(name, x=x, **weights, **norms)
@@ -72,152 +134,146 @@ def attention_block(
     check_shape(name, "out_weight", out_weight, width, width)
     for label, tensor in dict(out_bias=out_bias, **norms).items():
         check_shape(name, label, tensor, width)
-    check_asking(name, x, cu_seqlens, max_seqlen, row_ids, num_heads, rows, cu_rows, max_rows)
-    return _attention_block(
+    args = AttentionBlockArguments(
         x,
-        *weights.values(),
-        *norms.values(),
-        cu_seqlens,
-        max_seqlen,
-        row_ids,
-        num_heads,
-        rows,
-        cu_rows,
-        max_rows or 0,
-        seed_tensor(name, seed, x.device),
-        float(eps),
-        check_probability(name, "attention_dropout_p", attention_dropout_p),
-        check_probability(name, "dropout_p", dropout_p),
+        **weights,
+        **norms,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
+        row_ids=row_ids,
+        num_heads=num_heads,
+        rows=rows,
+        cu_rows=cu_rows,
+        max_rows=max_rows or 0,
+        seed=seed_tensor(name, seed, x.device),
+        eps=float(eps),
+        attention_dropout_p=check_probability(name, "attention_dropout_p", attention_dropout_p),
+        dropout_p=check_probability(name, "dropout_p", dropout_p),
+    )
+    check_queries(name, args, max_rows)
+    return _attention_block(args)
+
+
+def attention_block_reference(args: AttentionBlockArguments) -> Tensor:
+    x, weight, bias, heads = args.x, args.qkv_weight, args.qkv_bias, args.num_heads
+    asking, width = _queries(args), x.shape[1]
+    q = F.linear(asking.x, weight[:width], bias[:width])
+    k, v = F.linear(x, weight[width:], bias[width:]).split(width, 1)
+    q, k, v = (t.unflatten(1, (heads, width // heads)) for t in (q, k, v))
+    scale = 1 / math.sqrt(width // heads)
+    offsets = (asking.cu_seqlens, asking.max_seqlen, args.cu_seqlens, args.max_seqlen)
+    read = attention_reference(
+        AttentionArguments(q, k, v, *offsets, asking.row_ids, args.seed, scale, args.attention_dropout_p)
+    )
+    projected = F.linear(read.flatten(1), args.out_weight, args.out_bias)
+    norm = (args.norm_weight, args.norm_bias, asking.row_ids, args.seed, args.eps, args.dropout_p)
+    return dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(projected, asking.x, *norm))
+
+
+def _queries(args: AttentionBlockArguments) -> Queries:
+    if args.rows is None or args.cu_rows is None:
+        return Queries(args.x, args.cu_seqlens, args.max_seqlen, args.row_ids)
+    return Queries(args.x[args.rows], args.cu_rows, args.max_rows, args.row_ids[args.rows])
+
+
+def _count(args: AttentionBlockArguments) -> int:
+    """R, the number of queries."""
+    return (args.x if args.rows is None else args.rows).shape[0]
+
+
+def _fake(args: AttentionBlockArguments) -> tuple[Tensor]:
+    return (args.x.new_empty(_count(args), args.x.shape[1]),)
+
+
+def _sizes(args: AttentionBlockArguments) -> list[int]:
+    """N, R, T, H, D."""
+    return [args.cu_seqlens.numel() - 1, _count(args), args.x.shape[0], args.num_heads, args.x.shape[1]]
+
+
+def _saves(args: AttentionBlockArguments) -> Saved:
+    new, count, (total, width) = args.x.new_empty, _count(args), args.x.shape
+    return Saved(
+        queries=new(count, width),
+        keys_values=new(total, 2 * width),
+        read=new(count, width),
+        lse=new(count, args.num_heads),
+        xhat=new(count, width),
+        rstd=new(count),
     )
 
 
-def attention_block_reference(
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    seed: Tensor,
-    eps: float,
-    attention_dropout_p: float,
-    dropout_p: float,
-) -> Tensor:
-    width = x.shape[1]
-    asking, ids = (x, row_ids) if rows is None else (x[rows], row_ids[rows])
-    q = F.linear(asking, qkv_weight[:width], qkv_bias[:width])
-    k, v = F.linear(x, qkv_weight[width:], qkv_bias[width:]).split(width, 1)
-    q, k, v = (t.unflatten(1, (num_heads, width // num_heads)) for t in (q, k, v))
-    cu_q, max_q = (cu_seqlens, max_seqlen) if cu_rows is None else (cu_rows, max_rows)
-    scale = 1 / math.sqrt(width // num_heads)
-    read = attention_reference(q, k, v, cu_q, max_q, cu_seqlens, max_seqlen, ids, seed, scale, attention_dropout_p)
-    projected = F.linear(read.flatten(1), out_weight, out_bias)
-    return dropout_add_layer_norm_reference(projected, asking, norm_weight, norm_bias, ids, seed, eps, dropout_p)
-
-
-def _fake(x: Tensor, *args: Tensor) -> tuple[Tensor]:
-    rows = args[10]
-    return (x.new_empty((x if rows is None else rows).shape[0], x.shape[1]),)
-
-
-def _asking(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that ask, their offsets and their ids."""
-    x, cu_seqlens, row_ids, rows, cu_rows = args[0], args[7], args[9], args[11], args[12]
-    return (x, cu_seqlens, row_ids) if rows is None else (x[rows], cu_rows, row_ids[rows])
-
-
-def _sizes(*args: Any) -> list[int]:
-    x, cu_seqlens, num_heads = args[0], args[7], args[10]
-    return [cu_seqlens.numel() - 1, _fake(*args)[0].shape[0], x.shape[0], num_heads, x.shape[1]]
-
-
-def _saves(*args: Any) -> list[Tensor]:
-    """queries (R, D), keys and values (T, 2 D), what was read (R, D), its log-sum-exps (R, H), rows normalised (R, D)
-    and what each was divided by, inverted (R,)."""
-    x = args[0]
-    _, asking, total, heads, width = _sizes(*args)
-    shapes = (asking, width), (total, 2 * width), (asking, width), (asking, heads), (asking, width), (asking,)
-    return [x.new_empty(shape) for shape in shapes]
-
-
-def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    seed, eps, attention_dropout_p, dropout_p = args[14:]
-    asking, cu_rows, ids = _asking(*args)
-    given = [t.contiguous() for t in (args[0], asking, *args[1:7], cu_rows, args[7], ids)]
-    out, saved = _fake(*args)[0], _saves(*args)
+def _forward_cpu(args: AttentionBlockArguments) -> tuple[Tensor, list[Tensor]]:
+    asking = _queries(args)
+    weights = (args.qkv_weight, args.qkv_bias, args.out_weight, args.out_bias, args.norm_weight, args.norm_bias)
+    read = (args.x, asking.x, *weights, asking.cu_seqlens, args.cu_seqlens, asking.row_ids)
+    dense = [t.contiguous() for t in read]
+    out, saved = _fake(args)[0], list(_saves(args))
     core.attention_block_fwd(
-        *(t.data_ptr() for t in given),
-        *_sizes(*args),
-        seed.item(),
-        eps,
-        dropout_threshold(attention_dropout_p),
-        dropout_threshold(dropout_p),
+        *(t.data_ptr() for t in dense),
+        *_sizes(args),
+        args.seed.item(),
+        args.eps,
+        dropout_threshold(args.attention_dropout_p),
+        dropout_threshold(args.dropout_p),
         *(t.data_ptr() for t in (out, *saved)),
         torch.get_num_threads(),
     )
     return out, saved
 
 
-def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
-    *arguments, saved = args
-    x, qkv_weight, _, out_weight, _, norm_weight, _ = weights = [t.contiguous() for t in arguments[:7]]
-    rows, seed, _, attention_dropout_p, dropout_p = arguments[11], *arguments[14:]
-    asking, cu_rows, ids = _asking(*arguments)
-    offsets = (cu_rows, arguments[7], ids)
-    read = (grads[0], x, asking, qkv_weight, out_weight, norm_weight, *offsets, *saved[1:])
-    held = [t.contiguous() for t in read]
-    dx, *others = [torch.empty_like(t) for t in weights]
-    dasking = dx if rows is None else torch.empty_like(held[2])
+def _backward_cpu(grads: list[Tensor], args: AttentionBlockArguments, saved: list[Tensor]) -> list[Tensor]:
+    asking, (_out, *kept) = _queries(args), saved
+    read = [grads[0], args.x, asking.x, args.qkv_weight, args.out_weight, args.norm_weight]
+    read += [asking.cu_seqlens, args.cu_seqlens, asking.row_ids]
+    dense, made = [t.contiguous() for t in read], [t.contiguous() for t in kept]
+    weights = (args.qkv_weight, args.qkv_bias, args.out_weight, args.out_bias, args.norm_weight, args.norm_bias)
+    dx, *gradients = [t.new_empty(t.shape) for t in (args.x, *weights)]
+    dasking = dx if args.rows is None else torch.empty_like(asking.x)
     core.attention_block_bwd(
-        *(t.data_ptr() for t in held[:9]),
-        *_sizes(*arguments),
-        seed.item(),
-        dropout_threshold(attention_dropout_p),
-        dropout_threshold(dropout_p),
-        *(t.data_ptr() for t in (*held[9:], dx, dasking, *others)),
+        *(t.data_ptr() for t in dense),
+        *_sizes(args),
+        args.seed.item(),
+        dropout_threshold(args.attention_dropout_p),
+        dropout_threshold(args.dropout_p),
+        *(t.data_ptr() for t in (*made, dx, dasking, *gradients)),
         torch.get_num_threads(),
     )
-    return [dx if rows is None else dx.index_add_(0, rows, dasking), *others]
+    return [dx if args.rows is None else dx.index_add_(0, args.rows, dasking), *gradients]
 
 
-def _saves_cuda(*args: Any) -> list[Tensor]:
-    """What goes into the norm (R, D), its mean and 1 / deviation (R,), the scores' log-sum-exps (H, R); the projection
-    (T, 3 D), or queries (R, D) and keys and values (T, 2 D); what was read (R, H, D / H), unless the backward has all
-    of a sequence's keys at once and makes it again."""
+def saves_cuda(args: AttentionBlockArguments) -> list[Tensor]:
+    """What the Triton forward saves: what goes into the norm (R, D), its mean and 1 / deviation (R,), the scores'
+    log-sum-exps (H, R); the projection (T, 3 D), or queries (R, D) and keys and values (T, 2 D); and what attention
+    read (R, H, D / H), unless the backward makes it again because one block has all of a sequence's keys."""
+    x, count, (total, width) = args.x, _count(args), args.x.shape
+    statistics = [x.new_empty(shape, dtype=torch.float32) for shape in ((count,), (count,), (args.num_heads, count))]
+    shapes = [(total, 3 * width)] if args.rows is None else [(count, width), (total, 2 * width)]
+    z, *projections = (x.new_empty(shape) for shape in ((count, width), *shapes))
+    read = [x.new_empty(count, args.num_heads, width // args.num_heads)] if saves_read(args) else []
+    return [z, *statistics, *projections, *read]
+
+
+def saves_read(args: AttentionBlockArguments) -> bool:
+    """Whether the Triton forward saves what attention read."""
     from electra_fast.kernels.attention import reads_again  # which imports triton
 
-    x, max_seqlen, rows = args[0], args[8], args[11]
-    _, asking, total, heads, width = _sizes(*args)
-    statistics = [x.new_empty(shape, dtype=torch.float32) for shape in ((asking,), (asking,), (heads, asking))]
-    shapes = [(total, 3 * width)] if rows is None else [(asking, width), (total, 2 * width)]
-    z, *projections = (x.new_empty(shape) for shape in ((asking, width), *shapes))
-    read = x.new_empty(asking, heads, width // heads)
-    return [z, *statistics, *projections, *([] if reads_again(read, max_seqlen) else [read])]
+    heads = args.x.unflatten(1, (args.num_heads, args.x.shape[1] // args.num_heads))
+    return not reads_again(heads, args.max_seqlen)
 
 
 _attention_block = DifferentiableOp(
     "attention_block",
-    "Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor out_weight, Tensor out_bias, Tensor norm_weight, "
-    "Tensor norm_bias, Tensor cu_seqlens, SymInt max_seqlen, Tensor row_ids, int num_heads, Tensor? rows, "
-    "Tensor? cu_rows, SymInt max_rows, Tensor seed, float eps, float attention_dropout_p, float dropout_p",
+    AttentionBlockArguments,
     outputs=("out",),
     differentiable=("x", "qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias"),
     reference=attention_block_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, _saves),
-    cuda=Backend(
-        launcher("attention_block", "attention_block_fwd"),
-        launcher("attention_block_bwd", "attention_block_bwd"),
-        saves=_saves_cuda,
-        takes=lambda *args: args[0].shape[1] <= min(4096, 128 * args[10]),
+    cuda=triton_backend(
+        ("attention_block", "attention_block_fwd"),
+        ("attention_block_bwd", "attention_block_bwd"),
+        saves=saves_cuda,
+        takes=lambda args: args.x.shape[1] <= min(4096, 128 * args.num_heads),
         limit="rows up to 4096 wide and heads up to 128",
     ),
 )

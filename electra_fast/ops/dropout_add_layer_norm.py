@@ -1,13 +1,14 @@
 """dropout_add_layer_norm: y = LayerNorm(residual + dropout(x)), the end of each half of a post-LN layer.
 
-x, residual (T, D), weight, bias (D,) -> (T, D); mean and variance over D, variance biased (Ba et al., 2016).
-Dropout is keyed by row_ids (_philox.py, plane 0). Cost: about 8 T D flops; 3 T D elements moved forward. The C++
-saves what its backward reads in place of x and residual, the normalised rows xhat (T, D) and 1 / deviation rstd (T,).
+Mean and variance are over D, the variance biased. Dropout is keyed by row_ids (_philox.py, plane 0). The C++ saves the
+normalised rows xhat (T, D) and 1 / deviation rstd (T,), which its backward reads in place of x and residual.
+Cost: about 8 T D flops; 3 T D elements moved forward.
+Source: Ba et al., 2016 (layer normalisation).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,21 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp, launcher
+from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._philox import dropout_reference, dropout_threshold
+
+
+class DropoutAddLayerNormArguments(NamedTuple):
+    """The arguments of `dropout_add_layer_norm`, in the order of the dispatcher op."""
+
+    x: Tensor
+    residual: Tensor
+    weight: Tensor
+    bias: Tensor
+    row_ids: Tensor
+    seed: Tensor
+    eps: float
+    dropout_p: float
 
 
 def dropout_add_layer_norm(
@@ -37,10 +51,17 @@ def dropout_add_layer_norm(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x)): x, residual (T, D), weight, bias (D,), row_ids (T,) int64 -> (T, D).
+    """LayerNorm(residual + dropout(x)).
 
-    row_ids key the dropout; without them the rows count from 0. Raises TypeError on mixed dtypes, ValueError on shapes
-    or a dropout_p outside [0, 1], RuntimeError on mixed devices.
+    x, residual: (T, D), of the floating-point dtype of all four tensors.
+    weight, bias: (D,), the LayerNorm's.
+    row_ids: (T,) int64, the ids of the rows that key the dropout; by default they count from 0.
+    eps: what is added to the variance.
+    dropout_p: the probability with which an element of x is set to 0, rounded to 1/256.
+    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
+
+    Returns (T, D).
+    Raises TypeError on mixed dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
     """
     name = "dropout_add_layer_norm"
     check_matrix(name, x=x)
@@ -48,97 +69,79 @@ def dropout_add_layer_norm(
     check_devices(name, x=x, residual=residual, weight=weight, bias=bias, row_ids=row_ids)
     check_floats(name, x=x, residual=residual, weight=weight, bias=bias)
     check_integers(name, torch.int64, row_ids=row_ids)
-    check_shape(name, "residual", residual, *x.shape)
-    for label, tensor, size in (("weight", weight, 1), ("bias", bias, 1), ("row_ids", row_ids, 0)):
-        check_shape(name, label, tensor, x.shape[size])
+    rows, width = x.shape
+    check_shape(name, "residual", residual, rows, width)
+    for label, tensor, size in (("weight", weight, width), ("bias", bias, width), ("row_ids", row_ids, rows)):
+        check_shape(name, label, tensor, size)
     p = check_probability(name, "dropout_p", dropout_p)
-    return _dropout_add_layer_norm(x, residual, weight, bias, row_ids, seed_tensor(name, seed, x.device), eps, p)
+    seed = seed_tensor(name, seed, x.device)
+    return _dropout_add_layer_norm(DropoutAddLayerNormArguments(x, residual, weight, bias, row_ids, seed, eps, p))
 
 
-def dropout_add_layer_norm_reference(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> Tensor:
-    return F.layer_norm(residual + dropout_reference(x, dropout_p, seed, row_ids), weight.shape, weight, bias, eps)
+def dropout_add_layer_norm_reference(args: DropoutAddLayerNormArguments) -> Tensor:
+    summed = args.residual + dropout_reference(args.x, args.dropout_p, args.seed, args.row_ids)
+    return F.layer_norm(summed, args.weight.shape, args.weight, args.bias, args.eps)
 
 
-def _run(out: Tensor, xhat: Tensor, rstd: Tensor, *args: Any) -> None:
+def _run(args: DropoutAddLayerNormArguments, out: Tensor, xhat: Tensor, rstd: Tensor) -> None:
     """The core's forward; xhat may be out."""
-    *tensors, seed, eps, dropout_p = args
-    given = [t.contiguous() for t in tensors]
+    dense = [t.contiguous() for t in (args.x, args.residual, args.weight, args.bias, args.row_ids)]
     core.dropout_add_layer_norm_fwd(
-        *(t.data_ptr() for t in given),
+        *(t.data_ptr() for t in dense),
         *out.shape,
-        seed.item(),
-        eps,
-        dropout_threshold(dropout_p),
+        args.seed.item(),
+        args.eps,
+        dropout_threshold(args.dropout_p),
         *(t.data_ptr() for t in (out, xhat, rstd)),
         torch.get_num_threads(),
     )
 
 
-def _forward_cpu(x: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
-    out, saved = x.new_empty(x.shape), _saved(x)
-    _run(out, *saved, x, *args)
+def _forward_cpu(args: DropoutAddLayerNormArguments) -> tuple[Tensor, list[Tensor]]:
+    out, saved = args.x.new_empty(args.x.shape), _saves(args)
+    _run(args, out, *saved)
     return out, saved
 
 
-def _infer_cpu(x: Tensor, *args: Any) -> Tensor:
-    out = x.new_empty(x.shape)
-    _run(out, out, x.new_empty(x.shape[0]), x, *args)
+def _infer_cpu(args: DropoutAddLayerNormArguments) -> Tensor:
+    out = args.x.new_empty(args.x.shape)
+    _run(args, out, out, args.x.new_empty(args.x.shape[0]))
     return out
 
 
-def _backward_cpu(
-    grads: list[Tensor],
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    _, xhat, rstd = saved
-    given = [t.contiguous() for t in (grads[0], xhat, rstd, weight, row_ids)]
-    found = [t.new_empty(t.shape) for t in (x, residual, weight, bias)]
+def _backward_cpu(grads: list[Tensor], args: DropoutAddLayerNormArguments, saved: list[Tensor]) -> list[Tensor]:
+    _out, xhat, rstd = saved
+    dense = [t.contiguous() for t in (grads[0], xhat, rstd, args.weight, args.row_ids)]
+    gradients = [t.new_empty(t.shape) for t in (args.x, args.residual, args.weight, args.bias)]
     core.dropout_add_layer_norm_bwd(
-        *(t.data_ptr() for t in given),
-        *x.shape,
-        seed.item(),
-        dropout_threshold(dropout_p),
-        *(t.data_ptr() for t in found),
+        *(t.data_ptr() for t in dense),
+        *args.x.shape,
+        args.seed.item(),
+        dropout_threshold(args.dropout_p),
+        *(t.data_ptr() for t in gradients),
         torch.get_num_threads(),
     )
-    return found
+    return gradients
 
 
-def _saved(x: Tensor, *_: object) -> list[Tensor]:
-    """Room for xhat and rstd."""
-    return [x.new_empty(x.shape), x.new_empty(x.shape[0])]
+def _saves(args: DropoutAddLayerNormArguments) -> list[Tensor]:
+    """xhat (T, D) and rstd (T,)."""
+    return [args.x.new_empty(args.x.shape), args.x.new_empty(args.x.shape[0])]
 
 
 _dropout_add_layer_norm = DifferentiableOp(
     "dropout_add_layer_norm",
-    "Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor row_ids, Tensor seed, float eps, float dropout_p",
+    DropoutAddLayerNormArguments,
     outputs=("out",),
     differentiable=("x", "residual", "weight", "bias"),
     reference=dropout_add_layer_norm_reference,
-    fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
-    cpu=Backend(_forward_cpu, _backward_cpu, _saved, infer=_infer_cpu),
-    cuda=Backend(
-        launcher("dropout_add_layer_norm", "dropout_add_layer_norm_fwd"),
-        launcher("dropout_add_layer_norm", "dropout_add_layer_norm_bwd"),
-        saves=lambda x, *_: [x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2)],
-        takes=lambda x, *_: x.shape[1] <= 4096,
+    fake=lambda args: (torch.empty_like(args.x, memory_format=torch.contiguous_format),),
+    cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
+    cuda=triton_backend(
+        ("dropout_add_layer_norm", "dropout_add_layer_norm_fwd"),
+        ("dropout_add_layer_norm", "dropout_add_layer_norm_bwd"),
+        saves=lambda args: [args.x.new_empty(args.x.shape[0], dtype=torch.float32) for _ in range(2)],
+        takes=lambda args: args.x.shape[1] <= 4096,
         limit="rows up to 4096 wide",
     ),
 )

@@ -1,12 +1,14 @@
 """embedding: y = P dropout(LayerNorm(word[id] + position[place] + token_type[type])), P only where widths differ.
 
-ids, types, places (T,) int64; word (V, E), position (P, E), token_type (2, E), LayerNorm weight and bias (E,),
-projection (D, E) and (D,) or None -> (T, D), or (T, E). Dropout is keyed by row_ids (_philox.py, plane 0) and comes
-before the projection, as in Google's code. Cost: 3 T E elements gathered, 2 T E D flops. The C++ saves
+Dropout is keyed by row_ids (_philox.py, plane 0) and comes before the projection P, as in Google's code. The C++ saves
 the normalised rows xhat (T, E), 1 / deviation rstd (T,) and, where there is a projection, its input (T, E).
+Cost: 3 T E elements gathered, 2 T E D flops.
+Source: google-research/electra, model/modeling.py.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +25,28 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp, launcher
+from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._philox import dropout_reference, dropout_threshold
-from electra_fast.ops.linear import linear_cpu
+from electra_fast.ops.linear import LinearArguments, linear_cpu
+
+
+class EmbeddingArguments(NamedTuple):
+    """The arguments of `embedding`, in the order of the dispatcher op."""
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+    word: Tensor
+    position: Tensor
+    token_type: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    projection_weight: Tensor | None
+    projection_bias: Tensor | None
+    row_ids: Tensor
+    seed: Tensor
+    eps: float
+    dropout_p: float
 
 
 def embedding(
@@ -37,25 +58,36 @@ def embedding(
     token_type: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    projection_weight: Tensor | None,
-    projection_bias: Tensor | None,
+    projection_weight: Tensor | None = None,
+    projection_bias: Tensor | None = None,
+    *,
     row_ids: Tensor,
     eps: float = 1e-12,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """ids (T,) int64 thrice, tables (V, E), (P, E), (types, E), norm (E,) twice, projection (D, E), (D,) -> (T, D).
+    """P dropout(LayerNorm(word[input_ids] + position[position_ids] + token_type[token_type_ids])).
 
+    input_ids, token_type_ids, position_ids: (T,) int64, rows of the tables.
+    word, position, token_type: (V, E), (P, E) and (types, E), of the floating-point dtype of all weights.
+    norm_weight, norm_bias: (E,), the LayerNorm's.
+    projection_weight, projection_bias: (D, E) and (D,), or None for no projection.
+    row_ids: (T,) int64, the ids of the rows that key the dropout.
+    eps: what the LayerNorm adds to the variance.
+    dropout_p: the probability with which an element of a normalised row is set to 0, rounded to 1/256.
+    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
+
+    Returns (T, D), or (T, E) without a projection.
     Raises IndexError naming the first id outside its table (on the CPU; on a GPU the loader checks), TypeError on mixed
     dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
     """
     name = "embedding"
     check_matrix(name, word=word)
     width = word.shape[1]
-    ids = dict(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
-    tables = dict(word=word, position=position, token_type=token_type)
-    vectors = dict(norm_weight=norm_weight, norm_bias=norm_bias)
-    projection = dict(projection_weight=projection_weight, projection_bias=projection_bias)
+    ids: dict[str, Any] = dict(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
+    tables: dict[str, Any] = dict(word=word, position=position, token_type=token_type)
+    vectors: dict[str, Any] = dict(norm_weight=norm_weight, norm_bias=norm_bias)
+    projection: dict[str, Any] = dict(projection_weight=projection_weight, projection_bias=projection_bias)
     check_devices(name, **ids, **tables, **vectors, **projection, row_ids=row_ids)
     check_integers(name, torch.int64, **ids, row_ids=row_ids)
     floats = {label: t for label, t in {**tables, **vectors, **projection}.items() if t is not None}
@@ -73,128 +105,88 @@ def embedding(
         check_shape(name, "projection_bias", projection_bias, projection_bias.numel())
     for (label, tensor), table in zip(ids.items(), (word, token_type, position), strict=True):
         check_ids(name, label, tensor, table.shape[0])
-    p = check_probability(name, "dropout_p", dropout_p)
-    seed = seed_tensor(name, seed, word.device)
-    arguments = (*ids.values(), *tables.values(), *vectors.values(), *projection.values())
-    return _embedding(*arguments, row_ids, seed, float(eps), p)
+    numbers: dict[str, Any] = dict(eps=float(eps), dropout_p=check_probability(name, "dropout_p", dropout_p))
+    keys: dict[str, Any] = dict(row_ids=row_ids, seed=seed_tensor(name, seed, word.device))
+    return _embedding(EmbeddingArguments(**ids, **tables, **vectors, **projection, **keys, **numbers))
 
 
-def embedding_reference(
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection_weight: Tensor | None,
-    projection_bias: Tensor | None,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> Tensor:
-    x = F.embedding(input_ids, word) + F.embedding(position_ids, position) + F.embedding(token_type_ids, token_type)
-    x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
-    x = dropout_reference(x, dropout_p, seed, row_ids)
-    return x if projection_weight is None else F.linear(x, projection_weight, projection_bias)
+def embedding_reference(args: EmbeddingArguments) -> Tensor:
+    x = F.embedding(args.input_ids, args.word) + F.embedding(args.position_ids, args.position)
+    x = x + F.embedding(args.token_type_ids, args.token_type)
+    x = F.layer_norm(x, args.norm_weight.shape, args.norm_weight, args.norm_bias, args.eps)
+    x = dropout_reference(x, args.dropout_p, args.seed, args.row_ids)
+    return x if args.projection_weight is None else F.linear(x, args.projection_weight, args.projection_bias)
 
 
-def _forward_cpu(
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection_weight: Tensor | None,
-    projection_bias: Tensor | None,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> tuple[Tensor, list[Tensor]]:
-    ids, tables = (input_ids, token_type_ids, position_ids), (word, position, token_type)
-    given = [t.contiguous() for t in (*ids, *tables, norm_weight, norm_bias, row_ids)]
-    rows, width = input_ids.shape[0], word.shape[1]
-    out, xhat, rstd = word.new_empty(rows, width), word.new_empty(rows, width), word.new_empty(rows)
+def _projection(args: EmbeddingArguments, x: Tensor) -> LinearArguments:
+    """The linear layer that projects x (T, E)."""
+    assert args.projection_weight is not None and args.projection_bias is not None
+    return LinearArguments(x, args.projection_weight, args.projection_bias, gelu=False)
+
+
+def _forward_cpu(args: EmbeddingArguments) -> tuple[Tensor, list[Tensor]]:
+    ids, tables = (args.input_ids, args.token_type_ids, args.position_ids), (args.word, args.position, args.token_type)
+    dense = [t.contiguous() for t in (*ids, *tables, args.norm_weight, args.norm_bias, args.row_ids)]
+    rows, width = args.input_ids.shape[0], args.word.shape[1]
+    new = args.word.new_empty
+    out, xhat, rstd = new(rows, width), new(rows, width), new(rows)
     core.embedding_fwd(
-        *(t.data_ptr() for t in given),
+        *(t.data_ptr() for t in dense),
         rows,
         width,
-        seed.item(),
-        eps,
-        dropout_threshold(dropout_p),
+        args.seed.item(),
+        args.eps,
+        dropout_threshold(args.dropout_p),
         *(t.data_ptr() for t in (out, xhat, rstd)),
         torch.get_num_threads(),
     )
-    if projection_weight is None:
+    if args.projection_weight is None:
         return out, [xhat, rstd]
-    return linear_cpu.fwd(out, projection_weight, projection_bias, False)[0], [xhat, rstd, out]
+    return linear_cpu.fwd(_projection(args, out))[0], [xhat, rstd, out]
 
 
-def _backward_cpu(
-    grads: list[Tensor],
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection_weight: Tensor | None,
-    projection_bias: Tensor | None,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    dout, projected = grads[0], []
-    if projection_weight is not None:
-        dout, *projected = linear_cpu.bwd(grads, saved[-1], projection_weight, projection_bias, False, [])
-    ids = (input_ids, token_type_ids, position_ids)
-    given = [t.contiguous() for t in (dout, *saved[1:3], norm_weight, row_ids, *ids)]
-    found = [t.new_empty(t.shape) for t in (word, position, token_type, norm_weight, norm_bias)]
+def _backward_cpu(grads: list[Tensor], args: EmbeddingArguments, saved: list[Tensor]) -> list[Tensor]:
+    out, xhat, rstd, *projected = saved
+    dout, dprojection = grads[0], []
+    if projected:
+        dout, *dprojection = linear_cpu.bwd(grads, _projection(args, *projected), [out])
+    ids = (args.input_ids, args.token_type_ids, args.position_ids)
+    dense = [t.contiguous() for t in (dout, xhat, rstd, args.norm_weight, args.row_ids, *ids)]
+    floats = (args.word, args.position, args.token_type, args.norm_weight, args.norm_bias)
+    gradients = [t.new_empty(t.shape) for t in floats]
     core.embedding_bwd(
-        *(t.data_ptr() for t in given),
+        *(t.data_ptr() for t in dense),
         *dout.shape,
-        *(t.shape[0] for t in (word, position, token_type)),
-        seed.item(),
-        dropout_threshold(dropout_p),
-        *(t.data_ptr() for t in found),
+        *(t.shape[0] for t in (args.word, args.position, args.token_type)),
+        args.seed.item(),
+        dropout_threshold(args.dropout_p),
+        *(t.data_ptr() for t in gradients),
         torch.get_num_threads(),
     )
-    return found + projected
+    return gradients + dprojection
 
 
-def _saves(input_ids: Tensor, *args: Tensor) -> list[Tensor]:
-    word, projection_weight, rows = args[2], args[7], input_ids.shape[0]
-    xhat = word.new_empty(rows, word.shape[1])
-    return [xhat, word.new_empty(rows)] + ([] if projection_weight is None else [torch.empty_like(xhat)])
+def _saves(args: EmbeddingArguments) -> list[Tensor]:
+    rows, width = args.input_ids.shape[0], args.word.shape[1]
+    projected = [] if args.projection_weight is None else [args.word.new_empty(rows, width)]
+    return [args.word.new_empty(rows, width), args.word.new_empty(rows), *projected]
 
 
-def _saves_cuda(input_ids: Tensor, *args: Tensor) -> list[Tensor]:
-    word, projection_weight, rows = args[2], args[7], input_ids.shape[0]
-    statistics = [word.new_empty(rows, dtype=torch.float32) for _ in range(2)]
-    return statistics + ([] if projection_weight is None else [word.new_empty(rows, word.shape[1])])
+def _saves_cuda(args: EmbeddingArguments) -> list[Tensor]:
+    """The LayerNorm's mean and 1 / deviation (T,), and the input (T, E) of the projection, if there is one."""
+    rows, width = args.input_ids.shape[0], args.word.shape[1]
+    projected = [] if args.projection_weight is None else [args.word.new_empty(rows, width)]
+    return [*(args.word.new_empty(rows, dtype=torch.float32) for _ in range(2)), *projected]
 
 
-def _fake(input_ids: Tensor, *args: Tensor) -> tuple[Tensor]:
-    word, projection_weight = args[2], args[7]
-    width = word.shape[1] if projection_weight is None else projection_weight.shape[0]
-    return (word.new_empty(input_ids.shape[0], width),)
+def _fake(args: EmbeddingArguments) -> tuple[Tensor]:
+    width = args.word.shape[1] if args.projection_weight is None else args.projection_weight.shape[0]
+    return (args.word.new_empty(args.input_ids.shape[0], width),)
 
 
 _embedding = DifferentiableOp(
     "embedding",
-    "Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, Tensor position, Tensor token_type, "
-    "Tensor norm_weight, Tensor norm_bias, Tensor? projection_weight, Tensor? projection_bias, Tensor row_ids, "
-    "Tensor seed, float eps, float dropout_p",
+    EmbeddingArguments,
     outputs=("out",),
     differentiable=(
         "word",
@@ -208,11 +200,11 @@ _embedding = DifferentiableOp(
     reference=embedding_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, _saves),
-    cuda=Backend(
-        launcher("embedding", "embedding_fwd"),
-        launcher("embedding", "embedding_bwd"),
+    cuda=triton_backend(
+        ("embedding", "embedding_fwd"),
+        ("embedding", "embedding_bwd"),
         saves=_saves_cuda,
-        takes=lambda *args: args[3].shape[1] <= 4096,
+        takes=lambda args: args.word.shape[1] <= 4096,
         limit="rows up to 4096 wide",
     ),
 )

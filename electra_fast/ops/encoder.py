@@ -1,41 +1,90 @@
 """encoder: the layers of a network one after the other, each an attention_block and an ffn_block.
 
-x (T, D) and twelve tensors a layer -> (T, D). With `rows` (R,) the last layer's queries come from these rows alone, and
-the result is (R, D). One op for all layers: at ELECTRA-Small's size what happens between two blocks, in Python and
-PyTorch, costs the CPU a twentieth of a step; and on CUDA the rows between two blocks need not be kept, as the backward
-makes them again from what went into the norm before. Elsewhere it is its blocks, each with its own gradient.
+With `rows` (R,) only these rows are queries in the last layer, and the result is (R, D). All layers are one op: at
+ELECTRA-Small's size what happens between two blocks, in Python and PyTorch, costs the CPU a twentieth of a step; and on
+CUDA the rows between two blocks need not be kept, as the backward makes them again from what went into the norm before
+them. Where no backend has the whole, the op is its blocks, each with its own gradient.
 Cost: that of the blocks.
+Source: Clark et al., ICLR 2020 (ELECTRA).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from electra_fast.ops._check import (
-    check_asking,
     check_devices,
     check_floats,
     check_integers,
     check_matrix,
     check_probability,
+    check_queries,
     check_shape,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import LIBRARY, Backend, DifferentiableOp, backends, launcher, refuse_transforms
+from electra_fast.ops._differentiable import Backend, DifferentiableOp, refuse_transforms
+from electra_fast.ops._library import LIBRARY, Size, backends, launcher, maker, schema_of
 from electra_fast.ops._philox import dropout_threshold
-from electra_fast.ops.attention_block import _attention_block, attention_block_reference
-from electra_fast.ops.attention_block import _saves_cuda as _attention_saves
-from electra_fast.ops.ffn_block import _ffn_block, ffn_block_reference
-from electra_fast.ops.ffn_block import _saves_cuda as _ffn_saves
+from electra_fast.ops.attention_block import (
+    AttentionBlockArguments,
+    _attention_block,
+    attention_block_reference,
+    saves_read,
+)
+from electra_fast.ops.attention_block import saves_cuda as attention_saves_cuda
+from electra_fast.ops.ffn_block import FfnBlockArguments, _ffn_block, ffn_block_reference, in_one_launch
+from electra_fast.ops.ffn_block import saves_cuda as ffn_saves_cuda
 
 ATTENTION = ("qkv_weight", "qkv_bias", "out_weight", "out_bias", "attention_norm_weight", "attention_norm_bias")
 FFN = ("up_weight", "up_bias", "down_weight", "down_bias", "ffn_norm_weight", "ffn_norm_bias")
-INNER = 7  # where `_kept` has the GELU's argument
+
+
+class EncoderArguments(NamedTuple):
+    """The arguments of `encoder`, in the order of the dispatcher op; max_rows is 0 without rows."""
+
+    x: Tensor
+    layers: list[Tensor]  # of each layer the tensors that ATTENTION and FFN name
+    cu_seqlens: Tensor
+    max_seqlen: Size
+    row_ids: Tensor
+    num_heads: int
+    rows: Tensor | None
+    cu_rows: Tensor | None
+    max_rows: Size
+    seeds: Tensor
+    eps: float
+    attention_dropout_p: float
+    dropout_p: float
+
+
+class Layer(NamedTuple):
+    """The arguments of one layer's blocks; x of each is replaced by the rows that reach it."""
+
+    attention: AttentionBlockArguments
+    ffn: FfnBlockArguments
+
+
+class Kept(NamedTuple):
+    """What one layer of the C++ forward makes for its backward, all float32, for R queries; csrc/encoder.cpp has the
+    same order."""
+
+    between: Tensor  # (R, D): what the attention block gives
+    queries: Tensor  # (R, D)
+    keys_values: Tensor  # (T, 2 D)
+    read: Tensor  # (R, D): what attention read, before the output projection
+    lse: Tensor  # (R, H): the log-sum-exp of each query's scores
+    attention_xhat: Tensor  # (R, D): the rows that the attention block's norm normalised
+    attention_rstd: Tensor  # (R,): 1 / deviation of each
+    inner: Tensor | None  # (R, F): the GELU's argument; None where no backward follows
+    ffn_xhat: Tensor  # (R, D)
+    ffn_rstd: Tensor  # (R,)
+    out: Tensor  # (R, D): what the layer gives
 
 
 def encoder(
@@ -45,6 +94,7 @@ def encoder(
     max_seqlen: int,
     row_ids: Tensor,
     num_heads: int,
+    *,
     rows: Tensor | None = None,
     cu_rows: Tensor | None = None,
     max_rows: int | None = None,
@@ -53,11 +103,22 @@ def encoder(
     dropout_p: float = 0.0,
     seeds: Tensor | None = None,
 ) -> Tensor:
-    """x (T, D), of each layer the tensors that ATTENTION and FFN name, row_ids (T,) int64 -> (T, D).
+    """The layers of a post-LN transformer: ffn_block(attention_block(x)) for each in turn.
 
-    A layer is qkv (3 D, D) and (3 D,), out (D, D) and (D,), norm (D,) twice, up (F, D) and (F,), down (D, F) and (D,),
-    norm (D,) twice. rows (R,) int64, cu_rows (N + 1,) int32 and max_rows are as attention_block takes them, for the
-    last layer -> (R, D). seeds (2 L,) int64: of each layer, its attention_block's and its ffn_block's; 0 if not given.
+    x: (T, D), packed rows, of the floating-point dtype of all weights.
+    layers: for each layer the twelve tensors that ATTENTION and FFN name: qkv (3 D, D) and (3 D,), out (D, D) and (D,),
+        norm (D,) twice, up (F, D) and (F,), down (D, F) and (D,), norm (D,) twice.
+    cu_seqlens: (N + 1,) int32, the row where each sequence begins, and at the end T.
+    max_seqlen: the length of the longest sequence, or more.
+    row_ids: (T,) int64, the ids of the rows that key the dropouts.
+    num_heads: H, which divides D.
+    rows, cu_rows, max_rows: the rows that are queries in the last layer, as attention_block takes them; all by default.
+    eps: what each LayerNorm adds to the variance.
+    attention_dropout_p, dropout_p: the probabilities with which an attention probability, and an element that either
+        block adds to its rows, are set to 0, rounded to 1/256.
+    seeds: (2 L,) int64, for each layer the seed of its attention_block and that of its ffn_block; 0 by default.
+
+    Returns (T, D), or (R, D) with rows.
     Raises IndexError on a row that is not in x (on the CPU), TypeError on mixed dtypes, ValueError on shapes, offsets,
     heads that do not divide D or probabilities outside [0, 1], RuntimeError on mixed devices.
     """
@@ -76,16 +137,14 @@ def encoder(
     check_devices(name, x=x, cu_seqlens=cu_seqlens, row_ids=row_ids, rows=rows, cu_rows=cu_rows, seeds=seeds, **named)
     check_floats(name, x=x, **named)
     check_integers(name, torch.int64, row_ids=row_ids, rows=rows, seeds=seeds)
-    inner = layers[0][6].shape[0] if layers[0][6].dim() else 0
-    for i, layer in enumerate(layers):
-        shapes = [(3 * width, width), (3 * width,), (width, width), *[(width,)] * 3]
-        shapes += [(inner, width), (inner,), (width, inner), *[(width,)] * 3]
-        for label, tensor, shape in zip(ATTENTION + FFN, layer, shapes, strict=True):
-            check_shape(name, f"layers[{i}] {label}", tensor, *shape)
+    up_weight = named["layers[0] up_weight"]
+    inner = up_weight.shape[0] if up_weight.dim() else 0
+    shapes = [(3 * width, width), (3 * width,), (width, width), *[(width,)] * 3]
+    shapes += [(inner, width), (inner,), (width, inner), *[(width,)] * 3]
+    for (label, tensor), shape in zip(named.items(), len(layers) * shapes, strict=True):
+        check_shape(name, label, tensor, *shape)
     check_shape(name, "seeds", seeds, 2 * len(layers))
-    check_asking(name, x, cu_seqlens, max_seqlen, row_ids, num_heads, rows, cu_rows, max_rows)
-    refuse_transforms(name, (x, flat))
-    return torch.ops.electra_fast.encoder(
+    args = EncoderArguments(
         x,
         flat,
         cu_seqlens,
@@ -100,191 +159,205 @@ def encoder(
         check_probability(name, "attention_dropout_p", attention_dropout_p),
         check_probability(name, "dropout_p", dropout_p),
     )
+    check_queries(name, args, max_rows)
+    refuse_transforms(name, args)
+    return torch.ops.electra_fast.encoder(*args)
 
 
-def blocks(
-    layers: Sequence[Tensor],
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    seeds: Tensor,
-    eps: float,
-    attention_dropout_p: float,
-    dropout_p: float,
-) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """Of each layer, what its attention_block and its ffn_block are given besides the rows."""
-    width, keys = len(ATTENTION + FFN), seeds.split(1)
-    for at in range(0, len(layers), width):
-        asking: tuple[Any, ...] = (None, None, 0)
-        ids = row_ids
-        if rows is not None and at + width == len(layers):
-            asking, ids = (rows, cu_rows, max_rows), row_ids[rows]
-        layer, (first, second) = layers[at : at + width], keys[2 * (at // width) :][:2]
-        numbers = (eps, attention_dropout_p, dropout_p)
-        yield (
-            (*layer[:6], cu_seqlens, max_seqlen, row_ids, num_heads, *asking, first, *numbers),
-            (*layer[6:], ids, second, eps, dropout_p),
-        )
+def _depth(args: EncoderArguments) -> int:
+    """L, the number of layers."""
+    return len(args.layers) // len(ATTENTION + FFN)
 
 
-def encoder_reference(x: Tensor, *arguments: Any) -> Tensor:
-    for attention, ffn in blocks(*arguments):
-        x = ffn_block_reference(attention_block_reference(x, *attention), *ffn)
+def layers_of(args: EncoderArguments) -> Iterator[Layer]:
+    """The arguments of each layer's blocks. Of all layers but the last, every row is a query."""
+    tensors, seeds, depth = iter(args.layers), iter(args.seeds.split(1)), _depth(args)
+    for i in range(depth):
+        queries: tuple[Any, ...] = (None, None, 0)
+        ids = args.row_ids
+        if args.rows is not None and i == depth - 1:
+            queries, ids = (args.rows, args.cu_rows, args.max_rows), args.row_ids[args.rows]
+        sequences = (args.cu_seqlens, args.max_seqlen, args.row_ids, args.num_heads, *queries)
+        numbers = (args.eps, args.attention_dropout_p, args.dropout_p)
+        weights = [*islice(tensors, len(ATTENTION))]
+        attention = AttentionBlockArguments._make([args.x, *weights, *sequences, next(seeds), *numbers])
+        weights = [*islice(tensors, len(FFN))]
+        ffn = FfnBlockArguments._make([args.x, *weights, ids, next(seeds), args.eps, args.dropout_p])
+        yield Layer(attention, ffn)
+
+
+def encoder_reference(args: EncoderArguments) -> Tensor:
+    x = args.x
+    for layer in layers_of(args):
+        x = attention_block_reference(layer.attention._replace(x=x))
+        x = ffn_block_reference(layer.ffn._replace(x=x))
     return x
 
 
-def _fake(x: Tensor, *args: Any) -> tuple[Tensor]:
-    rows = args[5]
-    return (x.new_empty((x if rows is None else rows).shape[0], x.shape[1]),)
+def _fake(args: EncoderArguments) -> tuple[Tensor]:
+    return (args.x.new_empty(_count(args), args.x.shape[1]),)
 
 
-def _kept(x: Tensor, layers: Sequence[Tensor], num_heads: int, asking: int) -> list[Tensor]:
-    """What a layer makes when `asking` rows ask: the rows between its blocks; queries, keys and values, what was read,
-    its log-sum-exps, rows normalised and what each was divided by, inverted; the same of the FFN after the GELU's
-    argument; the rows that come out."""
-    total, width = x.shape
-    wide = (asking, width)
-    attention = wide, wide, (total, 2 * width), wide, (asking, num_heads), wide, (asking,)
-    ffn = (asking, layers[6].shape[0]), wide, (asking,), wide
-    return [x.new_empty(shape) for shape in (*attention, *ffn)]
+def _count(args: EncoderArguments) -> int:
+    """R, the number of queries of the last layer."""
+    return (args.x if args.rows is None else args.rows).shape[0]
 
 
-def _saves(x: Tensor, layers: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
-    """What each layer makes, but for what comes out of the last: that is the output."""
-    num_heads, rows = arguments[3], arguments[4]
-    count = len(layers) // len(ATTENTION + FFN)
-    whole = [t for _ in range(count - 1) for t in _kept(x, layers, num_heads, x.shape[0])]
-    return [*whole, *_kept(x, layers, num_heads, (x if rows is None else rows).shape[0])[:-1]]
+def _inner_width(args: EncoderArguments) -> int:
+    """F."""
+    return args.layers[len(ATTENTION)].shape[0]
+
+
+def _kept(args: EncoderArguments, count: int) -> Kept:
+    """Memory for what a layer makes when `count` rows are queries."""
+    new, (total, width) = args.x.new_empty, args.x.shape
+    return Kept(
+        between=new(count, width),
+        queries=new(count, width),
+        keys_values=new(total, 2 * width),
+        read=new(count, width),
+        lse=new(count, args.num_heads),
+        attention_xhat=new(count, width),
+        attention_rstd=new(count),
+        inner=new(count, _inner_width(args)),
+        ffn_xhat=new(count, width),
+        ffn_rstd=new(count),
+        out=new(count, width),
+    )
+
+
+def _saves(args: EncoderArguments) -> list[Tensor]:
+    """What each layer makes, but for what the last one gives, which is the output."""
+    whole = [t for _ in range(_depth(args) - 1) for t in _kept(args, args.x.shape[0])]
+    *last, _out = _kept(args, _count(args))
+    return [t for t in (*whole, *last) if t is not None]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> array[int]:
     return array("q", [0 if t is None else t.data_ptr() for t in tensors])
 
 
-def _shared(
-    x: Tensor,
-    layers: Sequence[Tensor],
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    seeds: Tensor,
-) -> tuple[list[Tensor | None], list[int]]:
+def _shared(args: EncoderArguments) -> tuple[list[Tensor | None], list[int]]:
     """What the core's forward and backward are given alike: tensors, then sizes."""
-    fewer = (None, None, None) if rows is None else (rows, cu_rows, row_ids[rows])
-    tensors = [t if t is None else t.contiguous() for t in (cu_seqlens, row_ids, *fewer, seeds)]
-    sizes = [len(layers) // len(ATTENTION + FFN), cu_seqlens.numel() - 1, (x if rows is None else rows).shape[0]]
-    return tensors, [*sizes, x.shape[0], num_heads, x.shape[1], layers[6].shape[0]]
+    fewer = (None, None, None) if args.rows is None else (args.rows, args.cu_rows, args.row_ids[args.rows])
+    tensors = [t if t is None else t.contiguous() for t in (args.cu_seqlens, args.row_ids, *fewer, args.seeds)]
+    sizes = [_depth(args), args.cu_seqlens.numel() - 1, _count(args)]
+    return tensors, [*sizes, args.x.shape[0], args.num_heads, args.x.shape[1], _inner_width(args)]
 
 
-def _run(kept: Sequence[Tensor | None], *args: Any) -> None:
+def _run(args: EncoderArguments, kept: Sequence[Tensor | None]) -> None:
     """The core's forward, into what is kept."""
-    x, layers, *arguments, eps, attention_dropout_p, dropout_p = args
-    tensors, sizes = _shared(x, layers, *arguments)
-    rows, held = x.contiguous(), [t.contiguous() for t in layers]
-    arrays = _addresses(held), _addresses(kept)
+    tensors, sizes = _shared(args)
+    x, weights = args.x.contiguous(), [t.contiguous() for t in args.layers]
+    arrays = _addresses(weights), _addresses(kept)
     core.encoder_fwd(
-        rows.data_ptr(),
+        x.data_ptr(),
         *(numbers.buffer_info()[0] for numbers in arrays),
         *_addresses(tensors),
         *sizes,
-        eps,
-        dropout_threshold(attention_dropout_p),
-        dropout_threshold(dropout_p),
+        args.eps,
+        dropout_threshold(args.attention_dropout_p),
+        dropout_threshold(args.dropout_p),
         torch.get_num_threads(),
     )
 
 
-def _forward_cpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    out, saved = _fake(*args)[0], _saves(*args)
-    _run([*saved, out], *args)
+def _forward_cpu(args: EncoderArguments) -> tuple[Tensor, list[Tensor]]:
+    (out,), saved = _fake(args), _saves(args)
+    _run(args, [*saved, out])
     return out, saved
 
 
-def _infer_cpu(*args: Any) -> Tensor:
-    """In the memory of one layer, but that what comes out of one goes into the next."""
-    x, layers, num_heads = args[0], args[1], args[5]
-    *made, even = _kept(x, layers, num_heads, x.shape[0])
-    odd, out = torch.empty_like(even), _fake(*args)[0]
-    depth = len(layers) // len(ATTENTION + FFN)
-    whole = [t for i in range(depth) for t in (*made[:INNER], None, *made[INNER + 1 :], (even, odd)[i % 2])]
-    _run([*whole[:-1], out], *args)
+def _infer_cpu(args: EncoderArguments) -> Tensor:
+    """In the memory of one layer, but that what one layer gives is what goes into the next."""
+    made, (out,) = _kept(args, args.x.shape[0]), _fake(args)
+    turns = made.out, torch.empty_like(made.out)
+    layers = [made._replace(inner=None, out=turns[i % 2]) for i in range(_depth(args) - 1)]
+    layers.append(made._replace(inner=None, out=out))
+    _run(args, [t for layer in layers for t in layer])
     return out
 
 
-def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
-    x, layers, *arguments, _eps, attention_dropout_p, dropout_p, (out, *saved) = args
-    tensors, sizes = _shared(x, layers, *arguments)
-    rows, held = x.contiguous(), [t.contiguous() for t in layers]
-    dx, found = x.new_empty(x.shape), [torch.empty_like(t) for t in held]
-    arrays = _addresses(held), _addresses([*saved, out]), _addresses(found)
+def _backward_cpu(grads: list[Tensor], args: EncoderArguments, saved: list[Tensor]) -> list[Tensor]:
+    (out, *kept), (tensors, sizes) = saved, _shared(args)
+    x, weights = args.x.contiguous(), [t.contiguous() for t in args.layers]
+    dx, gradients = x.new_empty(x.shape), [torch.empty_like(t) for t in weights]
+    arrays = _addresses(weights), _addresses([*kept, out]), _addresses(gradients)
     core.encoder_bwd(
         grads[0].data_ptr(),
-        rows.data_ptr(),
+        x.data_ptr(),
         *(numbers.buffer_info()[0] for numbers in arrays),
         *_addresses(tensors),
         *sizes,
-        dropout_threshold(attention_dropout_p),
-        dropout_threshold(dropout_p),
+        dropout_threshold(args.attention_dropout_p),
+        dropout_threshold(args.dropout_p),
         dx.data_ptr(),
         torch.get_num_threads(),
     )
-    return [dx, *found]
+    return [dx, *gradients]
 
 
-def _forward_cuda(x: Tensor, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
-    return launcher("encoder", "encoder_fwd")(x, list(blocks(*arguments)))
+def _forward_cuda(args: EncoderArguments) -> tuple[Tensor, list[Tensor]]:
+    out, saved = launcher("encoder", "encoder_fwd")(args.x, list(layers_of(args)))
+    return out, [t for layer in saved for t in layer.tensors]
 
 
-def _backward_cuda(grads: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
-    *arguments, saved = rest
-    return launcher("encoder", "encoder_bwd")(grads, x, list(blocks(*arguments)), saved)
+def _backward_cuda(grads: list[Tensor], args: EncoderArguments, saved: list[Tensor]) -> list[Tensor]:
+    from electra_fast.kernels.encoder import Saved  # which imports triton
+
+    (out, *rest), layers = saved, list(layers_of(args))
+    tensors, first = iter(rest), layers[0]
+    inside, whole = int(saves_read(first.attention)), in_one_launch(first.ffn)
+    kept = []
+    for i, layer in enumerate(layers):
+        fewer = layer.attention.rows is not None
+        attention = list(islice(tensors, 5 + fewer + inside))
+        x = next(tensors) if fewer and i else None
+        kept.append(Saved(attention, x, list(islice(tensors, 3 if whole else 5))))
+    return launcher("encoder", "encoder_bwd")(grads, args.x, layers, out, kept)
 
 
-def _infer_cuda(x: Tensor, *arguments: Any) -> Tensor:
+def _infer_cuda(args: EncoderArguments) -> Tensor:
     """In the memory of one layer."""
-    for attention, ffn in blocks(*arguments):
-        x, _ = launcher("attention_block", "attention_block_fwd")(x, *attention)
-        x, _ = launcher("ffn_block", "ffn_block_fwd")(x, *ffn)
+    x = args.x
+    for layer in layers_of(args):
+        x, _ = launcher("attention_block", "attention_block_fwd")(*layer.attention._replace(x=x))
+        x, _ = launcher("ffn_block", "ffn_block_fwd")(*layer.ffn._replace(x=x))
     return x
 
 
-def _saves_cuda(x: Tensor, *arguments: Any) -> list[Tensor]:
-    """What the blocks save; of the last layer, where only some rows ask, its x too if that is not the encoder's."""
+def _saves_cuda(args: EncoderArguments) -> list[Tensor]:
+    """What the blocks save; of the last layer, where only some rows are queries, its x too if that is not the
+    encoder's."""
     saved: list[Tensor] = []
-    for attention, ffn in blocks(*arguments):
-        kept = _attention_saves(x, *attention)
-        saved += kept if not saved or attention[10] is None else [*kept, x]
-        x = kept[0]
-        saved += _ffn_saves(x, *ffn)
+    x = args.x
+    for layer in layers_of(args):
+        kept = attention_saves_cuda(layer.attention._replace(x=x))
+        saved += kept if not saved or layer.attention.rows is None else [*kept, x]
+        x, *_ = kept
+        saved += ffn_saves_cuda(layer.ffn._replace(x=x))
     return saved
 
 
-def _composed(x: Tensor, *arguments: Any) -> Tensor:
-    for attention, ffn in blocks(*arguments):
-        x = _ffn_block(_attention_block(x, *attention), *ffn)
+def _composed(*values: Any) -> Tensor:
+    """The op of its blocks, each with its own gradient."""
+    args = maker(EncoderArguments)(values)
+    x = args.x
+    for layer in layers_of(args):
+        x = _attention_block(layer.attention._replace(x=x))
+        x = _ffn_block(layer.ffn._replace(x=x))
     return x
 
 
-def _on_cuda(*args: Any) -> Tensor:
-    """In one where the kernels take it; else a block that they take is one still."""
-    return (_encoder if _encoder._on_triton(args) else _composed)(*args)
+def _on_cuda(*values: Any) -> Tensor:
+    """One op where the kernels take it; else its blocks, each of which may still be a kernel's."""
+    args = maker(EncoderArguments)(values)
+    return _encoder(args) if _encoder.on_triton(args) else _composed(*args)
 
 
-SCHEMA = (
-    "Tensor x, Tensor[] layers, Tensor cu_seqlens, SymInt max_seqlen, Tensor row_ids, int num_heads, Tensor? rows, "
-    "Tensor? cu_rows, SymInt max_rows, Tensor seeds, float eps, float attention_dropout_p, float dropout_p"
-)
 _encoder = DifferentiableOp(
     "encoder",
-    SCHEMA,
+    EncoderArguments,
     outputs=("out",),
     differentiable=("x", "layers"),
     reference=encoder_reference,
@@ -295,14 +368,14 @@ _encoder = DifferentiableOp(
         _backward_cuda,
         saves=_saves_cuda,
         infer=_infer_cuda,
-        takes=lambda x, *args: x.shape[1] <= min(4096, 128 * args[4]),
+        takes=lambda args: args.x.shape[1] <= min(4096, 128 * args.num_heads),
         limit="rows up to 4096 wide and heads up to 128",
     ),
 )
-LIBRARY.define(f"encoder({SCHEMA}) -> Tensor")
+LIBRARY.define(f"encoder({schema_of(EncoderArguments)}) -> Tensor")
 LIBRARY.impl("encoder", _composed, "CompositeImplicitAutograd")
 for key in ("CPU", "AutogradCPU"):
-    LIBRARY.impl("encoder", _encoder, key)
+    LIBRARY.impl("encoder", lambda *values: _encoder(maker(EncoderArguments)(values)), key)
 for key in ("CUDA", "AutogradCUDA", "AutogradMeta"):  # meta tensors are counted as CUDA's
     LIBRARY.impl("encoder", _on_cuda, key)
 said = backends["encoder_fwd"]

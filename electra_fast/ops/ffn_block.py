@@ -1,12 +1,13 @@
 """ffn_block: y = LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)), the second half of a layer.
 
-x (T, D), W1 (F, D), b1 (F,), W2 (D, F), b2 (D,), LayerNorm weight and bias (D,) -> (T, D); no dropout after the GELU.
-Cost: 4 T D F flops forward, twice that backward; the intermediate (T, F) need never leave the cache.
+There is no dropout after the GELU. The dropout is keyed by row_ids (_philox.py, plane 0).
+Cost: 4 T D F flops forward and twice that backward; the intermediate (T, F) need never leave the cache.
+Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer); Hendrycks & Gimpel, 2016 (the GELU).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +22,26 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp, launcher
+from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._philox import dropout_threshold
-from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm_reference
-from electra_fast.ops.linear import linear_reference
+from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments, dropout_add_layer_norm_reference
+from electra_fast.ops.linear import LinearArguments, linear_reference
+
+
+class FfnBlockArguments(NamedTuple):
+    """The arguments of `ffn_block`, in the order of the dispatcher op."""
+
+    x: Tensor
+    up_weight: Tensor
+    up_bias: Tensor
+    down_weight: Tensor
+    down_bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    row_ids: Tensor
+    seed: Tensor
+    eps: float
+    dropout_p: float
 
 
 def ffn_block(
@@ -36,125 +53,130 @@ def ffn_block(
     norm_weight: Tensor,
     norm_bias: Tensor,
     row_ids: Tensor,
+    *,
     eps: float = 1e-12,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """x (T, D), up (F, D) and (F,), down (D, F) and (D,), norm (D,) twice, row_ids (T,) int64 -> (T, D).
+    """LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)).
 
+    x: (T, D), of the floating-point dtype of all weights.
+    up_weight, up_bias: (F, D) and (F,), the first layer.
+    down_weight, down_bias: (D, F) and (D,), the second.
+    norm_weight, norm_bias: (D,), the LayerNorm's.
+    row_ids: (T,) int64, the ids of the rows that key the dropout.
+    eps: what the LayerNorm adds to the variance.
+    dropout_p: the probability with which an element of the second layer's result is set to 0, rounded to 1/256.
+    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
+
+    Returns (T, D).
     Raises TypeError on mixed dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
     """
-    weights = dict(up_weight=up_weight, up_bias=up_bias, down_weight=down_weight, down_bias=down_bias)
-    check_devices("ffn_block", x=x, **weights, norm_weight=norm_weight, norm_bias=norm_bias, row_ids=row_ids)
-    check_floats("ffn_block", x=x, **weights, norm_weight=norm_weight, norm_bias=norm_bias)
+    weights: dict[str, Any] = dict(up_weight=up_weight, up_bias=up_bias, down_weight=down_weight, down_bias=down_bias)
+    norms: dict[str, Any] = dict(norm_weight=norm_weight, norm_bias=norm_bias)
+    check_devices("ffn_block", x=x, **weights, **norms, row_ids=row_ids)
+    check_floats("ffn_block", x=x, **weights, **norms)
     check_integers("ffn_block", torch.int64, row_ids=row_ids)
     check_matrix("ffn_block", x=x, up_weight=up_weight)
     rows, width, inner = x.shape[0], x.shape[1], up_weight.shape[0]
     check_shape("ffn_block", "up_weight", up_weight, inner, width)
     check_shape("ffn_block", "up_bias", up_bias, inner)
     check_shape("ffn_block", "down_weight", down_weight, width, inner)
-    for name, tensor in (("down_bias", down_bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+    for name, tensor in dict(down_bias=down_bias, **norms).items():
         check_shape("ffn_block", name, tensor, width)
     check_shape("ffn_block", "row_ids", row_ids, rows)
     p = check_probability("ffn_block", "dropout_p", dropout_p)
     seed = seed_tensor("ffn_block", seed, x.device)
-    return _ffn_block(
-        x, up_weight, up_bias, down_weight, down_bias, norm_weight, norm_bias, row_ids, seed, float(eps), p
-    )
+    return _ffn_block(FfnBlockArguments(x, **weights, **norms, row_ids=row_ids, seed=seed, eps=float(eps), dropout_p=p))
 
 
-def ffn_block_reference(
-    x: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> Tensor:
-    down = linear_reference(linear_reference(x, up_weight, up_bias, gelu=True), down_weight, down_bias)
-    return dropout_add_layer_norm_reference(down, x, norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
+def ffn_block_reference(args: FfnBlockArguments) -> Tensor:
+    inner = linear_reference(LinearArguments(args.x, args.up_weight, args.up_bias, gelu=True))
+    down = linear_reference(LinearArguments(inner, args.down_weight, args.down_bias, gelu=False))
+    norm = (args.norm_weight, args.norm_bias, args.row_ids, args.seed, args.eps, args.dropout_p)
+    return dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(down, args.x, *norm))
 
 
-def _run(out: Tensor, inner: Tensor | None, xhat: Tensor, rstd: Tensor, *args: Any) -> None:
-    """The core's forward; inner may be None, and xhat out."""
-    *tensors, seed, eps, dropout_p = args
-    given = [t.contiguous() for t in tensors]
+def _run(args: FfnBlockArguments, out: Tensor, inner: Tensor | None, xhat: Tensor, rstd: Tensor) -> None:
+    """The core's forward; inner may be None, and xhat may be out."""
+    weights = (args.up_weight, args.up_bias, args.down_weight, args.down_bias, args.norm_weight, args.norm_bias)
+    dense = [t.contiguous() for t in (args.x, *weights, args.row_ids)]
     core.ffn_block_fwd(
-        *(t.data_ptr() for t in given),
+        *(t.data_ptr() for t in dense),
         *out.shape,
-        args[1].shape[0],
-        seed.item(),
-        eps,
-        dropout_threshold(dropout_p),
+        args.up_weight.shape[0],
+        args.seed.item(),
+        args.eps,
+        dropout_threshold(args.dropout_p),
         *(0 if t is None else t.data_ptr() for t in (out, inner, xhat, rstd)),
         torch.get_num_threads(),
     )
 
 
-def _forward_cpu(x: Tensor, up_weight: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
-    out, saved = x.new_empty(x.shape), _saves(x, up_weight)
-    _run(out, *saved, x, up_weight, *args)
+def _forward_cpu(args: FfnBlockArguments) -> tuple[Tensor, list[Tensor]]:
+    out, saved = args.x.new_empty(args.x.shape), _saves(args)
+    _run(args, out, *saved)
     return out, saved
 
 
-def _infer_cpu(x: Tensor, *args: Any) -> Tensor:
-    out = x.new_empty(x.shape)
-    _run(out, None, out, x.new_empty(x.shape[0]), x, *args)
+def _infer_cpu(args: FfnBlockArguments) -> Tensor:
+    out = args.x.new_empty(args.x.shape)
+    _run(args, out, None, out, args.x.new_empty(args.x.shape[0]))
     return out
 
 
-def _backward_cpu(grads: list[Tensor], *args: Any) -> list[Tensor]:
-    *tensors, row_ids, seed, _eps, dropout_p, saved = args
-    x, up_weight, _, down_weight, _, norm_weight, _ = given = [t.contiguous() for t in tensors]
-    read = [t.contiguous() for t in (grads[0], x, up_weight, down_weight, norm_weight, row_ids, *saved[1:])]
-    found = [torch.empty_like(t) for t in given]
+def _backward_cpu(grads: list[Tensor], args: FfnBlockArguments, saved: list[Tensor]) -> list[Tensor]:
+    _out, inner, xhat, rstd = saved
+    read = (grads[0], args.x, args.up_weight, args.down_weight, args.norm_weight, args.row_ids, inner, xhat, rstd)
+    dense = [t.contiguous() for t in read]
+    weights = (args.up_weight, args.up_bias, args.down_weight, args.down_bias, args.norm_weight, args.norm_bias)
+    gradients = [t.new_empty(t.shape) for t in (args.x, *weights)]
     core.ffn_block_bwd(
-        *(t.data_ptr() for t in read),
-        *x.shape,
-        up_weight.shape[0],
-        seed.item(),
-        dropout_threshold(dropout_p),
-        *(t.data_ptr() for t in found),
+        *(t.data_ptr() for t in dense),
+        *args.x.shape,
+        args.up_weight.shape[0],
+        args.seed.item(),
+        dropout_threshold(args.dropout_p),
+        *(t.data_ptr() for t in gradients),
         torch.get_num_threads(),
     )
-    return found
+    return gradients
 
 
-def _saves(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
-    """The GELU's argument (T, F), the normalised rows (T, D) and what each was divided by, inverted (T,)."""
-    rows = x.shape[0]
-    return [x.new_empty(rows, up_weight.shape[0]), x.new_empty(x.shape), x.new_empty(rows)]
+def _saves(args: FfnBlockArguments) -> list[Tensor]:
+    """The GELU's argument (T, F), the normalised rows (T, D) and 1 / deviation of each row (T,)."""
+    rows = args.x.shape[0]
+    return [args.x.new_empty(rows, args.up_weight.shape[0]), args.x.new_empty(args.x.shape), args.x.new_empty(rows)]
 
 
-def _saves_cuda(x: Tensor, up_weight: Tensor, *_: Any) -> list[Tensor]:
-    """What goes into the norm (T, D), its mean and 1 / deviation (T,); unless a row's whole way is one
-    launch, the intermediate and the GELU's slope (T, F) too."""
+def in_one_launch(args: FfnBlockArguments) -> bool:
+    """Whether one Triton kernel takes a row through the whole block."""
     from electra_fast.kernels.ffn_block import in_one_launch  # which imports triton
 
-    rows, inner = x.shape[0], up_weight.shape[0]
+    return in_one_launch(args.x, args.up_weight)
+
+
+def saves_cuda(args: FfnBlockArguments) -> list[Tensor]:
+    """What the Triton forward saves: what goes into the norm (T, D), its mean and 1 / deviation (T,); and unless it is
+    one launch, the intermediate and the GELU's slope (T, F)."""
+    x, rows, inner = args.x, args.x.shape[0], args.up_weight.shape[0]
     saved = [x.new_empty(x.shape), *(x.new_empty(rows, dtype=torch.float32) for _ in range(2))]
-    return saved if in_one_launch(x, up_weight) else saved + [x.new_empty(rows, inner) for _ in range(2)]
+    return saved if in_one_launch(args) else saved + [x.new_empty(rows, inner) for _ in range(2)]
 
 
 _ffn_block = DifferentiableOp(
     "ffn_block",
-    "Tensor x, Tensor up_weight, Tensor up_bias, Tensor down_weight, Tensor down_bias, Tensor norm_weight, "
-    "Tensor norm_bias, Tensor row_ids, Tensor seed, float eps, float dropout_p",
+    FfnBlockArguments,
     outputs=("out",),
     differentiable=("x", "up_weight", "up_bias", "down_weight", "down_bias", "norm_weight", "norm_bias"),
     reference=ffn_block_reference,
-    fake=lambda x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format),),
+    fake=lambda args: (torch.empty_like(args.x, memory_format=torch.contiguous_format),),
     cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
-    cuda=Backend(
-        launcher("ffn_block", "ffn_block_fwd"),
-        launcher("ffn_block", "ffn_block_bwd"),
-        saves=_saves_cuda,
-        takes=lambda x, *_: x.shape[1] <= 4096,
+    cuda=triton_backend(
+        ("ffn_block", "ffn_block_fwd"),
+        ("ffn_block", "ffn_block_bwd"),
+        saves=saves_cuda,
+        takes=lambda args: args.x.shape[1] <= 4096,
         limit="rows up to 4096 wide",
     ),
 )

@@ -1,18 +1,19 @@
 """generator_head: cross-entropy of the masked tokens and one exact sample for each, from the same logits.
 
-hidden (M, E), weight (V, E), bias (V,), labels (M,) -> loss (M,), sampled (M,); l = hidden weight^T + bias,
-loss = logsumexp(l) - l[label], sampled ~ softmax(l / temperature). Rows with label -100 have loss 0 and no gradient.
+With the logits l = hidden weight^T + bias: loss = logsumexp(l) - l[label], sampled ~ softmax(l / temperature). Rows
+with label -100 have loss 0 and no gradient.
 
 The sample is hierarchical and exact: with w0, w1 the words of the row's id (_philox.py, group and plane 0), the tile of
 128 words of the vocabulary is found by inverse CDF over the tiles' sums of exp(l / temperature) at u0 = (w0 + 1/2) /
-2**32, then the word within its tile at u1: two words a row in place of one noise value a logit. temperature = 0 takes
-the most likely word. disallow_correct lowers the label's logit by 1,000 for the sample alone (Google's code).
+2**32, then the word within its tile at u1: two random words for each row instead of one noise value for each logit.
 Cost: 2 M V E flops forward, 6 M V E backward, where the logits are computed again: no backend keeps (M, V).
+Source: Clark et al., ICLR 2020 (ELECTRA); google-research/electra, pretrain/pretrain_helpers.py (disallow_correct).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,24 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import Backend, DifferentiableOp, launcher
+from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._philox import philox
 
 TILE = 128  # words of the vocabulary; part of the convention: another tile draws other samples
-LOGITS = 2**23  # that the reference holds at once: from 32 MiB on, glibc's malloc leaves no holes behind
+LOGITS = 2**23  # logits that the reference holds at once: from 32 MiB on, glibc's malloc leaves no holes behind
+
+
+class GeneratorHeadArguments(NamedTuple):
+    """The arguments of `generator_head`, in the order of the dispatcher op."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    labels: Tensor
+    row_ids: Tensor
+    seed: Tensor
+    temperature: float
+    disallow_correct: bool
 
 
 def generator_head(
@@ -45,11 +59,20 @@ def generator_head(
     row_ids: Tensor | None = None,
     disallow_correct: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """hidden (M, E), weight (V, E), bias (V,), labels (M,) int64, row_ids (M,) int64 -> loss (M,), sampled (M,) int64.
+    """Cross-entropy of each row's label, and a word sampled for each row from softmax(logits / temperature).
 
-    row_ids key the samples; without them the rows count from 0. A label outside [0, V) that is not -100 raises
-    IndexError on the CPU and gives a loss of NaN elsewhere. Raises ValueError on a temperature below 0 or NaN and on
-    shapes, TypeError on mixed dtypes, RuntimeError on mixed devices.
+    hidden: (M, E), rows after the head's dense layer, GELU and LayerNorm, of the dtype of weight and bias.
+    weight: (V, E), the word table.
+    bias: (V,).
+    labels: (M,) int64, the word that was masked; -100 leaves a row out.
+    temperature: what the logits are divided by for the sample; 0 takes the most likely word.
+    seed: 64 bits, an int or a one-element int64 tensor, for the samples.
+    row_ids: (M,) int64, the ids of the rows that key the samples; by default they count from 0.
+    disallow_correct: whether the label's logit is lowered by 1,000, for the sample alone, as Google's code has it.
+
+    Returns loss (M,) and sampled (M,) int64.
+    Raises IndexError on a label outside [0, V) that is not -100 on the CPU (elsewhere its loss is NaN), ValueError on a
+    temperature below 0 or NaN and on shapes, TypeError on mixed dtypes, RuntimeError on mixed devices.
     """
     name = "generator_head"
     check_matrix(name, hidden=hidden, weight=weight)
@@ -72,33 +95,23 @@ def generator_head(
             raise IndexError(
                 f"{name}: labels[{at}] is {int(labels[at])}; 0 to {weight.shape[0] - 1}, or -100 for a row to leave out"
             )
-    seed = seed_tensor(name, seed, hidden.device)
-    return _generator_head(hidden, weight, bias, labels, row_ids, seed, float(temperature), disallow_correct)
+    numbers = (seed_tensor(name, seed, hidden.device), float(temperature), disallow_correct)
+    return _generator_head(GeneratorHeadArguments(hidden, weight, bias, labels, row_ids, *numbers))
 
 
-def generator_head_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-) -> tuple[Tensor, Tensor]:
+def generator_head_reference(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
     """The formula, some rows at a time and checkpointed, so that no tensor has many more than LOGITS elements."""
+    hidden, weight = args.hidden, args.weight
     at_once = LOGITS // weight.shape[0] + 1
     losses, samples = [], []
     for start in range(0, hidden.shape[0], at_once):
         rows = slice(start, start + at_once)
-        given = (labels[rows], row_ids[rows], seed, temperature, disallow_correct)
-        loss, sampled = checkpoint(
-            _loss_and_sample, hidden[rows], weight, bias, *given, use_reentrant=False, preserve_rng_state=False
-        )
+        part = args._replace(hidden=hidden[rows], labels=args.labels[rows], row_ids=args.row_ids[rows])
+        loss, sampled = checkpoint(_loss_and_sample, *part, use_reentrant=False, preserve_rng_state=False)
         losses.append(loss)
         samples.append(sampled)
     if not losses:
-        return hidden.sum(1) + 0 * (weight.sum() + bias.sum()), labels.clone()
+        return hidden.sum(1) + 0 * (weight.sum() + args.bias.sum()), args.labels.clone()
     return torch.cat(losses), torch.cat(samples)
 
 
@@ -143,75 +156,44 @@ def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     return torch.minimum((running <= u[:, None] * running[:, -1:]).sum(1), last)
 
 
-def _forward_cpu(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    hidden, weight, bias, labels = _as_the_core_reads(hidden, weight, bias, labels)
-    row_ids = row_ids.contiguous()
+def _forward_cpu(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, list[Tensor]]:
+    hidden, weight, bias, labels = _as_the_core_reads(args)
+    row_ids = args.row_ids.contiguous()
     loss, lse, sampled = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), torch.empty_like(labels)
     core.generator_head_fwd(
-        hidden.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        labels.data_ptr(),
-        row_ids.data_ptr(),
+        *(t.data_ptr() for t in (hidden, weight, bias, labels, row_ids)),
         hidden.shape[0],
         *weight.shape,
-        seed.item(),
-        temperature,
-        disallow_correct,
-        loss.data_ptr(),
-        sampled.data_ptr(),
-        lse.data_ptr(),
+        args.seed.item(),
+        args.temperature,
+        args.disallow_correct,
+        *(t.data_ptr() for t in (loss, sampled, lse)),
         torch.get_num_threads(),
     )
     return loss, sampled, [lse]
 
 
-def _backward_cpu(
-    grads: list[Tensor],
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    hidden, weight, bias, labels = _as_the_core_reads(hidden, weight, bias, labels)
-    grad, lse = grads[0].contiguous(), saved[-1].contiguous()
-    dhidden, dweight, dbias = (t.new_empty(t.shape) for t in (hidden, weight, bias))
+def _backward_cpu(grads: list[Tensor], args: GeneratorHeadArguments, saved: list[Tensor]) -> list[Tensor]:
+    hidden, weight, bias, labels = _as_the_core_reads(args)
+    _loss, _sampled, lse = saved
+    grad, lse = grads[0].contiguous(), lse.contiguous()
+    gradients = [t.new_empty(t.shape) for t in (hidden, weight, bias)]
     core.generator_head_bwd(
-        grad.data_ptr(),
-        hidden.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        labels.data_ptr(),
-        lse.data_ptr(),
+        *(t.data_ptr() for t in (grad, hidden, weight, bias, labels, lse)),
         hidden.shape[0],
         *weight.shape,
-        dhidden.data_ptr(),
-        dweight.data_ptr(),
-        dbias.data_ptr(),
+        *(t.data_ptr() for t in gradients),
         torch.get_num_threads(),
     )
-    return [dhidden, dweight, dbias]
+    return gradients
 
 
-def _as_the_core_reads(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    left_out = labels == -100
+def _as_the_core_reads(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, weight, bias and labels, contiguous, and without NaN in the rows left out."""
+    hidden, left_out = args.hidden, args.labels == -100
     if left_out.any():
         hidden = _without_nan(hidden, left_out)
-    return hidden.contiguous(), weight.contiguous(), bias.contiguous(), labels.contiguous()
+    return hidden.contiguous(), args.weight.contiguous(), args.bias.contiguous(), args.labels.contiguous()
 
 
 def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:
@@ -219,18 +201,21 @@ def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:
     return torch.where(left_out[:, None], hidden.nan_to_num(0.0, 0.0, 0.0), hidden)
 
 
+def _fake(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
+    return args.hidden.new_empty(args.hidden.shape[0]), args.labels.new_empty(args.hidden.shape[0])
+
+
 _generator_head = DifferentiableOp(
     "generator_head",
-    "Tensor hidden, Tensor weight, Tensor bias, Tensor labels, Tensor row_ids, Tensor seed, float temperature, "
-    "bool disallow_correct",
+    GeneratorHeadArguments,
     outputs=("loss", "sampled"),
     differentiable=("hidden", "weight", "bias"),
     reference=generator_head_reference,
-    fake=lambda hidden, *rest: (hidden.new_empty(hidden.shape[0]), rest[2].new_empty(hidden.shape[0])),
-    cpu=Backend(_forward_cpu, _backward_cpu, lambda hidden, *rest: [hidden.new_empty(hidden.shape[0])]),
-    cuda=Backend(
-        launcher("generator_head", "generator_head_fwd"),
-        launcher("generator_head", "generator_head_bwd"),
-        saves=lambda hidden, *_: [hidden.new_empty(hidden.shape[0], dtype=torch.float32)],
+    fake=_fake,
+    cpu=Backend(_forward_cpu, _backward_cpu, lambda args: [args.hidden.new_empty(args.hidden.shape[0])]),
+    cuda=triton_backend(
+        ("generator_head", "generator_head_fwd"),
+        ("generator_head", "generator_head_bwd"),
+        saves=lambda args: [args.hidden.new_empty(args.hidden.shape[0], dtype=torch.float32)],
     ),
 )

@@ -2,16 +2,17 @@
 
 Sequence n owns slots[n + 1] - slots[n] prediction slots, round-half-even(mask_prob * length) of them (`count_slots`).
 Candidates are its tokens but for the special ids. With w0..w3 the words of a token's row id (_philox.py, group and
-plane 0), the candidates with the smallest (w0, index) are chosen, in ascending position; each becomes [MASK] iff
-w1 < replace_prob 2**32 and else stays visible. Integers alone, so every backend agrees to the bit.
+plane 0), the candidates with the smallest (w0, index) are chosen, in ascending position; each becomes [MASK] if
+w1 < replace_prob 2**32 and stays visible otherwise. Only integers are computed, so every backend has the same bits.
 
-faithful: as Google's code draws, with replacement: draw j of a sequence takes the words of row id (its first + j),
-candidate number w2 C >> 32 of its C, and becomes [MASK] iff w3 < replace_prob 2**32; `corrupt` averages the ids of
-duplicates, rounding down.
+faithful: as Google's code draws, with replacement. Draw j of a sequence takes the words of row id (its first + j) and
+the candidate number w2 C >> 32 of the sequence's C, which becomes [MASK] if w3 < replace_prob 2**32; `corrupt` averages
+the ids of duplicates, rounding down.
 
 A slot without a token (fewer candidates than slots) has label -100 and points at the start of its sequence; an empty
 sequence owns no slots.
 Cost: a sort of T keys, no floating point.
+Source: google-research/electra, pretrain/pretrain_helpers.py.
 """
 
 from __future__ import annotations
@@ -31,8 +32,33 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._library import define, launcher
+from electra_fast.ops._library import Size, define, launcher
 from electra_fast.ops._philox import philox
+
+
+class MaskingArguments(NamedTuple):
+    """The arguments of the op that `masking` calls; replace_prob is there as a threshold of 32-bit words."""
+
+    input_ids: Tensor
+    cu_seqlens: Tensor
+    slots: Tensor
+    num_slots: Size
+    row_ids: Tensor
+    special_ids: list[int]
+    mask_id: int
+    threshold: int
+    faithful: bool
+    seed: Tensor
+
+
+class CorruptArguments(NamedTuple):
+    """The arguments of `corrupt`, in the order of the dispatcher op."""
+
+    input_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    sampled_ids: Tensor
+    faithful: bool
 
 
 class Masked(NamedTuple):
@@ -43,14 +69,17 @@ class Masked(NamedTuple):
     labels: Tensor  # (M,) int64: the original ids, -100 in unused slots
     sample_rows: Tensor  # (M,) int64: row ids that key the samples
     slots: Tensor  # (N + 1,) int32: sequence n owns slots slots[n] to slots[n + 1]
-    max_slots: int  # the most that one sequence owns
+    max_slots: int  # the most slots that one sequence owns
 
 
 def count_slots(lengths: Tensor, mask_prob: float, max_predictions: int | None = None) -> Tensor:
-    """(N,) lengths on the host -> (N + 1,) int32 offsets of the prediction slots.
+    """How many slots each sequence has: round-half-even(mask_prob * length) in float64, at least one if not empty.
 
-    A sequence has round-half-even(mask_prob * length) in float64, at least one if it is not empty, at most
-    max_predictions.
+    lengths: (N,), the number of tokens of each sequence, on the host.
+    mask_prob: the share of tokens to predict.
+    max_predictions: the most slots of one sequence; no limit by default.
+
+    Returns (N + 1,) int32, the slot where each sequence begins, and at the end the number of slots.
     """
     counts = torch.round(lengths.double() * mask_prob).long().clamp(min=1, max=max_predictions)
     counts = torch.where(lengths > 0, counts, 0)
@@ -64,15 +93,28 @@ def masking(
     num_slots: int,
     max_slots: int,
     row_ids: Tensor,
+    *,
     special_ids: list[int],
     mask_id: int,
     replace_prob: float = 0.85,
     faithful: bool = False,
     seed: int | Tensor = 0,
 ) -> Masked:
-    """input_ids, row_ids (T,) int64, cu_seqlens, slots (N + 1,) int32, num_slots = slots[N] = M,
-    max_slots the most of one sequence -> Masked.
+    """Chooses the tokens to predict and hides them.
 
+    input_ids: (T,) int64, packed.
+    cu_seqlens: (N + 1,) int32, the token where each sequence begins, and at the end T.
+    slots: (N + 1,) int32, the slot where each sequence's begin, and at the end M (`count_slots`).
+    num_slots: M.
+    max_slots: the most slots of one sequence, or more.
+    row_ids: (T,) int64, the ids of the tokens that key the choice.
+    special_ids: ids that are never chosen.
+    mask_id: the id of [MASK].
+    replace_prob: the probability with which a chosen token becomes [MASK].
+    faithful: whether tokens are drawn with replacement, as in Google's code.
+    seed: 64 bits, an int or a one-element int64 tensor.
+
+    Returns Masked.
     Raises TypeError on other integer types, ValueError on shapes, offsets or a replace_prob outside [0, 1],
     RuntimeError on mixed devices.
     """
@@ -84,29 +126,19 @@ def masking(
     check_cu_seqlens("masking", "slots", slots, num_slots, max_slots)
     threshold = round(check_probability("masking", "replace_prob", replace_prob) * 2**32)
     seed = seed_tensor("masking", seed, input_ids.device)
-    arguments = (input_ids, cu_seqlens, slots, num_slots, row_ids, special_ids, mask_id, threshold, faithful, seed)
-    masked_ids, positions, labels, sample_rows = _masking(*arguments)
+    rule = (special_ids, mask_id, threshold, faithful, seed)
+    masked_ids, positions, labels, sample_rows = _masking(input_ids, cu_seqlens, slots, num_slots, row_ids, *rule)
     return Masked(masked_ids, positions, labels, sample_rows, slots, max_slots)
 
 
-def masking_reference(
-    input_ids: Tensor,
-    cu_seqlens: Tensor,
-    slots: Tensor,
-    num_slots: int,
-    row_ids: Tensor,
-    special_ids: list[int],
-    mask_id: int,
-    threshold: int,
-    faithful: bool,
-    seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def masking_reference(args: MaskingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input_ids, num_slots, row_ids = args.input_ids, args.num_slots, args.row_ids
     total, device = input_ids.shape[0], input_ids.device
     if num_slots == 0 or total == 0:
         nowhere = input_ids.new_zeros(num_slots)
         return input_ids.clone(), nowhere, nowhere - 100, nowhere.clone()
-    cu, slots = cu_seqlens.long(), slots.long()
-    candidate = ~torch.isin(input_ids, torch.tensor(special_ids, device=device))
+    cu, slots = args.cu_seqlens.long(), args.slots.long()
+    candidate = ~torch.isin(input_ids, torch.tensor(args.special_ids, device=device))
     owner = torch.searchsorted(cu[1:].contiguous(), torch.arange(total, device=device), right=True)
     running = torch.cat([cu.new_zeros(1), candidate.cumsum(0)])
     candidates = running[cu[1:]] - running[cu[:-1]]  # (N,)
@@ -115,11 +147,11 @@ def masking_reference(
     sequence = torch.searchsorted(slots[1:].contiguous(), slot, right=True)
     draw = slot - slots[sequence]
     start = cu[sequence].clamp(max=total - 1)
-    words = philox(seed, row_ids, 0, 0)
-    if faithful:
+    words = philox(args.seed, row_ids, 0, 0)
+    if args.faithful:
         used = candidates[sequence] > 0
         sample_rows = row_ids[start] + draw * used
-        _, _, pick, replace = philox(seed, sample_rows, 0, 0)
+        _, _, pick, replace = philox(args.seed, sample_rows, 0, 0)
         order = torch.argsort(2 * owner + ~candidate, stable=True)  # a sequence's candidates first, ascending
         chosen = order[(start + (pick * candidates[sequence] >> 32)).clamp(max=total - 1)]
     else:
@@ -135,26 +167,15 @@ def masking_reference(
     positions = torch.where(used, chosen, start)
     labels = torch.where(used, input_ids[positions], -100)
     hidden = torch.zeros(total, dtype=torch.int64, device=device)
-    hidden.scatter_reduce_(0, positions, (used & (replace < threshold)).long(), "amax")
-    return torch.where(hidden > 0, mask_id, input_ids), positions, labels, sample_rows
+    hidden.scatter_reduce_(0, positions, (used & (replace < args.threshold)).long(), "amax")
+    return torch.where(hidden > 0, args.mask_id, input_ids), positions, labels, sample_rows
 
 
-def _masking_cpu(
-    input_ids: Tensor,
-    cu_seqlens: Tensor,
-    slots: Tensor,
-    num_slots: int,
-    row_ids: Tensor,
-    special_ids: list[int],
-    mask_id: int,
-    threshold: int,
-    faithful: bool,
-    seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ids, cu, owned, rows = (t.contiguous() for t in (input_ids, cu_seqlens, slots, row_ids))
-    special = torch.tensor(special_ids, dtype=torch.int64)
+def _masking_cpu(args: MaskingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ids, cu, owned, rows = (t.contiguous() for t in (args.input_ids, args.cu_seqlens, args.slots, args.row_ids))
+    special = torch.tensor(args.special_ids, dtype=torch.int64)
     masked_ids = torch.empty_like(ids)
-    positions, labels, sample_rows = (ids.new_empty(num_slots) for _ in range(3))
+    positions, labels, sample_rows = (ids.new_empty(args.num_slots) for _ in range(3))
     core.masking(
         ids.data_ptr(),
         ids.numel(),
@@ -164,39 +185,46 @@ def _masking_cpu(
         rows.data_ptr(),
         special.data_ptr(),
         special.numel(),
-        mask_id,
-        threshold,
-        faithful,
-        seed.item(),
-        masked_ids.data_ptr(),
-        positions.data_ptr(),
-        labels.data_ptr(),
-        sample_rows.data_ptr(),
+        args.mask_id,
+        args.threshold,
+        args.faithful,
+        args.seed.item(),
+        *(t.data_ptr() for t in (masked_ids, positions, labels, sample_rows)),
         torch.get_num_threads(),
     )
     return masked_ids, positions, labels, sample_rows
 
 
+def _masking_fake(args: MaskingArguments) -> tuple[Tensor, ...]:
+    return torch.empty_like(args.input_ids), *(args.input_ids.new_empty(args.num_slots) for _ in range(3))
+
+
 _masking = define(
     "masking",
-    "(Tensor input_ids, Tensor cu_seqlens, Tensor slots, SymInt num_slots, Tensor row_ids, int[] special_ids, "
-    "int mask_id, int threshold, bool faithful, Tensor seed) -> (Tensor, Tensor, Tensor, Tensor)",
-    masking_reference,
-    lambda ids, cu, slots, num_slots, *_: (torch.empty_like(ids), *(ids.new_empty(num_slots) for _ in range(3))),
-    _masking_cpu,
+    MaskingArguments,
+    "(Tensor, Tensor, Tensor, Tensor)",
+    reference=masking_reference,
+    fake=_masking_fake,
+    cpu=_masking_cpu,
     floats=False,
-    cuda=launcher("masking", "masking_fwd"),
+    cuda=lambda args: launcher("masking", "masking_fwd")(*args),
 )
 
 
 def corrupt(
     input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, faithful: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """input_ids (T,), positions, labels, sampled_ids (M,) int64 -> corrupted_ids (T,) int64, is_replaced (T,) bool.
+    """Puts the generator's samples into the text and says of each token whether it was replaced.
 
-    Slots with label -100 change nothing. A sample equal to the original counts as original. Raises IndexError on
-    a position outside the batch (on the CPU), TypeError on other integer types, ValueError on shapes, RuntimeError on
-    mixed devices.
+    input_ids: (T,) int64, the original ids.
+    positions: (M,) int64, the token of each slot.
+    labels: (M,) int64, the original id of each slot; a slot with -100 changes nothing.
+    sampled_ids: (M,) int64, the generator's sample of each slot; one equal to the original id counts as original.
+    faithful: whether the samples of slots with one position are averaged, rounding down, as in Google's code.
+
+    Returns corrupted_ids (T,) int64 and is_replaced (T,) bool.
+    Raises IndexError on a position outside the batch (on the CPU), TypeError on other integer types, ValueError on
+    shapes, RuntimeError on mixed devices.
     """
     tensors = dict(input_ids=input_ids, positions=positions, labels=labels, sampled_ids=sampled_ids)
     check_devices("corrupt", **tensors)
@@ -209,45 +237,42 @@ def corrupt(
     return _corrupt(*tensors.values(), faithful)
 
 
-def corrupt_reference(
-    input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, faithful: bool
-) -> tuple[Tensor, Tensor]:
-    used = (labels != -100).long()
-    count = torch.zeros_like(input_ids).index_add_(0, positions, used)
-    total = torch.zeros_like(input_ids).index_add_(0, positions, sampled_ids * used)
+def corrupt_reference(args: CorruptArguments) -> tuple[Tensor, Tensor]:
+    used = (args.labels != -100).long()
+    count = torch.zeros_like(args.input_ids).index_add_(0, args.positions, used)
+    total = torch.zeros_like(args.input_ids).index_add_(0, args.positions, args.sampled_ids * used)
     # Without duplicates (not faithful) the mean is the sample itself.
-    corrupted = torch.where(count > 0, total.div(count.clamp(min=1), rounding_mode="floor"), input_ids)
-    return corrupted, corrupted != input_ids
+    corrupted = torch.where(count > 0, total.div(count.clamp(min=1), rounding_mode="floor"), args.input_ids)
+    return corrupted, corrupted != args.input_ids
 
 
-def _corrupt_cpu(
-    input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, faithful: bool
-) -> tuple[Tensor, Tensor]:
-    ids, at, wanted, drawn = (t.contiguous() for t in (input_ids, positions, labels, sampled_ids))
+def _corrupt_cpu(args: CorruptArguments) -> tuple[Tensor, Tensor]:
+    ids, positions = args.input_ids.contiguous(), args.positions.contiguous()
+    labels, sampled = args.labels.contiguous(), args.sampled_ids.contiguous()
     corrupted, replaced = torch.empty_like(ids), torch.empty(ids.shape, dtype=torch.bool)
     core.corrupt(
         ids.data_ptr(),
         ids.numel(),
-        at.data_ptr(),
-        wanted.data_ptr(),
-        drawn.data_ptr(),
-        at.numel(),
-        faithful,
+        *(t.data_ptr() for t in (positions, labels, sampled)),
+        positions.numel(),
+        args.faithful,
         corrupted.data_ptr(),
         replaced.data_ptr(),
     )
     return corrupted, replaced
 
 
+def _corrupt_fake(args: CorruptArguments) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(args.input_ids), args.input_ids.new_empty(args.input_ids.shape, dtype=torch.bool)
+
+
 _corrupt = define(
     "corrupt",
-    "(Tensor input_ids, Tensor positions, Tensor labels, Tensor sampled_ids, bool faithful) -> (Tensor, Tensor)",
-    corrupt_reference,
-    lambda ids, positions, labels, sampled, faithful: (
-        torch.empty_like(ids),
-        ids.new_empty(ids.shape, dtype=torch.bool),
-    ),
-    _corrupt_cpu,
+    CorruptArguments,
+    "(Tensor, Tensor)",
+    reference=corrupt_reference,
+    fake=_corrupt_fake,
+    cpu=_corrupt_cpu,
     floats=False,
-    cuda=launcher("masking", "corrupt_fwd"),
+    cuda=lambda args: launcher("masking", "corrupt_fwd")(*args),
 )

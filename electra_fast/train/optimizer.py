@@ -92,12 +92,12 @@ class AdamW:
             lr if isinstance(lr, Tensor) else torch.full((1,), lr, dtype=guard.dtype, device=guard.device),
             [self.scales.get(name, 1.0) for name in names],
             [config.weight_decay if decays(name) else 0.0 for name in names],
-            config.beta1,
-            config.beta2,
-            config.eps,
-            config.max_grad_norm,
-            guard,
-            [self.copies[name] for name in names] if self.copies else None,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            max_grad_norm=config.max_grad_norm,
+            guard=guard,
+            copies=[self.copies[name] for name in names] if self.copies else None,
         )
         self.forget()
         return norm

@@ -8,17 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from electra_fast.ops._library import DifferentiableOp, _Function, _tensors
+from electra_fast.ops._differentiable import DifferentiableOp, _Function
+from electra_fast.ops._library import tensors_in
 
 
 def through_triton(op: DifferentiableOp) -> Callable[..., Any]:
     """The op's launchers under autograd; what they save is what the fake says."""
-    shim = types.SimpleNamespace(name=op.name, slots=op.slots, fwd=op.cuda.fwd, bwd=op.cuda.bwd)
+    shim = types.SimpleNamespace(
+        name=op.name,
+        slots=op.slots,
+        fwd=lambda *values: op.cuda.fwd(op.make(values)),
+        bwd=lambda grads, *values: op.cuda.bwd(grads, op.make(values[:-1]), values[-1]),
+    )
 
-    def call(*args: Any) -> Any:
-        assert op._on_triton(args)
-        *outputs, saved = _Function.apply(shim, args, *_tensors(args))
-        for tensor, fake in zip(saved, op.cuda.saves(*args), strict=True):
+    def call(args: Any) -> Any:
+        assert op.on_triton(args)
+        *outputs, saved = _Function.apply(shim, args, *tensors_in(args))
+        for tensor, fake in zip(saved, op.cuda.saves(args), strict=True):
             assert (tensor.shape, tensor.dtype, tensor.stride()) == (fake.shape, fake.dtype, fake.stride())
         return outputs[0] if op.outputs == 1 else tuple(outputs)
 

@@ -42,8 +42,8 @@ def truth(params, grads, exp_avgs, exp_avg_sqs, lr, lr_scales, weight_decays, be
 
 def test_one_number_by_hand():
     p, g, m, v = (torch.tensor([x], dtype=torch.float64) for x in (2.0, 0.5, 0.0, 0.0))
-    numbers = ([1.0], [0.01], 0.9, 0.999, 1e-6, 1.0)
-    norm = adamw([p], [g], [m], [v], torch.tensor([0.1], dtype=torch.float64), *numbers, torch.tensor(1.0))
+    numbers = dict(beta1=0.9, beta2=0.999, eps=1e-6, max_grad_norm=1.0, guard=torch.tensor(1.0))
+    norm = adamw([p], [g], [m], [v], torch.tensor([0.1], dtype=torch.float64), [1.0], [0.01], **numbers)
     assert norm.item() == 0.5
     assert m.item() == pytest.approx(0.05, rel=1e-12)  # no bias correction
     assert v.item() == pytest.approx(0.00025, rel=1e-12)

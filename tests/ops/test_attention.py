@@ -99,7 +99,8 @@ def test_the_core_writes_where_it_is_told(isa, width):
     given = example((5, 0, 70, 129), heads, width)
     cu, longest, seed = given["cu_seqlens"], given["max_seqlen"], torch.tensor([given["seed"]])
     leaves, upstream = [given[n].detach().requires_grad_() for n in "qkv"], torch.randn(total, 5, heads, width)[:, 2]
-    _held, values = module._common(*leaves, cu, longest, cu, longest, given["row_ids"], seed, 0.3, given["dropout_p"])
+    offsets = (cu, longest, cu, longest, given["row_ids"])
+    _held, values = module._common(module.AttentionArguments(*leaves, *offsets, seed, 0.3, given["dropout_p"]))
     memory, lse = torch.full((total, 4, heads, width + 3), math.nan), torch.empty(total, heads)
     out, *grads = memory[..., :width].unbind(1)
     getattr(core, isa).attention_fwd(*values, *module._places(out), lse.data_ptr(), 1)

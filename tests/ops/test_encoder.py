@@ -75,7 +75,8 @@ def blocks(attention_block, ffn_block):
                 fewer, ids = dict(rows=rows, cu_rows=cu_rows, max_rows=max_rows), row_ids[rows]
             numbers = dict(eps=eps, attention_dropout_p=attention_dropout_p, dropout_p=dropout_p)
             keys = seeds[2 * i : 2 * i + 2].tolist()
-            x = attention_block(x, *first, cu_seqlens, max_seqlen, row_ids, num_heads, **numbers, seed=keys[0], **fewer)
+            rest = dict(num_heads=num_heads, **numbers, seed=keys[0], **fewer)
+            x = attention_block(x, *first, cu_seqlens, max_seqlen, row_ids, **rest)
             x = ffn_block(x, *second, ids, eps=eps, dropout_p=dropout_p, seed=keys[1])
         return x
 
@@ -135,7 +136,7 @@ def test_where_the_kernels_do_not_take_it_it_is_its_blocks(monkeypatch):
     """As in float64 on CUDA, for which meta tensors stand."""
     module, seen = sys.modules["electra_fast.ops.encoder"], []
     for block in (module._attention_block, module._ffn_block):
-        counted = lambda *args, block=block: seen.append(block.name) or block(*args)  # noqa: E731
+        counted = lambda args, block=block: seen.append(block.name) or block(args)  # noqa: E731
         monkeypatch.setattr(module, f"_{block.name}", counted)
     given = example(depth=2, asking=(1, 0, 2))
     for dtype, blocks_seen in ((torch.float64, 2 * ["attention_block", "ffn_block"]), (torch.float32, [])):

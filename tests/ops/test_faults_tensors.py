@@ -163,7 +163,7 @@ def extreme_random_words(world, monkeypatch, capsys, word) -> None:
     monkeypatch.setattr(head, "philox", fixed)
     given = head_example(bias=torch.cat([torch.full((65,), -1e4), torch.zeros(5)]))
     given |= dict(row_ids=torch.arange(6), seed=torch.tensor([1]), temperature=1.0, disallow_correct=False)
-    loss, sampled = head.generator_head_reference(**given)
+    loss, sampled = head.generator_head_reference(head.GeneratorHeadArguments(**given))
     assert loss.isfinite().all() and ((sampled >= 65) & (sampled < 70)).all()
 
 

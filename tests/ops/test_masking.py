@@ -21,8 +21,10 @@ def implementation(request, monkeypatch):
     """Every test runs on what the dispatcher picks, and on the reference."""
     if request.param == "reference":
         module = sys.modules["electra_fast.ops.masking"]
-        monkeypatch.setattr(module, "_masking", module.masking_reference)
-        monkeypatch.setattr(module, "_corrupt", module.corrupt_reference)
+        for name, arguments in (("masking", module.MaskingArguments), ("corrupt", module.CorruptArguments)):
+            reference = getattr(module, f"{name}_reference")
+            positional = lambda *values, f=reference, make=arguments: f(make(*values))  # noqa: E731
+            monkeypatch.setattr(module, f"_{name}", positional)
 
 
 def example(lengths=(12, 1, 40, 7), vocabulary=12, mask_prob=0.15, **options):

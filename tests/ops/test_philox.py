@@ -9,6 +9,8 @@ from numerics import DEVICES, chi_squared, dropout_factors, philox
 
 from electra_fast.ops import _philox
 from electra_fast.ops._philox import (
+    DeriveSeedsArguments,
+    DropoutMaskArguments,
     derive_seeds,
     derive_seeds_reference,
     dropout_mask,
@@ -46,8 +48,8 @@ def test_derived_seeds(seed, device):
     for step in (0, 5, 2**32 + 1):
         words = philox(seed, step, 3 + np.arange(9), 0)
         expected = (words[:, 0] | words[:, 1] << np.uint64(32)).view(np.int64)
-        for implementation in (derive_seeds, derive_seeds_reference):
-            found = implementation(one(seed, device), one(step, device), 3, 9)
+        args = DeriveSeedsArguments(one(seed, device), one(step, device), 3, 9)
+        for found in (derive_seeds(*args), derive_seeds_reference(args)):
             assert found.tolist() == expected.tolist()
 
 
@@ -56,8 +58,8 @@ def test_derived_seeds(seed, device):
 @pytest.mark.parametrize("p", [0.0, 1 / 256, 0.1, 255 / 256, 1.0])
 def test_masks(p, columns, device):
     for seed, plane in ((-3, 0), (2**40 + 17, 5)):
-        for implementation in (dropout_mask, dropout_mask_reference):
-            ours = implementation(one(seed, device), ROWS.to(device), columns, dropout_threshold(p), plane)
+        args = DropoutMaskArguments(one(seed, device), ROWS.to(device), columns, dropout_threshold(p), plane)
+        for ours in (dropout_mask(*args), dropout_mask_reference(args)):
             assert torch.equal(ours.cpu(), dropout_factors(seed, ROWS, columns, p, plane) != 0)
 
 

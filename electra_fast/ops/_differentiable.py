@@ -1,0 +1,285 @@
+"""Ops with gradients: what makes two dispatcher ops of a forward and a backward, and autograd's function of them.
+
+A differentiable op `name` is two dispatcher ops, `name_fwd` and `name_bwd`:
+
+    name_fwd(arguments, *, bool keep=True)              -> (outputs..., Tensor[] saved)
+    name_bwd(Tensor[] grads, arguments, Tensor[] saved) -> Tensor[]
+
+`grads` holds one gradient for each floating-point output, and `saved` the outputs followed by what the forward saved.
+The result holds one gradient for each differentiable argument that is not None; where such an argument is a list, one
+for each tensor in it. Backends may save different tensors. With keep=False, used where no gradient is asked for,
+nothing is saved. The reference's backward is PyTorch's autograd through the plain function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from electra_fast.ops._core import core
+from electra_fast.ops._library import (
+    HAS_TRITON,
+    LIBRARY,
+    A,
+    in_float32,
+    launcher,
+    maker,
+    register,
+    registered,
+    schema_of,
+    tensors_in,
+)
+
+_AUTOGRAD_KEYS = [
+    getattr(torch._C.DispatchKey, key) for key in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView")
+]
+
+
+def refuse_transforms(name: str, args: Iterable[Any]) -> None:
+    """Raises NotImplementedError under torch.func and forward-mode differentiation, which these ops do not support;
+    derivatives would silently be zero there."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(f"{name}: torch.func transforms are not implemented; use torch.autograd")
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors_in(args)):
+        raise NotImplementedError(f"{name}: forward-mode differentiation is not implemented; use backward")
+
+
+@dataclass(frozen=True)
+class Backend(Generic[A]):
+    """A differentiable op on one device. Its functions take the op's arguments as their NamedTuple."""
+
+    fwd: Callable[[A], Any]  # (args) -> (*outputs, saved)
+    bwd: Callable[[list[Tensor], A, list[Tensor]], list[Tensor]]  # (grads, args, saved) -> gradients
+    saves: Callable[[A], Sequence[Tensor]] = lambda args: ()  # tensors shaped as `saved`, for the fake
+    takes: Callable[[A], bool] = lambda args: True  # whether it serves these shapes; if not, the reference does
+    limit: str = ""  # `takes` in words
+    infer: Callable[[A], Any] | None = None  # (args) -> outputs, where it is cheaper to save nothing
+
+    def forward(self, args: A, keep: bool = True) -> Any:
+        if keep:
+            return self.fwd(args)
+        outputs = self.fwd(args)[:-1] if self.infer is None else _tuple(self.infer(args))
+        return (*outputs, [])
+
+
+Choice = Callable[[Any, Sequence[Any]], Backend[Any]]  # (args, all values of the call) -> the backend that runs them
+
+
+def triton_backend(
+    forward: tuple[str, str],
+    backward: tuple[str, str],
+    saves: Callable[[A], Sequence[Tensor]] = lambda args: (),
+    takes: Callable[[A], bool] = lambda args: True,
+    limit: str = "",
+) -> Backend[A]:
+    """The backend of two launchers, each named by its file in kernels/ and its function, that take the arguments one by
+    one."""
+    fwd, bwd = launcher(*forward), launcher(*backward)
+    return Backend(lambda args: fwd(*args), lambda grads, args, saved: bwd(grads, *args, saved), saves, takes, limit)
+
+
+class DifferentiableOp(Generic[A]):
+    """`op(args) -> outputs`, differentiable in the arguments that `differentiable` names.
+
+    `cpu` is the C++ implementation in float32, `cuda` the Triton one in float32, float16 and bfloat16; without one, or
+    without the core or triton, the reference runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: type[A],
+        *,
+        outputs: Sequence[str],
+        differentiable: Sequence[str],
+        reference: Callable[[A], Tensor | tuple[Tensor, ...]],
+        fake: Callable[[A], tuple[Tensor, ...]],
+        cpu: Backend[A] | None = None,
+        cuda: Backend[A] | None = None,
+    ) -> None:
+        self.name, self.outputs, self.make = name, len(outputs), maker(arguments)
+        self.cpu, self.cuda = cpu if core is not None else None, cuda if HAS_TRITON else None
+        self.plain = self.through_autograd(reference)
+        self.fake = fake
+        self.slots = [arguments._fields.index(d) for d in differentiable]  # type: ignore[attr-defined]
+        schema, returns = schema_of(arguments), ", ".join(f"Tensor {output}" for output in outputs)
+        choices = self._on_reference, self._on_cpu, self._on_cuda
+        for way, declared, run, shapes in (
+            ("fwd", f"({schema}, *, bool keep=True) -> ({returns}, Tensor[] saved)", self._forward, self._forward_fake),
+            ("bwd", f"(Tensor[] grads, {schema}, Tensor[] saved) -> Tensor[]", self._backward, self._backward_fake),
+        ):
+            on_reference, on_cpu, on_cuda = (run(choose) for choose in choices)
+            register(f"{name}_{way}", declared, on_reference, shapes, on_cpu, None if cuda is None else on_cuda)
+        limit = cuda.limit if cuda else ""
+        self.fwd, self.bwd = (
+            registered(f"{name}_{way}", cpu is not None, cuda is not None, limit) for way in ("fwd", "bwd")
+        )
+        LIBRARY.impl(f"{name}_fwd", self._autograd, "Autograd")
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(f"{name}_fwd", self._autocast(device.lower()), f"Autocast{device}")
+
+    def _forward(self, choose: Choice) -> Callable[..., Any]:
+        """The forward by the backend that `choose` returns for the arguments, of values one by one."""
+
+        def forward(*values: Any, keep: bool = True) -> Any:
+            args = self.make(values)
+            return choose(args, values).forward(args, keep)
+
+        return forward
+
+    def _backward(self, choose: Choice) -> Callable[..., list[Tensor]]:
+        def backward(grads: list[Tensor], *values: Any) -> list[Tensor]:
+            *rest, saved = values
+            args = self.make(rest)
+            return choose(args, (grads, *values)).bwd(grads, args, saved)
+
+        return backward
+
+    def _on_reference(self, args: A, values: Sequence[Any]) -> Backend[A]:
+        return self.plain
+
+    def _on_cpu(self, args: A, values: Sequence[Any]) -> Backend[A]:
+        narrow = in_float32(self.name, values)
+        return self.plain if self.cpu is None or not narrow else self.cpu
+
+    def _on_cuda(self, args: A, values: Sequence[Any]) -> Backend[A]:
+        return self.plain if self.cuda is None or not self.on_triton(args) else self.cuda
+
+    def on_triton(self, args: A) -> bool:
+        """The one place that chooses between Triton and the reference on CUDA, by dtype and shape."""
+        wide = any(t.dtype == torch.float64 for t in tensors_in(args))
+        return self.cuda is not None and not wide and self.cuda.takes(args)
+
+    def _forward_fake(self, *values: Any, keep: bool = True) -> Any:
+        """Tensors shaped as the results of the implementation that these arguments reach."""
+        args = self.make(values)
+        floats = [t for t in tensors_in(args) if t.is_floating_point()]
+        narrow = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in floats)
+        backend = self.plain
+        if self.cuda is not None and floats[0].device.type == "cuda":
+            backend = self._on_cuda(args, values)
+        elif self.cpu is not None and narrow:
+            backend = self.cpu
+        return (*self.fake(args), list(backend.saves(args)) if keep else [])
+
+    def _backward_fake(self, grads: list[Tensor], *values: Any) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in self._differentiated(values)]
+
+    def _differentiated(self, args: Sequence[Any]) -> list[Tensor]:
+        """The tensors that backward has gradients for."""
+        return tensors_in([args[i] for i in self.slots])
+
+    def __call__(self, args: A) -> Any:
+        refuse_transforms(self.name, args)
+        outputs = self.fwd(*args, keep=_asks_for_gradients(args))[: self.outputs]
+        return outputs[0] if self.outputs == 1 else outputs
+
+    def _autograd(self, *values: Any, **keep: bool) -> Any:
+        if _asks_for_gradients(values):
+            *outputs, saved = _Function.apply(self, values, *tensors_in(values))
+            return (*outputs, saved)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.fwd(*values, **keep)
+
+    def _autocast(self, device: str) -> Callable[..., Any]:
+        """Under torch.autocast everything is float32 on the CPU, whose only precision that is, and of autocast's dtype
+        on CUDA; float64 stays."""
+
+        def cast(value: Any, dtype: torch.dtype) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [cast(v, dtype) for v in value]
+            floats = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            return value.to(dtype) if floats else value
+
+        def forward(*values: Any, **keep: bool) -> Any:
+            dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+            with torch.autocast(device, enabled=False):
+                return self.fwd(*cast(values, dtype), **keep)
+
+        return forward
+
+    def through_autograd(self, function: Callable[[A], Tensor | tuple[Tensor, ...]]) -> Backend[A]:
+        """A backend of a function of the arguments: it saves nothing, and its backward runs the function again under
+        autograd."""
+
+        def backward(grads: list[Tensor], args: A, saved: list[Tensor]) -> list[Tensor]:
+            values = list(args)
+            with torch.enable_grad(), torch._C._PreserveDispatchKeyGuard():
+                for key in _AUTOGRAD_KEYS:  # excluded under a TorchDispatchMode, as FlopCounterMode is one
+                    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+                for i in self.slots:
+                    values[i] = _leaf(values[i])
+                outputs = [o for o in _tuple(function(self.make(values))) if o.is_floating_point()]
+                leaves = self._differentiated(values)
+                gradients = torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
+            # An op may not return its input, and autograd hands a gradient through an addition as it is.
+            inputs = {g.untyped_storage().data_ptr() for g in grads}
+            return [g.clone() if g.untyped_storage().data_ptr() in inputs else g.contiguous() for g in gradients]
+
+        return Backend(lambda args: (*_tuple(function(args)), []), backward)
+
+
+def _tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _asks_for_gradients(args: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(args))
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_()
+    return [_leaf(t) for t in value] if value is not None else None
+
+
+class _Function(torch.autograd.Function):
+    """Takes an op's arguments, and again the tensors among them in order, as autograd does not look into lists."""
+
+    @staticmethod
+    def forward(ctx: Any, op: DifferentiableOp, values: Sequence[Any], *tensors: Tensor) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            *outputs, saved = op.fwd(*values)
+        ctx.save_for_backward(*tensors, *outputs, *saved)
+        ctx.op, ctx.inputs = op, len(tensors)
+        ctx.values = [_place(v) for v in values]
+        ctx.floating = [o.is_floating_point() for o in outputs]
+        ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
+        return (*outputs, saved)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        op = ctx.op
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{op.name}: double backward is not implemented; call backward once, without create_graph"
+            )
+        tensors = ctx.saved_tensors
+        inputs = iter(tensors)
+        values = [_filled(v, inputs) for v in ctx.values]
+        upstream = [g.contiguous() for g, floating in zip(grads, ctx.floating, strict=False) if floating]
+        gradients = iter(op.bwd(upstream, *values, list(tensors[ctx.inputs :])))
+        result = [next(gradients) if i in op.slots else None for i, v in enumerate(values) for _ in tensors_in([v])]
+        return (None, None, *result)
+
+
+_TENSOR = object()  # stands where a tensor stood among the values; autograd keeps the tensors
+
+
+def _place(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _TENSOR
+    return [_place(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if value is _TENSOR:
+        return next(tensors)
+    return [_filled(v, tensors) for v in value] if isinstance(value, list) else value
