@@ -117,4 +117,5 @@ def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot(monkeypatch: p
         ("float32+float16 float32 float32 float32", "reference"),
     ):
         lists = [[torch.empty(1, dtype=getattr(torch, d)) for d in kind.split("+")] for kind in kinds.split()]
-        assert OP._adamw_cuda(*lists[:4], *[None] * 8, lists[4] if len(lists) > 4 else []) == expected
+        copies = lists[4] if len(lists) > 4 else []
+        assert OP._adamw_cuda(OP.AdamWArguments(*lists[:4], *[None] * 8, copies)) == expected

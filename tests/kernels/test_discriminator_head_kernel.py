@@ -87,4 +87,4 @@ def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"electra_fast::{name}", "CUDA")
         assert backends[name]["cuda"] == "Triton"
     for dtype, expected in ((torch.bfloat16, True), (torch.float64, False)):
-        assert REGISTERED._on_triton((torch.empty(9, 12, dtype=dtype),)) == expected
+        assert REGISTERED.on_triton((torch.empty(9, 12, dtype=dtype),)) == expected

@@ -26,7 +26,8 @@ small_tiles, one_launch = test_attention_block_kernel.on_triton, test_attention_
 @pytest.fixture(autouse=True)
 def on_triton(small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The public op calls the launchers; of the blocks' tests: one upstream gradient, one layout and small tiles."""
-    monkeypatch.setattr(torch.ops.electra_fast, "encoder", through_triton(MODULE._encoder))
+    call = through_triton(MODULE._encoder)
+    monkeypatch.setattr(torch.ops.electra_fast, "encoder", lambda *values: call(MODULE.EncoderArguments(*values)))
 
 
 @pytest.fixture
@@ -103,10 +104,11 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> li
 
 @pytest.mark.parametrize("asking", [None, (3, 2)], ids=str)
 def test_inference_gives_the_same_and_keeps_nothing(asking: tuple | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, cuda = arguments(monkeypatch, (5, 9), depth=2, asking=asking), MODULE._encoder.cuda
-    out, saved = cuda.forward(*given)
+    given = MODULE.EncoderArguments(*arguments(monkeypatch, (5, 9), depth=2, asking=asking))
+    cuda = MODULE._encoder.cuda
+    out, saved = cuda.forward(given)
     monkeypatch.setattr(kernels, "encoder_fwd", None)  # which holds what every layer keeps until its end
-    plain, nothing = cuda.forward(*given, keep=False)
+    plain, nothing = cuda.forward(given, keep=False)
     assert torch.equal(out, plain) and saved and nothing == []
 
 
