@@ -28,8 +28,9 @@ from torch import Tensor
 
 from .attention_bwd import attention_bwd_kernel
 from .attention_resident import attention_bwd_resident_kernel, attention_fwd_resident_kernel
-from .parts.attention_tiles import LOG2E, program_of, span
+from .parts.attention_tiles import LOG2E, Sequences, head_rows, program_of, span
 from .parts.device import entry
+from .parts.groups import Dropout, Heads, Matrix, dropout, heads
 from .parts.philox import dropout_keep
 from .parts.rows import put_rows, rows_of
 
@@ -104,28 +105,15 @@ def reads_again(q: Tensor, max_seqlen_k: int) -> bool:
 
 @triton.jit
 def attention_fwd_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q,
+    k,
+    v,
     out_ptr,
     lse_ptr,
-    cu_seqlens_ptr,
-    cu_seqlens_k_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    tokens,
-    heads,
-    blocks,
+    sequences,
+    dropout,
     scale,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
+    blocks,
     WHOLE: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -133,24 +121,31 @@ def attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    n, head, block = program_of(blocks, heads)
-    start, queries = span(cu_seqlens_ptr, n)
-    start_k, keys = span(cu_seqlens_k_ptr, n)
+    """WHOLE: one block has all keys of a sequence."""
+    sequences = Sequences(*sequences)
+    n, head, block = program_of(blocks, sequences.heads)
+    start, queries = span(sequences.cu_seqlens, n)
+    start_k, keys = span(sequences.cu_seqlens_k, n)
     if block * BLOCK_M >= queries:
         return
     offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = rows_of(q_ptr + start * q_row + head * q_head, q_row, offs_m, queries, WIDTH, BLOCK_D)
-    if DROPOUT:
-        seed = tl.load(seed_ptr)
-        ids = tl.load(row_ids_ptr + start + offs_m, mask=offs_m < queries, other=0)
+    q_block = rows_of(head_rows(Heads(*q), start, head), offs_m, queries, WIDTH, BLOCK_D)
+    k_rows = head_rows(Heads(*k), start_k, head)
+    v_rows = head_rows(Heads(*v), start_k, head)
+    keep_scale = 1.0
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+        keep_scale = dropout.scale
+        seed = tl.load(dropout.seed)
+        ids = tl.load(dropout.row_ids + start + offs_m, mask=offs_m < queries, other=0)
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in range(0, BLOCK_N if WHOLE else keys, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
-        k = rows_of(k_ptr + start_k * k_row + head * k_head, k_row, offs_n, keys, WIDTH, BLOCK_D)
-        v = rows_of(v_ptr + start_k * v_row + head * v_head, v_row, offs_n, keys, WIDTH, BLOCK_D)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        k_block = rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D)
+        v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
+        s = tl.dot(q_block, tl.trans(k_block), input_precision=PRECISION) * (scale * LOG2E)
         s = tl.where(offs_n[None, :] < keys, s, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(s, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -161,15 +156,17 @@ def attention_fwd_kernel(
             l_i = l_i * alpha
         l_i += tl.sum(p, 1)
         m_i = m_new
-        if DROPOUT:
-            p = tl.where(dropout_keep(seed, ids, first, 1 + head, threshold, BLOCK_M, BLOCK_N), p, 0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        if dropout is not None:
+            keep = dropout_keep(seed, ids, first, 1 + head, dropout.threshold, BLOCK_M, BLOCK_N)
+            p = tl.where(keep, p, 0.0)
+        acc = tl.dot(p.to(v_block.dtype), v_block, acc, input_precision=PRECISION)
     some = l_i != 0.0  # else a query without keys: 0
     l_i = tl.where(some, l_i, 1.0)
     out = acc * (keep_scale / l_i)[:, None]
-    put_rows(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH, offs_m, queries, out, WIDTH, BLOCK_D)
+    heads = sequences.heads
+    put_rows(Matrix(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH), offs_m, queries, out, WIDTH, BLOCK_D)
     lse = tl.where(some, m_i + tl.log2(l_i), 0.0)
-    tl.store(lse_ptr + head * tokens + start + offs_m, lse, mask=offs_m < queries)
+    tl.store(lse_ptr + head * sequences.tokens + start + offs_m, lse, mask=offs_m < queries)
 
 
 def attention_fwd(
@@ -187,19 +184,17 @@ def attention_fwd(
 ) -> tuple[Tensor, list[Tensor]]:
     """-> out (T, H, D), [lse (H, T) float32]."""
     q, k, v = _unit_stride(q, k, v)
-    tokens, heads, _ = q.shape
+    tokens, num_heads, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(heads, tokens, dtype=torch.float32)
+    lse = q.new_empty(num_heads, tokens, dtype=torch.float32)
     chosen = tile(FWD, q, max_seqlen, max_seqlen_k)
-    threshold, programs = round(256 * dropout_p), (cu_seqlens.shape[0] - 1) * heads
-    numbers = (softmax_scale, threshold, 256 / max(1, 256 - threshold))
-    offsets = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), row_ids.contiguous(), seed)
-    strides = [stride for t in (q, k, v) for stride in t.stride()[:2]]
-    given = (q, k, v, out, lse, *offsets, *strides, tokens, heads)
+    programs = (cu_seqlens.shape[0] - 1) * num_heads
+    sequences = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), tokens, num_heads)
+    views, mask = (heads(q), heads(k), heads(v)), dropout(row_ids, seed, dropout_p)
     if "LENGTH" in chosen:
-        attention_fwd_resident_kernel[(programs,)](*given, *numbers, DROPOUT=threshold > 0, **chosen)
+        attention_fwd_resident_kernel[(programs,)](*views, out, lse, sequences, mask, softmax_scale, **chosen)
     elif programs := programs * (blocks := triton.cdiv(max_seqlen, chosen["BLOCK_M"])):
-        attention_fwd_kernel[(programs,)](*given, blocks, *numbers, DROPOUT=threshold > 0, **chosen)
+        attention_fwd_kernel[(programs,)](*views, out, lse, sequences, mask, softmax_scale, blocks, **chosen)
     return out, [lse]
 
 
@@ -231,25 +226,23 @@ def put_gradients(
     out, the first saved, is put there too, where `reads_again`."""
     out, lse = saved
     q, k, v, dout = _unit_stride(q, k, v, dout)
-    tokens, heads, _ = q.shape
+    tokens, num_heads, _ = q.shape
     chosen = tile(BWD, q, max_seqlen, max_seqlen_k)
-    sequences, threshold = cu_seqlens.shape[0] - 1, round(256 * dropout_p)
-    if sequences * heads == 0 or max(max_seqlen, max_seqlen_k) == 0:
+    programs = (cu_seqlens.shape[0] - 1) * num_heads
+    if programs == 0 or max(max_seqlen, max_seqlen_k) == 0:
         return
-    offsets = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), row_ids.contiguous(), seed)
-    strides = [stride for t in (q, k, v, dout, *found) for stride in t.stride()[:2]]
-    numbers, kind = (softmax_scale, threshold, 256 / max(1, 256 - threshold)), dict(DROPOUT=threshold > 0)
-    given = (q, k, v, out.contiguous(), dout, lse)
+    views, gradients = [heads(t) for t in (q, k, v)], [heads(t) for t in found]
+    inputs = (*views, out.contiguous(), heads(dout), lse)
+    sequences = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), tokens, num_heads)
+    numbers = (sequences, dropout(row_ids, seed, dropout_p), softmax_scale)
     if "LENGTH" in chosen:
-        kept = sequences * heads, chosen["LENGTH"]
-        given = (*given, lse.new_empty(2, *kept), row_ids.new_empty(kept), *found, *offsets, *strides, tokens, heads)
-        attention_bwd_resident_kernel[(2 * kept[0],)](*given, *numbers, **kind, **chosen)
+        statistics = lse.new_empty(2, programs, chosen["LENGTH"])
+        ids = row_ids.new_empty(programs, chosen["LENGTH"])
+        attention_bwd_resident_kernel[(2 * programs,)](*inputs, statistics, ids, *gradients, *numbers, **chosen)
         return
     blocks = max(triton.cdiv(max_seqlen, chosen["BLOCK_M"]), triton.cdiv(max_seqlen_k, chosen["BLOCK_N"]))
     blocks = 1 if chosen["WHOLE"] else blocks
-    attention_bwd_kernel[(sequences * heads * blocks,)](
-        *given, *found, *offsets, *strides, tokens, heads, blocks, *numbers, AGAIN=again, **kind, **chosen
-    )
+    attention_bwd_kernel[(programs * blocks,)](*inputs, *gradients, *numbers, blocks, AGAIN=again, **chosen)
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:

@@ -3,8 +3,8 @@
 attention_block_fwd_kernel: a program takes one sequence, from its rows of x, kept on chip, to its rows of the result.
 Each step leaves in memory what the backward wants and the next takes from the cache: the projection, 64 columns at a
 time; head after head what was read, scores, softmax and dropout staying in registers; the output projection; and
-dropout, residual and LayerNorm (finish_rows). Together in registers they would not fit; the programs of other sequences
-have no part in any of it, so a barrier in the program is enough.
+dropout, residual and LayerNorm (add_and_normalise). Together in registers they would not fit; the programs of other
+sequences have no part in any of it, so a barrier in the program is enough.
 
 Else, and where only some rows ask, linear.py, attention.py on views of the packed projection, linear.py again and
 dropout_add_layer_norm.py: queries, keys and values are columns of one (T, 3 D) product. Rows that ask get their queries
@@ -35,7 +35,8 @@ from .attention import attention_fwd, reads_again
 from .dropout_add_layer_norm import dropout_add_layer_norm_fwd
 from .linear import product, unit_stride
 from .parts.device import entry
-from .parts.layer_norm import finish_rows
+from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.layer_norm import Norm, add_and_normalise
 from .parts.philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -57,47 +58,40 @@ def in_one_launch(x: Tensor, max_seqlen: int, num_heads: int) -> bool:
 
 
 @triton.jit
-def _weight(ptr, stride, rows, columns):
-    return tl.load(ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :])
+def _weight(weight, rows, columns):
+    return tl.load(weight.ptr + rows.to(tl.int64)[:, None] * weight.row + columns[None, :])
 
 
 @triton.jit
 def attention_block_fwd_kernel(
-    x_ptr,
-    qkv_weight_ptr,
+    x,
+    qkv_weight,
     qkv_bias_ptr,
-    out_weight_ptr,
+    out_weight,
     out_bias_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
+    norm,
     cu_seqlens_ptr,
-    row_ids_ptr,
-    seed_ptr,
+    attention_dropout,
+    dropout,
     qkv_ptr,
-    read_ptr,
+    context_ptr,
     lse_ptr,
     z_ptr,
     out_ptr,
-    mean_ptr,
-    rstd_ptr,
-    x_row,
-    qkv_row,
-    out_row,
     tokens,
     scale,
     eps,
-    attention_threshold,
-    attention_keep_scale,
-    threshold,
-    keep_scale,
-    ATTENTION_DROPOUT: tl.constexpr,
-    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    x, qkv_weight, out_weight, norm = Matrix(*x), Matrix(*qkv_weight), Matrix(*out_weight), Norm(*norm)
+    if attention_dropout is not None:
+        attention_dropout = Dropout(*attention_dropout)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
     n = tl.program_id(0)
     start = tl.load(cu_seqlens_ptr + n).to(tl.int64)
     length = tl.load(cu_seqlens_ptr + n + 1).to(tl.int64) - start
@@ -105,17 +99,20 @@ def attention_block_fwd_kernel(
         return
     place, columns, column = tl.arange(0, BLOCK_S), tl.arange(0, WIDTH), tl.arange(0, BLOCK_H)
     rows, there = start + place, place < length
-    x = tl.load(x_ptr + rows[:, None] * x_row + columns[None, :], mask=there[:, None], other=0.0)
+    x_rows = tl.load(x.ptr + rows[:, None] * x.row + columns[None, :], mask=there[:, None], other=0.0)
     for first in tl.range(0, 3 * WIDTH, BLOCK_H, num_stages=3):
         outer = first + column
-        weight = _weight(qkv_weight_ptr, qkv_row, outer, columns)
+        weight = _weight(qkv_weight, outer, columns)
         bias = tl.load(qkv_bias_ptr + outer).to(tl.float32)
-        qkv = tl.dot(x, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
-        tl.store(qkv_ptr + rows[:, None] * (3 * WIDTH) + outer[None, :], qkv.to(x.dtype), mask=there[:, None])
+        qkv = tl.dot(x_rows, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
+        tl.store(qkv_ptr + rows[:, None] * (3 * WIDTH) + outer[None, :], qkv.to(x_rows.dtype), mask=there[:, None])
     tl.debug_barrier()  # other threads of the program read them
 
-    seed = tl.load(seed_ptr)
-    ids = tl.load(row_ids_ptr + rows, mask=there, other=0)
+    keep_scale = 1.0
+    if attention_dropout is not None:
+        keep_scale = attention_dropout.scale
+        seed = tl.load(attention_dropout.seed)
+        ids = tl.load(attention_dropout.row_ids + rows, mask=there, other=0)
     lse_ptrs = lse_ptr + rows
     for head in range(0, WIDTH // BLOCK_H):
         outer = head * BLOCK_H + column
@@ -128,43 +125,24 @@ def attention_block_fwd_kernel(
         largest = tl.max(s, 1)
         p = tl.exp2(s - largest[:, None])
         total = tl.sum(p, 1)
-        if ATTENTION_DROPOUT:
-            keep = dropout_keep(seed, ids, 0, 1 + head, attention_threshold, BLOCK_S, BLOCK_S)
+        if attention_dropout is not None:
+            keep = dropout_keep(seed, ids, 0, 1 + head, attention_dropout.threshold, BLOCK_S, BLOCK_S)
             p = tl.where(keep, p, 0.0)
-        acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) * (attention_keep_scale / total)[:, None]
-        tl.store(read_ptr + rows[:, None] * WIDTH + outer[None, :], acc.to(x.dtype), mask=there[:, None])
+        acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) * (keep_scale / total)[:, None]
+        tl.store(context_ptr + rows[:, None] * WIDTH + outer[None, :], acc.to(x_rows.dtype), mask=there[:, None])
         tl.store(lse_ptrs, largest + tl.log2(total), mask=there)
         lse_ptrs += tokens
     tl.debug_barrier()
 
     acc = tl.zeros((BLOCK_S, WIDTH), tl.float32)
     for first in tl.range(0, WIDTH, BLOCK_H, num_stages=2):
-        read = tl.load(read_ptr + rows[:, None] * WIDTH + (first + column)[None, :], mask=there[:, None], other=0.0)
-        weight = _weight(out_weight_ptr, out_row, columns, first + column)
+        read = tl.load(context_ptr + rows[:, None] * WIDTH + (first + column)[None, :], mask=there[:, None], other=0.0)
+        weight = _weight(out_weight, columns, first + column)
         acc = tl.dot(read, tl.trans(weight), acc, input_precision=PRECISION)
     acc += tl.load(out_bias_ptr + columns).to(tl.float32)[None, :]
     places = rows[:, None] * WIDTH + columns[None, :]
-    tl.store(z_ptr + places, acc.to(x.dtype), mask=there[:, None])
-    finish_rows(
-        z_ptr,
-        x_ptr,
-        norm_weight_ptr,
-        norm_bias_ptr,
-        row_ids_ptr,
-        seed_ptr,
-        out_ptr,
-        mean_ptr,
-        rstd_ptr,
-        x_row,
-        start,
-        start + length,
-        eps,
-        threshold,
-        keep_scale,
-        DROPOUT,
-        WIDTH,
-        BLOCK_R,
-    )
+    tl.store(z_ptr + places, acc.to(x_rows.dtype), mask=there[:, None])
+    add_and_normalise(x, z_ptr, out_ptr, norm, dropout, eps, start, start + length, WIDTH, BLOCK_R)
 
 
 def _one_launch(
@@ -189,35 +167,25 @@ def _one_launch(
     out, z, read = (x.new_empty(x.shape) for _ in range(3))
     qkv, lse = x.new_empty(tokens, 3 * width), x.new_empty(num_heads, tokens, dtype=torch.float32)
     mean, rstd = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    thresholds = [round(256 * p) for p in (attention_dropout_p, dropout_p)]
     if sequences := cu_seqlens.shape[0] - 1:
         attention_block_fwd_kernel[(sequences,)](
-            x,
-            qkv_weight,
+            matrix(x),
+            matrix(qkv_weight),
             qkv_bias.contiguous(),
-            out_weight,
+            matrix(out_weight),
             out_bias.contiguous(),
-            norm_weight.contiguous(),
-            norm_bias.contiguous(),
+            (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
             cu_seqlens.contiguous(),
-            row_ids.contiguous(),
-            seed,
+            dropout(row_ids, seed, attention_dropout_p),
+            dropout(row_ids, seed, dropout_p),
             qkv,
             read,
             lse,
             z,
             out,
-            mean,
-            rstd,
-            x.stride(0),
-            qkv_weight.stride(0),
-            out_weight.stride(0),
             tokens,
             1 / math.sqrt(width // num_heads),
             eps,
-            *(number for t in thresholds for number in (t, 256 / max(1, 256 - t))),
-            ATTENTION_DROPOUT=thresholds[0] > 0,
-            DROPOUT=thresholds[1] > 0,
             WIDTH=width,
             BLOCK_H=64,
             PRECISION="ieee" if x.element_size() == 4 else "tf32",

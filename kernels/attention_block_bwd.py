@@ -33,7 +33,8 @@ from .dropout_add_layer_norm import row_gradients
 from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
 from .parts.device import entry
-from .parts.layer_norm import Normed, finish_rows_bwd, rows_or_room
+from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.layer_norm import Norm, Normed, NormGradients, add_and_normalise_bwd, rows_and_source
 from .parts.partials import Sum
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_N divides D, BLOCK_R rows at a time are taken
@@ -47,74 +48,40 @@ BWD = {
 
 @triton.jit
 def attention_block_bwd_kernel(
-    dout_ptr,
+    dout,
     z_ptr,
     x_ptr,
-    norm_weight_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    mean_ptr,
-    rstd_ptr,
-    dprojected_ptr,
-    dx_ptr,
-    parts_ptr,
-    weight_ptr,
-    dread_ptr,
-    before_ptr,
-    before_mean_ptr,
-    before_rstd_ptr,
-    before_weight_ptr,
-    before_bias_ptr,
-    dout_row,
-    weight_row,
+    norm,
+    dropout,
+    source,
+    gradients,
+    weight,
+    dcontext_ptr,
     rows,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
-    AGAIN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """AGAIN: x is made again from the norm before, and put there."""
+    weight, gradients = Matrix(*weight), NormGradients(*gradients)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+    if source is not None:
+        source = Normed(*source)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
-    finish_rows_bwd(
-        dout_ptr,
-        z_ptr,
-        x_ptr,
-        norm_weight_ptr,
-        row_ids_ptr,
-        seed_ptr,
-        mean_ptr,
-        rstd_ptr,
-        dprojected_ptr,
-        dx_ptr,
-        parts_ptr,
-        before_ptr,
-        before_mean_ptr,
-        before_rstd_ptr,
-        before_weight_ptr,
-        before_bias_ptr,
-        dout_row,
-        start,
-        tl.minimum(start + BLOCK_M, rows),
-        threshold,
-        keep_scale,
-        DROPOUT,
-        AGAIN,
-        WIDTH,
-        BLOCK_R,
+    end = tl.minimum(start + BLOCK_M, rows)
+    add_and_normalise_bwd(
+        Matrix(*dout), z_ptr, x_ptr, Norm(*norm), dropout, source, gradients, start, end, WIDTH, BLOCK_R
     )
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
-    dprojected = tl.load(dprojected_ptr + here * WIDTH + columns[None, :])
+    dprojected = tl.load(gradients.dy + here * WIDTH + columns[None, :])
     for first in range(0, WIDTH, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
-        weight = tl.load(weight_ptr + columns.to(tl.int64)[:, None] * weight_row + offs_n[None, :])
-        dread = tl.dot(dprojected, weight, input_precision=PRECISION).to(dread_ptr.dtype.element_ty)
-        tl.store(dread_ptr + offs_m[:, None] * WIDTH + offs_n[None, :], dread, mask=there)
+        part = tl.load(weight.ptr + columns.to(tl.int64)[:, None] * weight.row + offs_n[None, :])
+        dread = tl.dot(dprojected, part, input_precision=PRECISION).to(dcontext_ptr.dtype.element_ty)
+        tl.store(dcontext_ptr + offs_m[:, None] * WIDTH + offs_n[None, :], dread, mask=there)
 
 
 def _to_read(
@@ -138,33 +105,22 @@ def _to_read(
         norm = (norm_weight, norm_bias, row_ids, seed, dropout_p, mean, rstd)
         dprojected, dx, x, left = row_gradients(dout, z, x, *norm)
         return dprojected, dx, input_gradient(dprojected, weight), x, left
-    x, before, again = rows_or_room(x)
+    x, source = rows_and_source(x)
     dout, weight = unit_stride(dout, weight)
-    programs, threshold = triton.cdiv(rows, chosen["BLOCK_M"]), round(256 * dropout_p)
+    programs = triton.cdiv(rows, chosen["BLOCK_M"])
     dprojected, dx, dread = (torch.empty_like(z) for _ in range(3))
     parts = z.new_empty(programs, 2, width, dtype=torch.float32)
     attention_block_bwd_kernel[(programs,)](
-        dout,
+        matrix(dout),
         z,
         x,
-        norm_weight.contiguous(),
-        row_ids.contiguous(),
-        seed,
-        mean,
-        rstd,
-        dprojected,
-        dx,
-        parts,
-        weight,
+        (norm_weight.contiguous(), None, mean, rstd),
+        dropout(row_ids, seed, dropout_p),
+        source,
+        (dprojected, dx, parts),
+        matrix(weight),
         dread,
-        *before,
-        dout.stride(0),
-        weight.stride(0),
         rows,
-        threshold,
-        256 / max(1, 256 - threshold),
-        DROPOUT=threshold > 0,
-        AGAIN=again,
         WIDTH=width,
         PRECISION="ieee" if size == 4 else "tf32",  # of 32-bit products; others have none
         enable_fp_fusion=True,

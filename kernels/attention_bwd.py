@@ -16,46 +16,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .parts.attention_tiles import pair, program_of, span
+from .parts.attention_tiles import Mask, Sequences, head_rows, program_of, scores_bwd, span
+from .parts.groups import Dropout, Heads, Matrix
 from .parts.rows import put_rows, rows_of
 
 
 @triton.jit
 def attention_bwd_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q,
+    k,
+    v,
     out_ptr,
-    dout_ptr,
+    dout,
     lse_ptr,
-    dq_ptr,
-    dk_ptr,
-    dv_ptr,
-    cu_seqlens_ptr,
-    cu_seqlens_k_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    dout_row,
-    dout_head,
-    dq_row,
-    dq_head,
-    dk_row,
-    dk_head,
-    dv_row,
-    dv_head,
-    tokens,
-    heads,
-    blocks,
+    dq,
+    dk,
+    dv,
+    sequences,
+    dropout,
     scale,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
+    blocks,
     AGAIN: tl.constexpr,
     WHOLE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -64,103 +44,80 @@ def attention_bwd_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """AGAIN: `out` is not what was read, but room for it."""
+    """WHOLE: one block has all keys of a sequence. AGAIN: `out` is an empty buffer, which is filled again."""
+    sequences = Sequences(*sequences)
+    heads = sequences.heads
     n, head, block = program_of(blocks, heads)
-    start, queries = span(cu_seqlens_ptr, n)
-    start_k, keys = span(cu_seqlens_k_ptr, n)
-    seed = tl.load(seed_ptr)
-    q_ptr += start * q_row + head * q_head
-    k_ptr += start_k * k_row + head * k_head
-    v_ptr += start_k * v_row + head * v_head
-    dout_ptr += start * dout_row + head * dout_head
-    packed = heads * WIDTH
-    out_ptr += (start * heads + head) * WIDTH
-    dq_ptr += start * dq_row + head * dq_head
-    dk_ptr += start_k * dk_row + head * dk_head
-    dv_ptr += start_k * dv_row + head * dv_head
-    lse_ptr += head * tokens + start
-    row_ids_ptr += start
+    start, queries = span(sequences.cu_seqlens, n)
+    start_k, keys = span(sequences.cu_seqlens_k, n)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+        seed = tl.load(dropout.seed)
+        row_ids_ptr = dropout.row_ids + start
+    q_rows = head_rows(Heads(*q), start, head)
+    k_rows = head_rows(Heads(*k), start_k, head)
+    v_rows = head_rows(Heads(*v), start_k, head)
+    dout_rows = head_rows(Heads(*dout), start, head)
+    out_rows = Matrix(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH)
+    dq_rows = head_rows(Heads(*dq), start, head)
+    lse_ptr += head * sequences.tokens + start
     slope = tl.where(keys > 1, scale, 0.0)  # the softmax of one score is 1 whatever the score
 
     if block * BLOCK_N < keys or WHOLE:  # dK and dV of a block of keys
         offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-        v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
-        dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        k_block = rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D)
+        v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
+        dk_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        dv_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         for first in tl.range(0, queries, BLOCK_M, disable_licm=True):
             offs_m = first + tl.arange(0, BLOCK_M)
-            there = offs_m < queries
-            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
+            inside = offs_m < queries
+            q_block = rows_of(q_rows, offs_m, queries, WIDTH, BLOCK_D)
+            dout_block = rows_of(dout_rows, offs_m, queries, WIDTH, BLOCK_D)
             delta = None
             if not AGAIN:
-                out = rows_of(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
-                delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-            lse = tl.load(lse_ptr + offs_m, mask=there, other=0.0)
-            ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
-            p, ds, read = pair(
-                q,
-                k,
-                v,
-                dout,
-                lse,
-                delta,
-                ids,
-                (offs_n[:, None] < keys) & there[None, :],
-                seed,
-                1 + head,
-                block * BLOCK_N,
-                scale,
-                threshold,
-                keep_scale,
-                DROPOUT,
-                AGAIN,
-                PRECISION,
+                out = rows_of(out_rows, offs_m, queries, WIDTH, BLOCK_D)
+                delta = tl.sum(out.to(tl.float32) * dout_block.to(tl.float32), 1)
+            lse = tl.load(lse_ptr + offs_m, mask=inside, other=0.0)
+            mask = None
+            if dropout is not None:
+                ids = tl.load(row_ids_ptr + offs_m, mask=inside, other=0)
+                mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
+            allowed = (offs_n[:, None] < keys) & inside[None, :]
+            p, ds, read = scores_bwd(
+                q_block, k_block, v_block, dout_block, lse, delta, allowed, mask, block * BLOCK_N, scale, PRECISION
             )
             if AGAIN:
-                put_rows(out_ptr, packed, offs_m, queries, read, WIDTH, BLOCK_D)
-            dv = tl.dot(p, dout, dv, input_precision=PRECISION)
-            dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+                put_rows(out_rows, offs_m, queries, read, WIDTH, BLOCK_D)
+            dv_sum = tl.dot(p, dout_block, dv_sum, input_precision=PRECISION)
+            dk_sum = tl.dot(ds, q_block, dk_sum, input_precision=PRECISION)
             if WHOLE:
-                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
-                put_rows(dq_ptr, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
-        put_rows(dk_ptr, dk_row, offs_n, keys, dk * slope, WIDTH, BLOCK_D)
-        put_rows(dv_ptr, dv_row, offs_n, keys, dv, WIDTH, BLOCK_D)
+                dq_block = tl.dot(tl.trans(ds), k_block, input_precision=PRECISION)
+                put_rows(dq_rows, offs_m, queries, dq_block * slope, WIDTH, BLOCK_D)
+        put_rows(head_rows(Heads(*dk), start_k, head), offs_n, keys, dk_sum * slope, WIDTH, BLOCK_D)
+        put_rows(head_rows(Heads(*dv), start_k, head), offs_n, keys, dv_sum, WIDTH, BLOCK_D)
 
     if not WHOLE:  # noqa: SIM102  decided as it compiles
         if block * BLOCK_M < queries:  # dQ of a block of queries
             offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-            there = offs_m < queries
-            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = rows_of(out_ptr, packed, offs_m, queries, WIDTH, BLOCK_D)
-            delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-            lse = tl.load(lse_ptr + offs_m, mask=there, other=0.0)
-            ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
-            dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+            inside = offs_m < queries
+            q_block = rows_of(q_rows, offs_m, queries, WIDTH, BLOCK_D)
+            dout_block = rows_of(dout_rows, offs_m, queries, WIDTH, BLOCK_D)
+            out = rows_of(out_rows, offs_m, queries, WIDTH, BLOCK_D)
+            delta = tl.sum(out.to(tl.float32) * dout_block.to(tl.float32), 1)
+            lse = tl.load(lse_ptr + offs_m, mask=inside, other=0.0)
+            mask = None
+            if dropout is not None:
+                ids = tl.load(row_ids_ptr + offs_m, mask=inside, other=0)
+                mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
+            dq_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
             for first in tl.range(0, keys, BLOCK_N, disable_licm=True):
                 offs_n = first + tl.arange(0, BLOCK_N)
-                k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-                v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
-                _, ds, _ = pair(
-                    q,
-                    k,
-                    v,
-                    dout,
-                    lse,
-                    delta,
-                    ids,
-                    (offs_n[:, None] < keys) & there[None, :],
-                    seed,
-                    1 + head,
-                    first,
-                    scale,
-                    threshold,
-                    keep_scale,
-                    DROPOUT,
-                    False,
-                    PRECISION,
+                k_block = rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D)
+                v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
+                allowed = (offs_n[:, None] < keys) & inside[None, :]
+                _, ds, _ = scores_bwd(
+                    q_block, k_block, v_block, dout_block, lse, delta, allowed, mask, first, scale, PRECISION
                 )
-                dq = tl.dot(tl.trans(ds), k, dq, input_precision=PRECISION)
-            put_rows(dq_ptr, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
+                dq_sum = tl.dot(tl.trans(ds), k_block, dq_sum, input_precision=PRECISION)
+            put_rows(dq_rows, offs_m, queries, dq_sum * slope, WIDTH, BLOCK_D)

@@ -20,34 +20,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .parts.attention_tiles import LOG2E, pair, span
+from .parts.attention_tiles import LOG2E, Mask, Sequences, head_rows, scores_bwd, span
+from .parts.groups import Dropout, Heads, Matrix
 from .parts.philox import dropout_keep
 from .parts.rows import put_rows, rows_of
 
 
 @triton.jit
 def attention_fwd_resident_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q,
+    k,
+    v,
     out_ptr,
     lse_ptr,
-    cu_seqlens_ptr,
-    cu_seqlens_k_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    tokens,
-    heads,
+    sequences,
+    dropout,
     scale,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -55,29 +43,37 @@ def attention_fwd_resident_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    sequences = Sequences(*sequences)
+    heads = sequences.heads
     pid = tl.program_id(0).to(tl.int64)
     n, head = pid // heads, pid % heads
-    start, queries = span(cu_seqlens_ptr, n)
-    start_k, keys = span(cu_seqlens_k_ptr, n)
-    seed = tl.load(seed_ptr)
-    q_ptr += start * q_row + head * q_head
-    k_ptr += start_k * k_row + head * k_head
-    v_ptr += start_k * v_row + head * v_head
+    start, queries = span(sequences.cu_seqlens, n)
+    start_k, keys = span(sequences.cu_seqlens_k, n)
+    keep_scale = 1.0
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+        keep_scale = dropout.scale
+        seed = tl.load(dropout.seed)
+    q_rows = head_rows(Heads(*q), start, head)
+    k_rows = head_rows(Heads(*k), start_k, head)
+    v_rows = head_rows(Heads(*v), start_k, head)
+    out_rows = Matrix(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH)
     ks = ()
     vs = ()
     for i in tl.static_range(LENGTH // BLOCK_N):
         offs_n = i * BLOCK_N + tl.arange(0, BLOCK_N)
-        ks = ks + (rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D),)
-        vs = vs + (rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D),)
+        ks = ks + (rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D),)
+        vs = vs + (rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D),)
     for first in tl.range(0, queries, BLOCK_M, disable_licm=True):
         offs_m = first + tl.arange(0, BLOCK_M)
-        q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-        ids = tl.load(row_ids_ptr + start + offs_m, mask=offs_m < queries, other=0)
+        q_block = rows_of(q_rows, offs_m, queries, WIDTH, BLOCK_D)
+        if dropout is not None:
+            ids = tl.load(dropout.row_ids + start + offs_m, mask=offs_m < queries, other=0)
         m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         l_i = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         for i in tl.static_range(LENGTH // BLOCK_N):
-            s = tl.dot(q, tl.trans(ks[i]), input_precision=PRECISION) * (scale * LOG2E)
+            s = tl.dot(q_block, tl.trans(ks[i]), input_precision=PRECISION) * (scale * LOG2E)
             s = tl.where(tl.arange(0, BLOCK_N)[None, :] < keys - i * BLOCK_N, s, float("-inf"))
             m_new = tl.maximum(m_i, tl.max(s, 1))
             m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -86,55 +82,34 @@ def attention_fwd_resident_kernel(
             acc = acc * alpha[:, None]
             l_i = l_i * alpha + tl.sum(p, 1)
             m_i = m_new
-            if DROPOUT:
-                keep = dropout_keep(seed, ids, i * BLOCK_N, 1 + head, threshold, BLOCK_M, BLOCK_N)
+            if dropout is not None:
+                keep = dropout_keep(seed, ids, i * BLOCK_N, 1 + head, dropout.threshold, BLOCK_M, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
-            acc = tl.dot(p.to(q.dtype), vs[i], acc, input_precision=PRECISION)
+            acc = tl.dot(p.to(q_block.dtype), vs[i], acc, input_precision=PRECISION)
         some = l_i != 0.0  # else a query without keys: 0
         l_i = tl.where(some, l_i, 1.0)
         out = acc * (keep_scale / l_i)[:, None]
-        put_rows(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH, offs_m, queries, out, WIDTH, BLOCK_D)
+        put_rows(out_rows, offs_m, queries, out, WIDTH, BLOCK_D)
         lse = tl.where(some, m_i + tl.log2(l_i), 0.0)
-        tl.store(lse_ptr + head * tokens + start + offs_m, lse, mask=offs_m < queries)
+        tl.store(lse_ptr + head * sequences.tokens + start + offs_m, lse, mask=offs_m < queries)
 
 
 @triton.jit
 def attention_bwd_resident_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q,
+    k,
+    v,
     out_ptr,
-    dout_ptr,
+    dout,
     lse_ptr,
     statistics_ptr,
     ids_ptr,
-    dq_ptr,
-    dk_ptr,
-    dv_ptr,
-    cu_seqlens_ptr,
-    cu_seqlens_k_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    dout_row,
-    dout_head,
-    dq_row,
-    dq_head,
-    dk_row,
-    dk_head,
-    dv_row,
-    dv_head,
-    tokens,
-    heads,
+    dq,
+    dk,
+    dv,
+    sequences,
+    dropout,
     scale,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -142,104 +117,93 @@ def attention_bwd_resident_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    sequences = Sequences(*sequences)
+    heads = sequences.heads
     pid = tl.program_id(0).to(tl.int64)
     n, head = pid // 2 // heads, pid // 2 % heads
-    start, queries = span(cu_seqlens_ptr, n)
-    start_k, keys = span(cu_seqlens_k_ptr, n)
-    q_ptr += start * q_row + head * q_head
-    k_ptr += start_k * k_row + head * k_head
-    v_ptr += start_k * v_row + head * v_head
-    out_ptr += (start * heads + head) * WIDTH
-    dout_ptr += start * dout_row + head * dout_head
-    lse_ptr += head * tokens + start
-    row_ids_ptr += start
+    start, queries = span(sequences.cu_seqlens, n)
+    start_k, keys = span(sequences.cu_seqlens_k, n)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+    q_rows = head_rows(Heads(*q), start, head)
+    k_rows = head_rows(Heads(*k), start_k, head)
+    v_rows = head_rows(Heads(*v), start_k, head)
+    dout_rows = head_rows(Heads(*dout), start, head)
+    out_rows = Matrix(out_ptr + (start * heads + head) * WIDTH, heads * WIDTH)
+    lse_ptr += head * sequences.tokens + start
     lane_m, lane_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     slope = tl.where(keys > 1, scale, 0.0)  # the softmax of one score is 1 whatever the score
 
-    if pid % 2 == 0:
+    if pid % 2 == 0:  # dK and dV: Q and dO stay
         statistics_ptr += pid * LENGTH
         ids_ptr += pid // 2 * LENGTH
         for first in tl.range(0, LENGTH, BLOCK_M, disable_licm=True):
             offs_m = first + lane_m
-            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = rows_of(out_ptr, heads * WIDTH, offs_m, queries, WIDTH, BLOCK_D)
+            dout_block = rows_of(dout_rows, offs_m, queries, WIDTH, BLOCK_D)
+            out = rows_of(out_rows, offs_m, queries, WIDTH, BLOCK_D)
             lse = tl.load(lse_ptr + offs_m, mask=offs_m < queries, other=float("inf"))  # P of no query is 0
             tl.store(statistics_ptr + offs_m, lse)
-            tl.store(statistics_ptr + LENGTH + offs_m, tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1))
-            tl.store(ids_ptr + offs_m, tl.load(row_ids_ptr + offs_m, mask=offs_m < queries, other=0))
+            tl.store(statistics_ptr + LENGTH + offs_m, tl.sum(out.to(tl.float32) * dout_block.to(tl.float32), 1))
+            if dropout is not None:
+                ids = tl.load(dropout.row_ids + start + offs_m, mask=offs_m < queries, other=0)
+                tl.store(ids_ptr + offs_m, ids)
         tl.debug_barrier()  # other threads of the program read them
         qs = ()
         douts = ()
         for i in tl.static_range(LENGTH // BLOCK_M):
-            qs = qs + (rows_of(q_ptr, q_row, i * BLOCK_M + lane_m, queries, WIDTH, BLOCK_D),)
-            douts = douts + (rows_of(dout_ptr, dout_row, i * BLOCK_M + lane_m, queries, WIDTH, BLOCK_D),)
-        seed = tl.load(seed_ptr)
+            qs = qs + (rows_of(q_rows, i * BLOCK_M + lane_m, queries, WIDTH, BLOCK_D),)
+            douts = douts + (rows_of(dout_rows, i * BLOCK_M + lane_m, queries, WIDTH, BLOCK_D),)
+        dk_rows = head_rows(Heads(*dk), start_k, head)
+        dv_rows = head_rows(Heads(*dv), start_k, head)
+        if dropout is not None:
+            seed = tl.load(dropout.seed)
         for first in tl.range(0, keys, BLOCK_N, disable_licm=True):
             offs_n = first + lane_n
-            k = rows_of(k_ptr, k_row, offs_n, keys, WIDTH, BLOCK_D)
-            v = rows_of(v_ptr, v_row, offs_n, keys, WIDTH, BLOCK_D)
-            dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-            dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            k_block = rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D)
+            v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
+            dk_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            dv_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             for i in tl.static_range(LENGTH // BLOCK_M):
-                p, ds, _ = pair(
-                    qs[i],
-                    k,
-                    v,
-                    douts[i],
-                    tl.load(statistics_ptr + i * BLOCK_M + lane_m),
-                    tl.load(statistics_ptr + LENGTH + i * BLOCK_M + lane_m),
-                    tl.load(ids_ptr + i * BLOCK_M + lane_m),
-                    lane_n[:, None] < keys - first,
-                    seed,
-                    1 + head,
-                    first,
-                    scale,
-                    threshold,
-                    keep_scale,
-                    DROPOUT,
-                    False,
-                    PRECISION,
+                lse = tl.load(statistics_ptr + i * BLOCK_M + lane_m)
+                delta = tl.load(statistics_ptr + LENGTH + i * BLOCK_M + lane_m)
+                mask = None
+                if dropout is not None:
+                    ids = tl.load(ids_ptr + i * BLOCK_M + lane_m)
+                    mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
+                allowed = lane_n[:, None] < keys - first
+                p, ds, _ = scores_bwd(
+                    qs[i], k_block, v_block, douts[i], lse, delta, allowed, mask, first, scale, PRECISION
                 )
-                dv = tl.dot(p, douts[i], dv, input_precision=PRECISION)
-                dk = tl.dot(ds, qs[i], dk, input_precision=PRECISION)
-            put_rows(dk_ptr + start_k * dk_row + head * dk_head, dk_row, offs_n, keys, dk * slope, WIDTH, BLOCK_D)
-            put_rows(dv_ptr + start_k * dv_row + head * dv_head, dv_row, offs_n, keys, dv, WIDTH, BLOCK_D)
-    else:
-        seed = tl.load(seed_ptr)
+                dv_sum = tl.dot(p, douts[i], dv_sum, input_precision=PRECISION)
+                dk_sum = tl.dot(ds, qs[i], dk_sum, input_precision=PRECISION)
+            put_rows(dk_rows, offs_n, keys, dk_sum * slope, WIDTH, BLOCK_D)
+            put_rows(dv_rows, offs_n, keys, dv_sum, WIDTH, BLOCK_D)
+    else:  # dQ: K and V stay
+        if dropout is not None:
+            seed = tl.load(dropout.seed)
         ks = ()
         vs = ()
         for i in tl.static_range(LENGTH // BLOCK_N):
-            ks = ks + (rows_of(k_ptr, k_row, i * BLOCK_N + lane_n, keys, WIDTH, BLOCK_D),)
-            vs = vs + (rows_of(v_ptr, v_row, i * BLOCK_N + lane_n, keys, WIDTH, BLOCK_D),)
+            ks = ks + (rows_of(k_rows, i * BLOCK_N + lane_n, keys, WIDTH, BLOCK_D),)
+            vs = vs + (rows_of(v_rows, i * BLOCK_N + lane_n, keys, WIDTH, BLOCK_D),)
+        dq_rows = head_rows(Heads(*dq), start, head)
         for first in tl.range(0, queries, BLOCK_M, disable_licm=True):
             offs_m = first + lane_m
-            there = offs_m < queries
-            q = rows_of(q_ptr, q_row, offs_m, queries, WIDTH, BLOCK_D)
-            dout = rows_of(dout_ptr, dout_row, offs_m, queries, WIDTH, BLOCK_D)
-            out = rows_of(out_ptr, heads * WIDTH, offs_m, queries, WIDTH, BLOCK_D)
-            delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-            lse = tl.load(lse_ptr + offs_m, mask=there, other=float("inf"))
-            ids = tl.load(row_ids_ptr + offs_m, mask=there, other=0)
-            dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+            inside = offs_m < queries
+            q_block = rows_of(q_rows, offs_m, queries, WIDTH, BLOCK_D)
+            dout_block = rows_of(dout_rows, offs_m, queries, WIDTH, BLOCK_D)
+            out = rows_of(out_rows, offs_m, queries, WIDTH, BLOCK_D)
+            delta = tl.sum(out.to(tl.float32) * dout_block.to(tl.float32), 1)
+            lse = tl.load(lse_ptr + offs_m, mask=inside, other=float("inf"))
+            mask = None
+            if dropout is not None:
+                ids = tl.load(dropout.row_ids + start + offs_m, mask=inside, other=0)
+                mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
+            dq_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
             for i in tl.static_range(LENGTH // BLOCK_N):
-                _, ds, _ = pair(
-                    q,
-                    ks[i],
-                    vs[i],
-                    dout,
-                    lse,
-                    delta,
-                    ids,
-                    lane_n[:, None] < keys - i * BLOCK_N,
-                    seed,
-                    1 + head,
-                    i * BLOCK_N,
-                    scale,
-                    threshold,
-                    keep_scale,
-                    DROPOUT,
-                    False,
-                    PRECISION,
+                allowed = lane_n[:, None] < keys - i * BLOCK_N
+                _, ds, _ = scores_bwd(
+                    q_block, ks[i], vs[i], dout_block, lse, delta, allowed, mask, i * BLOCK_N, scale, PRECISION
                 )
-                dq = tl.dot(tl.trans(ds), ks[i], dq, input_precision=PRECISION)
-            put_rows(dq_ptr + start * dq_row + head * dq_head, dq_row, offs_m, queries, dq * slope, WIDTH, BLOCK_D)
+                dq_sum = tl.dot(tl.trans(ds), ks[i], dq_sum, input_precision=PRECISION)
+            put_rows(dq_rows, offs_m, queries, dq_sum * slope, WIDTH, BLOCK_D)

@@ -31,7 +31,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .linear import unit_stride
-from .parts.layer_norm import Normed, load_rows, normalise, rows_again, rows_bwd, rows_or_room
+from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.layer_norm import (
+    Norm,
+    Normed,
+    NormGradients,
+    load_rows,
+    normalise,
+    normalise_rows_bwd,
+    recompute_rows,
+    rows_and_source,
+)
 from .parts.partials import Sum, sum_partials
 from .parts.philox import dropout_keep
 
@@ -57,50 +67,43 @@ def tile(width: int) -> dict:
 
 @triton.jit
 def dropout_add_layer_norm_fwd_kernel(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    bias_ptr,
-    row_ids_ptr,
-    seed_ptr,
+    x,
+    residual,
+    norm,
+    dropout,
     out_ptr,
-    mean_ptr,
-    rstd_ptr,
-    x_row,
-    residual_row,
     rows,
     eps,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     SUM: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """SUM: what is normalised takes x's place, rounded as it is there."""
+    x, norm = Matrix(*x), Norm(*norm)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
     there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
-    x = load_rows(x_ptr, x_row, offs_m[:, None], there)
-    residual = load_rows(residual_ptr, residual_row, offs_m[:, None], there)
-    weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    if DROPOUT:
-        ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)
-        keep = dropout_keep(tl.load(seed_ptr), ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
-        x = tl.where(keep, x * keep_scale, 0.0)
-    z = residual + x
+    y = load_rows(x, offs_m[:, None], there)
+    z = load_rows(Matrix(*residual), offs_m[:, None], there)
+    weight = tl.load(norm.weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    bias = tl.load(norm.bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+        ids = tl.load(dropout.row_ids + offs_m, mask=offs_m < rows, other=0)
+        keep = dropout_keep(tl.load(dropout.seed), ids, 0, 0, dropout.threshold, BLOCK_M, BLOCK_D)
+        y = tl.where(keep, y * dropout.scale, 0.0)
+    z = z + y
     if SUM:
-        kept = z.to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + offs_m[:, None] * x_row + columns[None, :], kept, mask=there)
+        kept = z.to(x.ptr.dtype.element_ty)
+        tl.store(x.ptr + offs_m[:, None] * x.row + columns[None, :], kept, mask=there)
         z = kept.to(tl.float32)
     mean, rstd, xhat = normalise(z, there, eps, WIDTH)
     out = xhat * weight[None, :] + bias[None, :]
     ptrs = out_ptr + offs_m[:, None] * WIDTH + columns[None, :]
     tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=there)
-    tl.store(mean_ptr + offs_m[:, None], mean, mask=offs_m[:, None] < rows)
-    tl.store(rstd_ptr + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
+    tl.store(norm.mean + offs_m[:, None], mean, mask=offs_m[:, None] < rows)
+    tl.store(norm.rstd + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
 
 
 def dropout_add_layer_norm_fwd(
@@ -120,24 +123,15 @@ def dropout_add_layer_norm_fwd(
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if x.numel():
         x, residual = unit_stride(x, residual)
-        chosen, threshold = tile(width), round(256 * dropout_p)
+        chosen = tile(width)
         dropout_add_layer_norm_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
-            x,
-            residual,
-            weight.contiguous(),
-            bias.contiguous(),
-            row_ids.contiguous(),
-            seed,
+            matrix(x),
+            matrix(residual),
+            (weight.contiguous(), bias.contiguous(), mean, rstd),
+            dropout(row_ids, seed, dropout_p),
             out,
-            mean,
-            rstd,
-            x.stride(0),
-            residual.stride(0),
             rows,
             eps,
-            threshold,
-            256 / max(1, 256 - threshold),
-            DROPOUT=threshold > 0,
             SUM=into_x,
             **chosen,
         )
@@ -146,78 +140,28 @@ def dropout_add_layer_norm_fwd(
 
 @triton.jit
 def dropout_add_layer_norm_bwd_kernel(
-    dout_ptr,
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    mean_ptr,
-    rstd_ptr,
-    dx_ptr,
-    dresidual_ptr,
-    parts_ptr,
-    before_ptr,
-    before_mean_ptr,
-    before_rstd_ptr,
-    before_weight_ptr,
-    before_bias_ptr,
-    dout_row,
-    x_row,
-    residual_row,
+    dout,
+    x,
+    residual,
+    norm,
+    dropout,
+    source,
+    gradients,
     rows,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     SUM: tl.constexpr,
-    AGAIN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """AGAIN: the residual, part of the sum by now, is made again from the norm before."""
+    dout, x, residual, norm = Matrix(*dout), Matrix(*x), Matrix(*residual), Norm(*norm)
+    gradients = NormGradients(*gradients)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
     start, step = tl.program_id(0).to(tl.int64) * BLOCK_M, tl.num_programs(0) * BLOCK_M
-    rows_bwd(
-        dout_ptr,
-        x_ptr,
-        residual_ptr,
-        weight_ptr,
-        row_ids_ptr,
-        seed_ptr,
-        mean_ptr,
-        rstd_ptr,
-        dx_ptr,
-        dresidual_ptr,
-        parts_ptr,
-        dout_row,
-        x_row,
-        residual_row,
-        start,
-        rows,
-        step,
-        threshold,
-        keep_scale,
-        DROPOUT,
-        SUM,
-        WIDTH,
-        BLOCK_M,
-        BLOCK_D,
-    )
-    if AGAIN:
-        rows_again(
-            before_ptr,
-            before_mean_ptr,
-            before_rstd_ptr,
-            before_weight_ptr,
-            before_bias_ptr,
-            residual_ptr,
-            start,
-            rows,
-            step,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_D,
-        )
+    other = None if SUM else residual
+    normalise_rows_bwd(dout, x, other, norm, dropout, gradients, start, rows, step, WIDTH, BLOCK_M, BLOCK_D)
+    if source is not None:
+        recompute_rows(Normed(*source), residual.ptr, start, rows, step, WIDTH, BLOCK_M, BLOCK_D)
 
 
 def dropout_add_layer_norm_bwd(
@@ -234,7 +178,7 @@ def dropout_add_layer_norm_bwd(
 ) -> list[Tensor]:
     """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
     norm = (weight, bias, row_ids, seed, dropout_p, *saved[1:])
-    dx, dresidual, left = _row_gradients(grads[0], x, residual, Normed(x, x, x, x, x), *norm, SUM=False, AGAIN=False)
+    dx, dresidual, left = _row_gradients(grads[0], x, residual, None, *norm, SUM=False)
     sum_partials(left)
     return [dx, dresidual, *left[1:]]
 
@@ -242,8 +186,8 @@ def dropout_add_layer_norm_bwd(
 def row_gradients(dout: Tensor, z: Tensor, x: Tensor | Normed, *norm: Any) -> tuple[Tensor, Tensor, Tensor, Sum]:
     """Of a block's end, LayerNorm(z) with z = x + dropout(y): dy, dx, x, and what the norm's gradients are sums of.
     norm: weight, bias, row_ids, seed, dropout_p, mean, rstd."""
-    rows, before, again = rows_or_room(x)
-    dy, dx, left = _row_gradients(dout, z, rows, before, *norm, SUM=True, AGAIN=again)
+    rows, source = rows_and_source(x)
+    dy, dx, left = _row_gradients(dout, z, rows, source, *norm, SUM=True)
     return dy, dx, rows, left
 
 
@@ -251,7 +195,7 @@ def _row_gradients(
     dout: Tensor,
     x: Tensor,
     residual: Tensor,
-    before: Normed,
+    source: tuple | None,
     weight: Tensor,
     bias: Tensor,
     row_ids: Tensor,
@@ -267,29 +211,18 @@ def _row_gradients(
     if x.numel() == 0:
         return dx, dresidual, (x.new_zeros(1, 2, width, dtype=torch.float32), dweight, dbias)
     dout, x, residual = unit_stride(dout, x, residual)
-    chosen, threshold = tile(width), round(256 * dropout_p)
+    chosen = tile(width)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
     parts = x.new_empty(programs, 2, width, dtype=torch.float32)
     dropout_add_layer_norm_bwd_kernel[(programs,)](
-        dout,
-        x,
-        residual,
-        weight.contiguous(),
-        row_ids.contiguous(),
-        seed,
-        mean,
-        rstd,
-        dx,
-        dresidual,
-        parts,
-        *before,
-        dout.stride(0),
-        x.stride(0),
-        residual.stride(0),
+        matrix(dout),
+        matrix(x),
+        matrix(residual),
+        (weight.contiguous(), None, mean, rstd),
+        dropout(row_ids, seed, dropout_p),
+        source,
+        (dx, dresidual, parts),
         rows,
-        threshold,
-        256 / max(1, 256 - threshold),
-        DROPOUT=threshold > 0,
         **kind,
         **chosen,
     )

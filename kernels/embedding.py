@@ -29,6 +29,7 @@ from .dropout_add_layer_norm import PROGRAMS, tile
 from .embedding_tables import sum_positions, sum_words
 from .linear import input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
+from .parts.groups import Matrix
 from .parts.layer_norm import load_rows, normalise, normalise_bwd
 from .parts.partials import sum_partials
 from .parts.philox import dropout_keep
@@ -38,7 +39,7 @@ from .parts.philox import dropout_keep
 def _rows_of(table_ptr, stride, index_ptr, offs_m, rows, there):
     """The rows of a table that tokens offs_m ask for, (M, D) float32."""
     index = tl.load(index_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
-    return load_rows(table_ptr, stride, index, there)
+    return load_rows(Matrix(table_ptr, stride), index, there)
 
 
 @triton.jit
@@ -172,7 +173,7 @@ def embedding_bwd_kernel(
         z = _rows_of(word_ptr, word_row, ids_ptr, offs_m, rows, there)
         z += _rows_of(position_ptr, position_row, places_ptr, offs_m, rows, there)
         z += _rows_of(token_type_ptr, token_type_row, types_ptr, offs_m, rows, there)
-        dout = load_rows(dout_ptr, WIDTH, offs_m[:, None], there)
+        dout = load_rows(Matrix(dout_ptr, WIDTH), offs_m[:, None], there)
         if DROPOUT:
             row_ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)
             keep = dropout_keep(tl.load(seed_ptr), row_ids, 0, 0, threshold, BLOCK_M, BLOCK_D)

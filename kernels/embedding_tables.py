@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .parts.device import entry
+from .parts.groups import Matrix
 from .parts.layer_norm import load_rows
 from .parts.partials import sum_partials
 
@@ -67,7 +68,9 @@ def embedding_bwd_word_kernel(
         for first in range(0, count, BLOCK_M):
             offs_m = first + tl.arange(0, BLOCK_M)
             tokens = tl.load(order_ptr + at + offs_m, mask=offs_m < count, other=0)
-            acc += load_rows(dz_ptr, WIDTH, tokens[:, None], (offs_m[:, None] < count) & (columns[None, :] < WIDTH))
+            acc += load_rows(
+                Matrix(dz_ptr, WIDTH), tokens[:, None], (offs_m[:, None] < count) & (columns[None, :] < WIDTH)
+            )
         total = tl.sum(acc, 0)
         after = at + count
         if begins & (tl.load(words_ptr + after, mask=after < rows, other=-1) != word):
@@ -100,7 +103,7 @@ def embedding_bwd_join_kernel(
         while more > 0:
             blocks = after // RUN + tl.arange(0, BLOCK_M)
             same = tl.load(words_ptr + blocks * RUN, mask=blocks * RUN < rows, other=-1) == word
-            acc += load_rows(parts_ptr, 2 * WIDTH, blocks[:, None], same[:, None] & (columns[None, :] < WIDTH))
+            acc += load_rows(Matrix(parts_ptr, 2 * WIDTH), blocks[:, None], same[:, None] & (columns[None, :] < WIDTH))
             more = tl.min(same.to(tl.int32), 0)
             after += BLOCK_M * RUN
         total = tl.load(parts_ptr + (2 * block + 1) * WIDTH + columns, mask=columns < WIDTH, other=0.0)

@@ -2,8 +2,8 @@
 
 ffn_block_fwd_kernel: a program keeps BLOCK_M rows of x on chip and goes over F, BLOCK_F columns at a time: h = gelu(x
 W1^T + b1) is an operand of the next product before it ever reaches memory. What it adds up, rounded as a product of its
-own would be, goes to `down`, which the backward needs; finish_rows takes them back from the cache, a few at a time, for
-dropout, residual and LayerNorm, since all of them beside the sums would not fit in registers.
+own would be, goes to memory; add_and_normalise reads it back from the cache, a few rows at a time, for dropout,
+residual and LayerNorm, since all of them beside the sums would not fit in registers.
 ffn_block_bwd_kernel takes its rows through the norm and the dropout, a few at a time, to ddown and dresidual; it keeps
 x and ddown and goes over F likewise: x W1^T + b1 again, dh = ddown W2, dz = dh gelu'(.), and dx = dresidual + dz W1 in
 registers; h, dz and ddown go to memory for linear_weight.py's gradients. No atomics; two runs give the same bits.
@@ -37,7 +37,8 @@ from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
 from .linear import gelu_and_slope, input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
 from .parts.device import entry
-from .parts.layer_norm import Normed, finish_rows, finish_rows_bwd, rows_or_room
+from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.layer_norm import Norm, Normed, NormGradients, add_and_normalise, add_and_normalise_bwd, rows_and_source
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
 # normalised.
@@ -71,69 +72,44 @@ def tile(table: dict, x: Tensor) -> dict:
 
 @triton.jit
 def ffn_block_fwd_kernel(
-    x_ptr,
-    up_weight_ptr,
+    x,
+    up,
     up_bias_ptr,
-    down_weight_ptr,
+    down,
     down_bias_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    row_ids_ptr,
-    seed_ptr,
+    norm,
+    dropout,
     out_ptr,
     z_ptr,
-    mean_ptr,
-    rstd_ptr,
-    x_row,
-    up_row,
-    down_row,
     rows,
     inner,
     eps,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    x, up, down, norm = Matrix(*x), Matrix(*up), Matrix(*down), Norm(*norm)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here = tl.minimum(offs_m, rows - 1)  # beyond the last row: it again, never stored
-    x = tl.load(x_ptr + here[:, None] * x_row + columns[None, :])
+    x_rows = tl.load(x.ptr + here[:, None] * x.row + columns[None, :])
     acc = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
-        up = tl.load(up_weight_ptr + offs_f.to(tl.int64)[:, None] * up_row + columns[None, :])
+        up_rows = tl.load(up.ptr + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
         bias = tl.load(up_bias_ptr + offs_f).to(tl.float32)
-        h, _ = gelu_and_slope(tl.dot(x, tl.trans(up), input_precision=PRECISION) + bias[None, :])
-        down = tl.load(down_weight_ptr + columns.to(tl.int64)[:, None] * down_row + offs_f[None, :])
-        acc = tl.dot(h.to(x.dtype), tl.trans(down), acc, input_precision=PRECISION)
+        h, _ = gelu_and_slope(tl.dot(x_rows, tl.trans(up_rows), input_precision=PRECISION) + bias[None, :])
+        down_columns = tl.load(down.ptr + columns.to(tl.int64)[:, None] * down.row + offs_f[None, :])
+        acc = tl.dot(h.to(x_rows.dtype), tl.trans(down_columns), acc, input_precision=PRECISION)
     acc += tl.load(down_bias_ptr + columns).to(tl.float32)[None, :]
     places = z_ptr + offs_m[:, None] * WIDTH + columns[None, :]
     tl.store(places, acc.to(z_ptr.dtype.element_ty), mask=offs_m[:, None] < rows)
-    finish_rows(
-        z_ptr,
-        x_ptr,
-        norm_weight_ptr,
-        norm_bias_ptr,
-        row_ids_ptr,
-        seed_ptr,
-        out_ptr,
-        mean_ptr,
-        rstd_ptr,
-        x_row,
-        start,
-        tl.minimum(start + BLOCK_M, rows),
-        eps,
-        threshold,
-        keep_scale,
-        DROPOUT,
-        WIDTH,
-        BLOCK_R,
-    )
+    end = tl.minimum(start + BLOCK_M, rows)
+    add_and_normalise(x, z_ptr, out_ptr, norm, dropout, eps, start, end, WIDTH, BLOCK_R)
 
 
 def ffn_block_fwd(
@@ -161,30 +137,20 @@ def ffn_block_fwd(
     out, z = x.new_empty(x.shape), x.new_empty(x.shape)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
-        chosen, threshold = tile(FWD, x), round(256 * dropout_p)
+        chosen = tile(FWD, x)
         ffn_block_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
-            x,
-            up_weight,
+            matrix(x),
+            matrix(up_weight),
             up_bias.contiguous(),
-            down_weight,
+            matrix(down_weight),
             down_bias.contiguous(),
-            norm_weight.contiguous(),
-            norm_bias.contiguous(),
-            row_ids.contiguous(),
-            seed,
+            (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
+            dropout(row_ids, seed, dropout_p),
             out,
             z,
-            mean,
-            rstd,
-            x.stride(0),
-            up_weight.stride(0),
-            down_weight.stride(0),
             rows,
             inner,
             eps,
-            threshold,
-            256 / max(1, 256 - threshold),
-            DROPOUT=threshold > 0,
             **chosen,
         )
     return out, [z, mean, rstd]
@@ -192,89 +158,53 @@ def ffn_block_fwd(
 
 @triton.jit
 def ffn_block_bwd_kernel(
-    dout_ptr,
+    dout,
     z_ptr,
-    x_ptr,
-    norm_weight_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    mean_ptr,
-    rstd_ptr,
-    ddown_ptr,
-    up_weight_ptr,
+    x,
+    norm,
+    dropout,
+    source,
+    gradients,
+    up,
     up_bias_ptr,
-    down_weight_ptr,
+    down,
     h_ptr,
     dz_ptr,
-    dx_ptr,
-    parts_ptr,
-    before_ptr,
-    before_mean_ptr,
-    before_rstd_ptr,
-    before_weight_ptr,
-    before_bias_ptr,
-    dout_row,
-    x_row,
-    up_row,
-    down_row,
     rows,
     inner,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
-    AGAIN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """AGAIN: x is made again from the norm before, and put there."""
+    x, up, down, gradients = Matrix(*x), Matrix(*up), Matrix(*down), NormGradients(*gradients)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+    if source is not None:
+        source = Normed(*source)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
-    finish_rows_bwd(
-        dout_ptr,
-        z_ptr,
-        x_ptr,
-        norm_weight_ptr,
-        row_ids_ptr,
-        seed_ptr,
-        mean_ptr,
-        rstd_ptr,
-        ddown_ptr,
-        dx_ptr,
-        parts_ptr,
-        before_ptr,
-        before_mean_ptr,
-        before_rstd_ptr,
-        before_weight_ptr,
-        before_bias_ptr,
-        dout_row,
-        start,
-        tl.minimum(start + BLOCK_M, rows),
-        threshold,
-        keep_scale,
-        DROPOUT,
-        AGAIN,
-        WIDTH,
-        BLOCK_R,
+    end = tl.minimum(start + BLOCK_M, rows)
+    add_and_normalise_bwd(
+        Matrix(*dout), z_ptr, x.ptr, Norm(*norm), dropout, source, gradients, start, end, WIDTH, BLOCK_R
     )
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
-    x = tl.load(x_ptr + here * x_row + columns[None, :])
-    ddown = tl.load(ddown_ptr + here * WIDTH + columns[None, :])
-    acc = tl.load(dx_ptr + here * WIDTH + columns[None, :]).to(tl.float32)
+    x_rows = tl.load(x.ptr + here * x.row + columns[None, :])
+    ddown = tl.load(gradients.dy + here * WIDTH + columns[None, :])
+    acc = tl.load(gradients.dx + here * WIDTH + columns[None, :]).to(tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
-        up = tl.load(up_weight_ptr + offs_f.to(tl.int64)[:, None] * up_row + columns[None, :])
+        up_rows = tl.load(up.ptr + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
         bias = tl.load(up_bias_ptr + offs_f).to(tl.float32)
-        h, slope = gelu_and_slope(tl.dot(x, tl.trans(up), input_precision=PRECISION) + bias[None, :])
-        down = tl.load(down_weight_ptr + columns.to(tl.int64)[:, None] * down_row + offs_f[None, :])
-        dz = (tl.dot(ddown, down, input_precision=PRECISION) * slope).to(x.dtype)
-        acc = tl.dot(dz, up, acc, input_precision=PRECISION)
+        h, slope = gelu_and_slope(tl.dot(x_rows, tl.trans(up_rows), input_precision=PRECISION) + bias[None, :])
+        down_columns = tl.load(down.ptr + columns.to(tl.int64)[:, None] * down.row + offs_f[None, :])
+        dz = (tl.dot(ddown, down_columns, input_precision=PRECISION) * slope).to(x_rows.dtype)
+        acc = tl.dot(dz, up_rows, acc, input_precision=PRECISION)
         places = offs_m[:, None] * inner + offs_f[None, :]
-        tl.store(h_ptr + places, h.to(x.dtype), mask=there)
+        tl.store(h_ptr + places, h.to(x_rows.dtype), mask=there)
         tl.store(dz_ptr + places, dz, mask=there)
-    tl.store(dx_ptr + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x.dtype), mask=there)
+    tl.store(gradients.dx + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x_rows.dtype), mask=there)
 
 
 def ffn_block_bwd(
@@ -301,43 +231,30 @@ def ffn_block_bwd(
         dz = input_gradient(ddown, down_weight, times=slope)
         dx = input_gradient(dz, up_weight, other=dresidual)
         return [dx, *weight_gradients(Product(dz, rows), Product(ddown, h), also=[norm]), *norm[1:]]
-    rows, before, again = rows_or_room(x)
+    rows, source = rows_and_source(x)
     dout, rows, up_weight, down_weight = unit_stride(grads[0], rows, up_weight, down_weight)
     (count, width), inner = rows.shape, up_weight.shape[0]
     h, dz = (rows.new_empty(count, inner) for _ in range(2))
     ddown, dx = (rows.new_empty(rows.shape) for _ in range(2))
-    chosen, threshold = tile(BWD, rows), round(256 * dropout_p)
+    chosen = tile(BWD, rows)
     programs = triton.cdiv(count, chosen["BLOCK_M"])
     parts = rows.new_empty(programs, 2, width, dtype=torch.float32)
     if count:
         ffn_block_bwd_kernel[(programs,)](
-            dout,
+            matrix(dout),
             z,
-            rows,
-            norm_weight.contiguous(),
-            row_ids.contiguous(),
-            seed,
-            mean,
-            rstd,
-            ddown,
-            up_weight,
+            matrix(rows),
+            (norm_weight.contiguous(), None, mean, rstd),
+            dropout(row_ids, seed, dropout_p),
+            source,
+            (ddown, dx, parts),
+            matrix(up_weight),
             up_bias.contiguous(),
-            down_weight,
+            matrix(down_weight),
             h,
             dz,
-            dx,
-            parts,
-            *before,
-            dout.stride(0),
-            rows.stride(0),
-            up_weight.stride(0),
-            down_weight.stride(0),
             count,
             inner,
-            threshold,
-            256 / max(1, 256 - threshold),
-            DROPOUT=threshold > 0,
-            AGAIN=again,
             **chosen,
         )
     norm = parts, norm_weight.new_empty(width), norm_bias.new_empty(width)

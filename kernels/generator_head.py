@@ -29,6 +29,7 @@ from torch import Tensor
 from .generator_head_chunked import chunked_bwd, chunked_fwd
 from .generator_head_sample import LOG2E, TILE, largest_and_sum, sample, sharpened
 from .parts.device import entry
+from .parts.groups import Matrix
 from .parts.rows import rows_of
 
 PROGRAMS = 264  # wanted at least: two for each of an H100's 132 multiprocessors
@@ -84,7 +85,7 @@ def tile(table: dict, hidden: Tensor) -> dict:
 @triton.jit
 def _hidden(ptr, stride, labels, offs, count, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr):
     """Rows of hidden; what is not finite in a row left out is 0, as 0 times it would reach others."""
-    hidden = rows_of(ptr, stride, offs, count, WIDTH, BLOCK_E)
+    hidden = rows_of(Matrix(ptr, stride), offs, count, WIDTH, BLOCK_E)
     odd = (labels[:, None] == -100) & ~(tl.abs(hidden.to(tl.float32)) < float("inf"))
     return tl.where(odd, 0.0, hidden).to(hidden.dtype)
 
@@ -124,7 +125,7 @@ def generator_head_fwd_kernel(
     first = share * tiles_a_share
     for number in tl.range(first, tl.minimum(first + tiles_a_share, tiles), disable_licm=True):
         offs_n = number * BLOCK_N + tl.arange(0, BLOCK_N)
-        weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
+        weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E)
         bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
         logits = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         logits = tl.where(offs_n[None, :] < vocabulary, logits, float("-inf"))
@@ -224,7 +225,7 @@ def generator_head_bwd_hidden_kernel(
     start = share * words_a_share
     for first in tl.range(start, tl.minimum(start + words_a_share, vocabulary), BLOCK_N, disable_licm=True):
         offs_n = first + tl.arange(0, BLOCK_N)
-        weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
+        weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E)
         bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=float("-inf")).to(tl.float32)
         logits = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         probs = tl.exp2((logits - lse[:, None]) * LOG2E)
@@ -257,7 +258,7 @@ def generator_head_bwd_weight_kernel(
     PRECISION: tl.constexpr,
 ):
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E)
+    weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E)
     bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=float("-inf")).to(tl.float32)
     acc = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     sums = tl.zeros((BLOCK_N,), tl.float32)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .parts.groups import Matrix
 from .parts.philox import philox, uniform
 from .parts.rows import rows_of
 
@@ -116,7 +117,7 @@ def generator_head_sample_kernel(
     if STORED:
         logits = tl.load(logits_ptr + row * vocabulary + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
     else:
-        weight = rows_of(weight_ptr, weight_row, offs_n, vocabulary, WIDTH, BLOCK_E).to(tl.float32)
+        weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E).to(tl.float32)
         bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
         logits = tl.sum(weight * hidden[None, :], 1) + bias
     logits *= sharpness

@@ -257,20 +257,27 @@ def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, d
     """What triton's own launcher would compile for these arguments: types, ones and multiples of 16 specialised."""
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     values = dict(zip(kernel.arg_names, args, strict=False)) | {n: v for n, v in kwargs.items() if n not in options}
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        aligned = False
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name], constants[(i,)] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[parameter.name], aligned = "*" + TYPES[value.dtype], value.storage_offset() % 16 == 0
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+
+    def kind(value: Any, path: tuple[int, ...], constexpr: bool = False) -> Any:
+        """The type of an argument, or of the fields of a group; what is specialised is noted under its path."""
+        if constexpr or value is None or (type(value) is int and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            return tuple(kind(field, (*path, i)) for i, field in enumerate(value))
+        if isinstance(value, float):
+            return "fp32"
+        if isinstance(value, Tensor):
+            aligned, name = value.storage_offset() % 16 == 0, "*" + TYPES[value.dtype]
         else:
-            signature[parameter.name], aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+            aligned, name = value % 16 == 0, "i32" if -(2**31) <= value < 2**31 else "i64"
         if aligned:
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            attributes[path] = [["tt.divisibility", 16]]
+        return name
+
+    signature = {p.name: kind(values[p.name], (i,), p.is_constexpr) for i, p in enumerate(kernel.params)}
     return ASTSource(kernel, signature, constants, attributes), options
 
 
@@ -355,9 +362,21 @@ def kernels() -> set[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python benches compile", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per row")
-    parser.add_argument("--targets", nargs="+", type=int, default=TARGETS, metavar="CC", help="such as 90")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="of 'kernel config'")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line per compiled kernel")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        type=int,
+        default=TARGETS,
+        metavar="CC",
+        help="compute capabilities to compile for, such as 90",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="PATTERN",
+        help="regular expression: compile only what it matches in 'kernel config'",
+    )
     given = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set; unset it, the interpreter compiles nothing")

@@ -7,20 +7,21 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of(ptr, stride, offs, count, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows `offs` of ptr (count, WIDTH), 0 beyond."""
+def rows_of(matrix, offs, count, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows `offs` of a Matrix (count, WIDTH) in BLOCK_D columns, 0 beyond its rows and columns."""
     columns = tl.arange(0, BLOCK_D)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
+    ptrs = matrix.ptr + offs.to(tl.int64)[:, None] * matrix.row + columns[None, :]
     if WIDTH == BLOCK_D:
         return tl.load(ptrs, mask=offs[:, None] < count, other=0.0)
     return tl.load(ptrs, mask=(offs[:, None] < count) & (columns[None, :] < WIDTH), other=0.0)
 
 
 @triton.jit
-def put_rows(ptr, stride, offs, count, value, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def put_rows(matrix, offs, count, value, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store value (M, BLOCK_D) in rows `offs` of a Matrix (count, WIDTH)."""
     columns = tl.arange(0, BLOCK_D)
-    ptrs = ptr + offs.to(tl.int64)[:, None] * stride + columns[None, :]
-    there = offs[:, None] < count
+    ptrs = matrix.ptr + offs.to(tl.int64)[:, None] * matrix.row + columns[None, :]
+    inside = offs[:, None] < count
     if WIDTH != BLOCK_D:
-        there = there & (columns[None, :] < WIDTH)
-    tl.store(ptrs, value.to(ptr.dtype.element_ty), mask=there)
+        inside = inside & (columns[None, :] < WIDTH)
+    tl.store(ptrs, value.to(matrix.ptr.dtype.element_ty), mask=inside)

@@ -11,10 +11,11 @@ KERNELS = sorted((Path(__file__).resolve().parents[2] / "kernels").rglob("*.py")
 WIDE_CALLS = {"span": 1, "program_of": 2, "_corner": 2, "_piece": 2}
 WIDE_PARAMETERS = {
     "load_rows": ["rows"],
-    "finish_rows": ["start", "end"],
-    "rows_bwd": ["start"],
-    "rows_again": ["start"],
-    "finish_rows_bwd": ["start"],
+    "head_rows": ["start", "head"],
+    "add_and_normalise": ["start", "end"],
+    "normalise_rows_bwd": ["start"],
+    "recompute_rows": ["start"],
+    "add_and_normalise_bwd": ["start"],
     "_squares": ["first"],
     "_update": ["first"],
 }
@@ -23,8 +24,29 @@ WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m
 SMALL_PARAMETERS = {name: ["count"] for name in ("_piece", "_squares", "_update")}  # adamw's number of tensors
 
 
+def fields(source: str) -> set[str]:
+    """The fields of the groups of arguments that a file defines."""
+    classes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef)]
+    groups = [c for c in classes if any(ast.unparse(base) == "NamedTuple" for base in c.bases)]
+    return {ast.unparse(n.target) for c in groups for n in c.body if isinstance(n, ast.AnnAssign)}
+
+
+FIELDS = {field for path in KERNELS for field in fields(path.read_text())}
+
+
+class Ungrouped(ast.NodeTransformer):
+    """x.row, a field of a group, as the name x_row."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.attr in FIELDS:
+            return ast.Name(f"{node.value.id}_{node.attr}", node.ctx)
+        return node
+
+
 def jitted(source: str) -> list[ast.FunctionDef]:
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    tree = Ungrouped().visit(ast.parse(source))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return [f for f in functions if any("jit" in ast.unparse(d) for d in f.decorator_list)]
 
 
@@ -145,6 +167,12 @@ def kernel(x_ptr, stride, rows, BLOCK: tl.constexpr):
 def test_a_narrow_product_is_found(offset: str) -> None:
     assert narrow(KERNEL.replace("OFFSET", offset))
     assert not narrow(KERNEL.replace("OFFSET", offset).replace("program_id(0)", "program_id(0).to(tl.int64)"))
+
+
+@pytest.mark.parametrize("offset", ["x_ptr + pid * x_row", "x.ptr + pid * x.row"])
+def test_a_narrow_product_is_found_where_arguments_are_groups(offset: str) -> None:
+    source = KERNEL.replace("x_ptr + OFFSET", offset)
+    assert narrow(source) and not narrow(source.replace("program_id(0)", "program_id(0).to(tl.int64)"))
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
