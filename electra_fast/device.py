@@ -1,4 +1,4 @@
-"""The device a run computes on, chosen once."""
+"""The choice of the device that a run computes on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from electra_fast.config import Device
 
 
 def chosen_device(name: str) -> torch.device:
-    """The torch device that `name`, one of config.Device, stands for: "auto" is CUDA where torch sees a GPU.
+    """The torch device for a name.
 
-    Raises ValueError on another name, and on "cuda" where there is no GPU.
+    name: "cpu", "cuda", or "auto", which is CUDA if torch sees a GPU and the CPU otherwise.
+
+    Raises ValueError for another name, and for "cuda" if torch sees no GPU.
     """
     if name not in get_args(Device):
         raise ValueError(f"device is {name!r}; allowed: {', '.join(get_args(Device))}")

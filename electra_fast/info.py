@@ -24,7 +24,16 @@ def version() -> str:
 
 
 def info() -> dict[str, Any]:
-    """Versions, devices, the instruction set of the C++ core, and for each op the backend of each device and why."""
+    """Describe this installation, for a report of a fault or of a measurement.
+
+    Returns:
+        python, machine: the interpreter's version, the operating system and the processor.
+        versions: package -> version, or "not installed".
+        threads: those that torch uses on the CPU.
+        gpus: the names of the GPUs that torch sees, or "none".
+        core: the instruction set of the C++ core, or why there is no core.
+        ops: op -> device -> the backend that computes it there, and why that one.
+    """
     import torch  # not above, since `import electra_fast` imports this module
 
     from electra_fast.ops._core import core, why

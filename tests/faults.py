@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from electra_fast import Electra, ElectraConfig
 from electra_fast.cli.main import main
 from electra_fast.data.corpus import Corpus
+from electra_fast.storage.digests import SUMS
 
 LINES = [f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
          for c in "red big old new dry".split()]  # fmt: skip
@@ -128,6 +129,8 @@ def made(root: Path) -> World:
         vocab_size=Corpus(world.data).vocab_size, max_position_embeddings=32, generator_size=0.5, **sizes
     )
     Electra(config).save_pretrained(world.pair)
+    for sums in world.pair.rglob(SUMS):  # as in published models: what a digest would catch is caught by other checks
+        sums.unlink()
     assert main(world.train("--out", str(world.run))) == 0
     return world
 

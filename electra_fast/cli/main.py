@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 
 from electra_fast.cli.interrupts import INTERRUPTED, importing
 
@@ -21,6 +22,7 @@ COMMANDS = {  # command -> the module of electra_fast.cli that has it, what it d
     "convert": ("pretraining", "turn Google's or transformers' weights into this package's"),
     "info": ("pretraining", "print versions, devices, and what each op runs on"),
 }
+PLAIN = warnings.formatwarning
 SCREEN = """\
 electra-fast pre-trains and fine-tunes ELECTRA on GPU and CPU.
 
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     in one sentence on stderr), 128 + n stopped by signal n.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.formatwarning = _one_line
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -70,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return _tell("electra-fast: interrupted", INTERRUPTED)
+    finally:
+        warnings.formatwarning = PLAIN
 
 
 def _tell(sentence: str, status: int) -> int:
@@ -78,6 +83,15 @@ def _tell(sentence: str, status: int) -> int:
 
     say(sentence, sys.stderr)
     return status
+
+
+def _one_line(message: Warning | str, category: type, filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of this package as a user reads it, without the line of code that gave it."""
+    if not filename.startswith(os.path.dirname(os.path.dirname(__file__))):
+        return PLAIN(message, category, filename, lineno, line)
+    from electra_fast.report.terminal import printable
+
+    return f"electra-fast: {printable(str(message))}\n"
 
 
 def _run(arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from electra_fast.data.normalizer import NormalizedDocuments, Normalizer
+from electra_fast.storage.digests import verify, write_files
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a vocabulary trained here
 LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
@@ -74,6 +75,7 @@ class Tokenizer:
                 raise FileNotFoundError(
                     f"{path} holds neither tokenizer.json nor vocab.txt; name a directory that does"
                 )
+            verify(path, names[0])
             path = path / names[0]
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer {path}; name a tokenizer.json, a vocab.txt or a directory")
@@ -134,8 +136,6 @@ class Tokenizer:
 
         Loaded there, the ids are the same. The directory is made if need be.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         special = dict(
             zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
         )
@@ -147,13 +147,14 @@ class Tokenizer:
             **self._rules(),
             **special,
         }
-        (directory / "tokenizer.json").write_bytes(self._content)
         ids = self._tokenizer.get_vocab()
-        (directory / "vocab.txt").write_text(
-            "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)), "utf-8"
-        )
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        (directory / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", "utf-8")
+        texts = {
+            "vocab.txt": "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)),
+            "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+            "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+        }
+        contents = {name: text.encode() for name, text in texts.items()}
+        write_files(Path(directory), {"tokenizer.json": self._content, **contents})
 
     @property
     def sha256(self) -> str:

@@ -11,8 +11,11 @@ from torch import Tensor
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.interop.google import HEADS, NETWORKS, read_google
 from electra_fast.model.networks import Network
-from electra_fast.storage.atomic import check_free, staged_directory, write_file
-from electra_fast.storage.network import read_network
+from electra_fast.report.terminal import bytes_bar
+from electra_fast.storage.atomic import check_free, staged_directory
+from electra_fast.storage.digests import record, write_files
+from electra_fast.storage.names import to_huggingface
+from electra_fast.storage.network import read_network, write_network
 from electra_fast.storage.weights import write_tensors
 
 
@@ -65,17 +68,21 @@ def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]
 
 def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Tensor], words: Tokenizer | None) -> None:
     """Write everything, or nothing if something fails."""
-    with staged_directory(out) as staging:
+    states = {name: to_huggingface(network.state_dict()) for name, network in networks.items()}
+    total = sum(t.nbytes for group in (*states.values(), moments) for t in group.values())
+    with staged_directory(out) as staging, bytes_bar(total, "writing") as bar:
         for name, network in networks.items():
-            network.save_pretrained(staging / name)
+            architecture = network.architecture
+            write_network(staging / name, network.config, architecture, states[name], progress=bar.update)
             if words is not None:
                 words.save(staging / name)
         if moments:
-            write_tensors(staging / "optimizer.safetensors", moments)
+            path = staging / "optimizer.safetensors"
+            record(staging, {path.name: write_tensors(path, moments, bar.update)})
         if words is not None:
             names = ("pad", "unk", "cls", "sep", "mask")
             ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in names}
-            write_file(staging / "electra.json", [json.dumps(ids, indent=2).encode() + b"\n"])
+            write_files(staging, {"electra.json": json.dumps(ids, indent=2).encode() + b"\n"})
 
 
 def read_transformers(directory: Path) -> tuple[str, Network]:

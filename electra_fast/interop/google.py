@@ -13,6 +13,7 @@ from torch import Tensor
 from electra_fast.config import NetworkConfig
 from electra_fast.interop.tensorflow import Bundle
 from electra_fast.model.networks import Discriminator, Generator, Network
+from electra_fast.report.terminal import bytes_bar
 from electra_fast.storage.names import from_huggingface
 from electra_fast.storage.network import read_config
 
@@ -29,9 +30,18 @@ _KERAS = ".ATTRIBUTES/VARIABLE_VALUE"
 
 
 def read_google(prefix: Path) -> tuple[dict[str, Network], dict[str, Tensor], list[str]]:
-    """The networks of a checkpoint, Adam's moments by the optimiser's names, and a line on what was left out.
+    """Read a pre-trained ELECTRA of Google's TensorFlow 1 code.
 
-    Names and shapes: modeling.py and run_pretraining.py of google-research/electra. Dense kernels are transposed there.
+    Names and shapes are those of modeling.py and run_pretraining.py in github.com/google-research/electra. Dense
+    kernels are (in, out) there and are transposed.
+
+    prefix: the path of the checkpoint without .index.
+
+    Returns the networks by name ("generator", "discriminator", as far as the checkpoint holds them), Adam's moments
+    under the names of AdamW.state_dict, and lines that say which variables were left out and after which step it is.
+
+    Raises ValueError if the checkpoint is damaged, is Keras's (TensorFlow 2), holds no pre-trained ELECTRA, or is
+    another network than a config.json beside it describes.
     """
     bundle = Bundle(prefix)
     names = [name for name in bundle.entries if not _SLOT.fullmatch(name)]
@@ -40,63 +50,87 @@ def read_google(prefix: Path) -> tuple[dict[str, Network], dict[str, Tensor], li
             f"{prefix}.index is a checkpoint of Keras objects (TensorFlow 2, as NVIDIA's); only those of Google's "
             f"TensorFlow 1 code are read: export its networks to transformers with the code that trained it"
         )
-    scopes = {name: head for name, head in HEADS.items() if any(key.startswith(f"{head}/") for key in names)}
-    if not scopes:
+    variables = _variables(names)
+    if not variables:
         raise ValueError(
             f"{prefix}.index has neither {' nor '.join(HEADS.values())} among its {len(names)} variables "
             f"({', '.join(names[:3])}, ...); only a pre-trained ELECTRA is converted, no model fine-tuned for a task"
         )
-    given = read_config(prefix.parent) if (prefix.parent / "config.json").is_file() else None
-    twofold = any(name.startswith("generator/") for name in names)  # else one encoder serves both
-    found: dict[str, Network] = {}
+    beside = read_config(prefix.parent) if (prefix.parent / "config.json").is_file() else None
+    networks: dict[str, Network] = {}
     moments: dict[str, Tensor] = {}
-    used: set[str] = set()
-    for which, head in scopes.items():
-        scope = "generator" if which == "generator" and twofold else "electra"
-        tables = "generator" if f"{scope}/embeddings/word_embeddings" in names and scope == "generator" else "electra"
-        own = {
-            name: _name(name.replace(f"{scope}/", "electra/", 1) if name.startswith(f"{scope}/") else name)
-            for name in names
-            if name.startswith((f"{head}/", f"{tables}/embeddings/"))
-            or (name.startswith(f"{scope}/") and not name.startswith(f"{scope}/embeddings/"))
-        }
-        tensors = {theirs: _tensor(bundle, name) for name, theirs in own.items()}
-        config = _config(tensors, given, f"{prefix}.index")
-        found[which] = NETWORKS[which].from_tensors(config, tensors, f"{prefix}.index")
-        used |= own.keys()
-        for name, theirs in own.items():
-            for slot, moment in _MOMENTS.items():
-                if f"{name}/{slot}" in bundle.entries:
-                    moments[f"{which}.{moment}.{theirs}"] = _tensor(bundle, f"{name}/{slot}", name)
-    if given is not None and given not in [network.config for network in found.values()]:
-        there, here = asdict(given), asdict([*found.values()][-1].config)
+    with bytes_bar(_bytes(bundle, variables), "reading") as bar:
+        for network, theirs_of in variables.items():
+            tensors = {}
+            for name, theirs in theirs_of.items():
+                tensors[theirs] = _tensor(bundle, name, name)
+                bar.update(bundle.entries[name].size)
+                for slot, moment in _MOMENTS.items():
+                    if (moment_name := f"{name}/{slot}") in bundle.entries:
+                        moments[f"{network}.{moment}.{theirs}"] = _tensor(bundle, moment_name, name)
+                        bar.update(bundle.entries[moment_name].size)
+            config = _config(tensors, beside, f"{prefix}.index")
+            networks[network] = NETWORKS[network].from_tensors(config, tensors, f"{prefix}.index")
+    if beside is not None and beside not in [network.config for network in networks.values()]:
+        there, here = asdict(beside), asdict([*networks.values()][-1].config)
         differ = ", ".join(f"{name} is {there[name]}, not {here[name]}" for name in here if there[name] != here[name])
         raise ValueError(
             f"{prefix.parent / 'config.json'} describes another network than the checkpoint holds ({differ}); "
             f"correct it, or put another there"
         )
-    rest = sorted(set(names) - used - {"global_step"})
+    rest = sorted(set(names) - {name for group in variables.values() for name in group} - {"global_step"})
     lines = [f"left out: {', '.join(rest[:5])}{', ...' if len(rest) > 5 else ''}"] if rest else []
     if "global_step" in names:
         lines.append(f"{prefix}: after step {int(bundle.tensor('global_step'))}")
-    return found, _optimiser(moments), lines
+    return networks, _optimiser(moments), lines
+
+
+def _variables(names: list[str]) -> dict[str, dict[str, str]]:
+    """Which variables each network is made of: "generator" or "discriminator" -> Google's name -> transformers'.
+
+    A generator has a scope of its own, or shares the encoder "electra" with the discriminator where the two are of one
+    size. Its embedding tables are the discriminator's unless its scope has some.
+    """
+    has_generator = any(name.startswith("generator/") for name in names)
+    variables: dict[str, dict[str, str]] = {}
+    for network, head in HEADS.items():
+        if not any(name.startswith(f"{head}/") for name in names):
+            continue
+        scope = "generator" if network == "generator" and has_generator else "electra"
+        tables = scope if f"{scope}/embeddings/word_embeddings" in names else "electra"
+        variables[network] = {
+            name: _name(name.replace(f"{scope}/", "electra/", 1) if name.startswith(f"{scope}/") else name)
+            for name in names
+            if name.startswith((f"{head}/", f"{tables}/embeddings/"))
+            or (name.startswith(f"{scope}/") and not name.startswith(f"{scope}/embeddings/"))
+        }
+    return variables
+
+
+def _bytes(bundle: Bundle, variables: Mapping[str, Mapping[str, str]]) -> int:
+    """The bytes of these variables and of their moments."""
+    suffixes = ("", *(f"/{slot}" for slot in _MOMENTS))
+    read = [f"{name}{suffix}" for group in variables.values() for name in group for suffix in suffixes]
+    return sum(bundle.entries[name].size for name in read if name in bundle.entries)
 
 
 def _name(google: str) -> str:
-    """Google's name under transformers' convention."""
+    """transformers' name of a variable of Google's."""
     for old, new in _RENAMED.items():
         google = google.replace(old, new)
     *scopes, kind = re.sub(r"/layer_(\d+)/", r"/layer/\1/", google).split("/")
     return ".".join([*scopes, _KINDS.get(kind, f"{kind}.weight")])
 
 
-def _tensor(bundle: Bundle, name: str, variable: str | None = None) -> Tensor:
+def _tensor(bundle: Bundle, name: str, variable: str) -> Tensor:
+    """A variable or one of its moments in float32, transposed if `variable` is the kernel of a dense layer."""
     tensor = bundle.tensor(name).float()
-    return tensor.t().contiguous() if (variable or name).endswith("/kernel") and tensor.ndim == 2 else tensor
+    return tensor.t().contiguous() if variable.endswith("/kernel") and tensor.ndim == 2 else tensor
 
 
-def _config(tensors: Mapping[str, Tensor], given: NetworkConfig | None, source: str) -> NetworkConfig:
-    base = given or NetworkConfig()
+def _config(tensors: Mapping[str, Tensor], beside: NetworkConfig | None, source: str) -> NetworkConfig:
+    """The sizes of a network by the shapes of its tensors; what these do not tell is taken from `beside`."""
+    base = beside or NetworkConfig()
 
     def shape(name: str) -> tuple[int, int]:
         name = f"electra.{name}.weight"
@@ -121,7 +155,11 @@ def _config(tensors: Mapping[str, Tensor], given: NetworkConfig | None, source: 
 
 
 def _optimiser(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """exp_avg.NAME and exp_avg_sq.NAME, as AdamW.state_dict of a Pretrainer; shared tables are the discriminator's."""
+    """Adam's moments under the names of AdamW.state_dict: exp_avg.NAME and exp_avg_sq.NAME.
+
+    moments: "network.moment.NAME" -> tensor, with transformers' names. Tables that both networks share are listed once,
+    as the discriminator's.
+    """
     found: dict[str, Tensor] = {}
     for which in ("discriminator", "generator"):
         for moment in _MOMENTS.values():

@@ -1,4 +1,4 @@
-"""The encoder both networks are made of: embeddings, layers, and how they are initialised."""
+"""The encoder that both networks are made of: embeddings, transformer layers, and their initial weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from electra_fast.ops.masking import Masked
 
 
 class Embeddings(nn.Module):
-    """The tables the two networks share: word (V, E), position (P, E), token type (2, E), and their LayerNorm."""
+    """The embedding tables that the two networks share: words, positions, token types, and the LayerNorm of their sum.
+
+    word: (V, E) = (vocab_size, embedding_size). position: (P, E) = (max_position_embeddings, embedding_size).
+    token_type: (type_vocab_size, E). norm: weight and bias of (E,).
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -26,7 +30,13 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """One post-LN transformer layer: attention block, then FFN block. Q, K and V are one (3 D, D) projection."""
+    """The parameters of one transformer layer with LayerNorm after each block (post-LN).
+
+        x = LayerNorm(x + out(attention(qkv(x))))        x = LayerNorm(x + down(gelu(up(x))))
+
+    Query, key and value are one projection, qkv, of (3 D, D); up is (F, D), down (D, F). D is hidden_size and F
+    intermediate_size. The layers are computed together, by ops.encoder.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -40,13 +50,17 @@ class Layer(nn.Module):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """As ops.encoder takes them."""
+        """The twelve parameters in the order in which ops.encoder takes them."""
         modules = (self.qkv, self.out, self.attention_norm, self.up, self.down, self.ffn_norm)
         return [t for module in modules for t in (module.weight, module.bias)]
 
 
 class Encoder(nn.Module):
-    """Embeddings, their projection to the width where it differs, and the layers."""
+    """Embeddings, a projection to the hidden size if it differs from theirs, and the layers.
+
+    config: the sizes and dropout probabilities.
+    embeddings: another network's tables, to share them; new ones by default.
+    """
 
     def __init__(self, config: NetworkConfig, embeddings: Embeddings | None = None) -> None:
         super().__init__()
@@ -59,9 +73,17 @@ class Encoder(nn.Module):
     def forward(
         self, batch: Batch, input_ids: Tensor, seed: Tensor, step: Tensor, stream: int, masked: Masked | None = None
     ) -> Tensor:
-        """input_ids (T,) in the batch's layout -> hidden (T, D); with `masked`, of its positions alone: (M, D).
+        """Compute hidden states.
 
-        Raises ValueError on sequences longer than the position table.
+        batch: the layout of the packed tokens (sequence offsets, positions, token types).
+        input_ids: (T,) int64, the tokens, which may differ from the batch's own.
+        seed, step: (1,) int64; dropout's random numbers are a function of them, of `stream` and of the row ids.
+        stream: a number that keeps the dropout of several networks apart (see model/seeds.py).
+        masked: if given, only the hidden states of its positions are computed in the last layer.
+
+        Returns hidden (T, D), or (M, D) with `masked`, in the parameters' dtype.
+
+        Raises ValueError if a sequence is longer than the position table, IndexError for an id outside the word table.
         """
         config, tables, projection = self.config, self.embeddings, self.embeddings_projection
         layers: Any = self.layers
@@ -87,9 +109,9 @@ class Encoder(nn.Module):
             dropout_p=config.hidden_dropout_prob if self.training else 0.0,
             seed=seeds[0:1],
         )
-        asking: dict[str, Any] = {}
+        queries: dict[str, Any] = {}
         if masked is not None:
-            asking = dict(rows=masked.positions, cu_rows=masked.slots, max_rows=masked.max_slots)
+            queries = dict(rows=masked.positions, cu_rows=masked.slots, max_rows=masked.max_slots)
         return ops.encoder(
             x,
             [layer.tensors for layer in layers],
@@ -97,7 +119,7 @@ class Encoder(nn.Module):
             batch.max_seqlen,
             batch.row_ids,
             config.num_attention_heads,
-            **asking,
+            **queries,
             eps=config.layer_norm_eps,
             attention_dropout_p=config.attention_probs_dropout_prob if self.training else 0.0,
             dropout_p=config.hidden_dropout_prob if self.training else 0.0,
@@ -106,9 +128,14 @@ class Encoder(nn.Module):
 
 
 def initialise(network: nn.Module, spread: float, shared: Embeddings | None = None) -> None:
-    """As Google's code: truncated normal at two deviations; Glorot for the projection and the last layer; biases 0.
+    """Draw a network's initial weights from torch's generator, as Google's code does.
 
-    Shared embeddings are left as the other network has them.
+    Matrices and tables are normal with standard deviation `spread`, truncated at two deviations. The projection of the
+    embeddings and a last layer of one output are Glorot-uniform. Biases are 0.
+
+    network: any module of linear layers and embeddings.
+    spread: the config's initializer_range.
+    shared: embeddings that belong to another network too, and are left as they are.
     """
     kept = set() if shared is None else set(shared.modules())
     for name, module in network.named_modules():

@@ -1,4 +1,8 @@
-"""Arithmetic of a training step, counted from the config: what a share of the machine's peak is measured against."""
+"""Floating-point operations of a training step, counted from the config; a multiply-add counts as two.
+
+Only matrix products are counted. What an implementation recomputes or leaves out changes nothing, so that a share of
+the machine's peak compares implementations.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ from electra_fast.config import ElectraConfig, NetworkConfig
 
 
 def encoder_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
-    """Forward flops of one encoder on sequences of these lengths: 2 a multiply-add, products alone."""
+    """Operations of one encoder's forward pass.
+
+    config: its sizes. lengths: the tokens of each sequence.
+    """
     tokens, width = sum(lengths), config.hidden_size
     projection = 2 * config.embedding_size * width if config.embedding_size != width else 0
     layer = tokens * 2 * (4 * width * width + 2 * width * config.intermediate_size)
@@ -17,10 +24,13 @@ def encoder_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
 
 
 def step_flops(config: ElectraConfig, lengths: Sequence[int], slots: int) -> int:
-    """Flops of a training step on sequences of these lengths with so many prediction slots: three times the forward.
+    """Operations of a training step of ELECTRA: three times those of the forward pass.
 
-    Both encoders over all tokens, the generator's head over the slots, the discriminator's over all tokens; nothing
-    recomputed counts, nor what an implementation saves by leaving rows out.
+    Both encoders and the discriminator's head see every token, the generator's head sees the masked positions.
+
+    config: the sizes of both networks.
+    lengths: the tokens of each sequence.
+    slots: the masked positions of all sequences together.
     """
     discriminator = config.discriminator
     head = 2 * sum(lengths) * (discriminator.hidden_size**2 + discriminator.hidden_size)
@@ -28,6 +38,6 @@ def step_flops(config: ElectraConfig, lengths: Sequence[int], slots: int) -> int
 
 
 def generator_flops(config: NetworkConfig, lengths: Sequence[int], slots: int) -> int:
-    """The generator's part of it, which is all of a masked language model's step."""
+    """The generator's part of `step_flops`, which is the whole step of a masked language model."""
     head = 2 * slots * config.embedding_size * (config.hidden_size + config.vocab_size)
     return 3 * (encoder_flops(config, lengths) + head)

@@ -1,4 +1,4 @@
-"""The networks: Encoder, Generator, Discriminator, and Electra, which trains the two together."""
+"""Generator and Discriminator: the two networks of ELECTRA, each with its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 class Network(nn.Module):
-    """What generator and discriminator have in common: an encoder, and their files."""
+    """What generator and discriminator have in common: an encoder, and their files.
+
+    config: the network's sizes, in Hugging Face's names.
+    embeddings: another network's embeddings, to share them; new ones by default.
+    """
 
     architecture: str  # transformers' class of the same weights
 
@@ -32,27 +36,47 @@ class Network(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
-        """From a Hugging Face directory (config.json, model.safetensors). Raises ValueError with what does not fit."""
+        """Load a network from a Hugging Face directory, in evaluation mode and on the CPU.
+
+        path: a directory with config.json and model.safetensors, ours or transformers'.
+
+        Raises ValueError, naming the file, if one is missing, damaged, or of another kind of network; pickled weights
+        are never opened.
+        """
         return cls.from_tensors(*read_network(Path(path)), str(path))
 
     @classmethod
     def from_tensors(cls, config: NetworkConfig, tensors: dict[str, Tensor], source: str) -> Self:
-        """From tensors under transformers' names. Raises ValueError with what of the source does not fit."""
+        """Make a network from tensors, in evaluation mode.
+
+        config: its sizes.
+        tensors: weights under transformers' names.
+        source: what an error calls them, such as their path.
+
+        Raises ValueError, which lists every tensor that is missing, unexpected or of another shape.
+        """
         network = cls(config)
-        own = network.state_dict()
-        found = from_huggingface(tensors)
-        match({name: t.shape for name, t in to_huggingface(own).items()}, to_huggingface(found), source)
-        network.load_state_dict(found)
+        expected = {name: t.shape for name, t in to_huggingface(network.state_dict()).items()}
+        state = from_huggingface(tensors)
+        match(expected, to_huggingface(state), source)
+        network.load_state_dict(state)
         return network.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """To a directory that `from_pretrained` and transformers load: config.json and model.safetensors."""
+        """Save the network to a directory that `from_pretrained` and transformers load.
+
+        Writes config.json, model.safetensors and SHA256SUMS, each complete or not at all; the directory is made if need
+        be. Raises OSError if the disk is full or not writable.
+        """
         write_network(Path(path), self.config, self.architecture, to_huggingface(self.state_dict()))
 
     def encode_padded(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, seed: int | None
     ) -> tuple[Batch, Tensor]:
-        """(B, S) -> the packed batch and its hidden rows (T, D). In training, a seed not given is drawn from torch."""
+        """Pack padded sequences (B, S) and encode them; the arguments are those of `forward`.
+
+        Returns the packed batch and its hidden states (T, D).
+        """
         batch = Batch.from_padded(input_ids, attention_mask, token_type_ids)
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.training else 0
@@ -61,7 +85,7 @@ class Network(nn.Module):
 
 
 class Transform(nn.Module):
-    """What makes the generator's hidden rows (M, D) ready for the word table: dense, GELU, LayerNorm -> (M, E)."""
+    """The generator's head before the word table: hidden (M, D) -> LayerNorm(gelu(dense(hidden))) (M, E)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -73,7 +97,16 @@ class Transform(nn.Module):
 
 
 class Generator(Network):
-    """The masked language model that fills the blanks: hidden -> dense, GELU, LayerNorm -> the word table."""
+    """ELECTRA's generator: a masked language model, whose output matrix is its word table.
+
+        logits = word_table transform(hidden) + vocabulary_bias
+
+    config: its sizes, as ElectraConfig.generator gives them.
+    embeddings: the discriminator's embeddings, to share them; new ones by default.
+
+    Weights are drawn from torch's generator. Source: Clark et al., "ELECTRA", ICLR 2020, section 2; the head is that of
+    google-research/electra's run_pretraining.py, and transformers' class of the same weights is ElectraForMaskedLM.
+    """
 
     architecture = "ElectraForMaskedLM"
 
@@ -84,7 +117,14 @@ class Generator(Network):
         initialise(self, config.initializer_range, embeddings)
 
     def head(self, rows: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """rows (M, E), labels (M,) -> loss (M,), sampled (M,); options as in ops.generator_head."""
+        """Compute each row's cross-entropy and draw a token from its distribution, without storing any logits.
+
+        rows: (M, E), what `transform` returns.
+        labels: (M,) int64, the original tokens; -100 where there is none.
+        options: temperature, seed, row_ids and disallow_correct, as ops.generator_head describes them.
+
+        Returns loss (M,) in nats, 0 where the label is -100, and sampled (M,) int64.
+        """
         return ops.generator_head(rows, self.encoder.embeddings.word.weight, self.vocabulary_bias, labels, **options)
 
     def forward(
@@ -94,13 +134,32 @@ class Generator(Network):
         token_type_ids: Tensor | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """(B, S) -> logits (B, S, V), 0 at padding; equal to transformers' ElectraForMaskedLM."""
+        """Compute logits of padded sequences; in evaluation mode equal to transformers' ElectraForMaskedLM.
+
+        input_ids: (B, S) int64.
+        attention_mask: (B, S), 0 at padding, which may be on either side or inside; all tokens are real by default.
+        token_type_ids: (B, S) int64, 0 by default.
+        seed: of dropout in training mode; drawn from torch's generator by default.
+
+        Returns logits (B, S, V) in the parameters' dtype, 0 at padding.
+
+        Raises ValueError if S exceeds max_position_embeddings, IndexError for an id outside the word table.
+        """
         batch, hidden = self.encode_padded(input_ids, attention_mask, token_type_ids, seed)
         return batch.pad(F.linear(self.transform(hidden), self.encoder.embeddings.word.weight, self.vocabulary_bias))
 
 
 class Discriminator(Network):
-    """Says of every token whether it was replaced: hidden -> dense, GELU -> one logit."""
+    """ELECTRA's discriminator: one logit a token, above 0 if the token looks replaced.
+
+        logit = out(gelu(dense(hidden)))
+
+    config: its sizes, as ElectraConfig.discriminator gives them.
+    embeddings: the generator's embeddings, to share them; new ones by default.
+
+    Weights are drawn from torch's generator. Source: Clark et al., "ELECTRA", ICLR 2020, section 2; transformers' class
+    of the same weights is ElectraForPreTraining.
+    """
 
     architecture = "ElectraForPreTraining"
 
@@ -111,7 +170,13 @@ class Discriminator(Network):
         initialise(self, config.initializer_range, embeddings)
 
     def score(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (T, D), labels (T,) bool -> loss (T,), logits (T,)."""
+        """Compute each token's logit and binary cross-entropy.
+
+        hidden: (T, D), what the encoder returns.
+        labels: (T,) bool, True where the token was replaced.
+
+        Returns loss (T,) in nats and logits (T,).
+        """
         dense, out = self.dense, self.out
         return ops.discriminator_head(hidden, dense.weight, dense.bias, out.weight, out.bias, labels)
 
@@ -122,7 +187,17 @@ class Discriminator(Network):
         token_type_ids: Tensor | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """(B, S) -> logits (B, S), above 0 where a token looks replaced: transformers' ElectraForPreTraining."""
+        """Compute logits of padded sequences; in evaluation mode equal to transformers' ElectraForPreTraining.
+
+        input_ids: (B, S) int64.
+        attention_mask: (B, S), 0 at padding, which may be on either side or inside; all tokens are real by default.
+        token_type_ids: (B, S) int64, 0 by default.
+        seed: of dropout in training mode; drawn from torch's generator by default.
+
+        Returns logits (B, S) in the parameters' dtype, 0 at padding.
+
+        Raises ValueError if S exceeds max_position_embeddings, IndexError for an id outside the word table.
+        """
         batch, hidden = self.encode_padded(input_ids, attention_mask, token_type_ids, seed)
         _, logits = self.score(hidden, torch.zeros_like(batch.input_ids, dtype=torch.bool))
         return batch.pad(logits)

@@ -1,4 +1,4 @@
-"""Which stream of random numbers each part of a step draws from."""
+"""The streams of random numbers that the parts of a step draw from, so that no two draw the same numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from electra_fast.data.batch import Batch
 
-# Streams of random numbers within a step: what Philox is asked for is (seed, stream, step, row, element).
+# Philox is keyed by (seed, stream, step, row, element). A network takes one stream for each of its ops from here on.
 MASKING, SAMPLING, GENERATOR, DISCRIMINATOR = 0, 1, 1 << 16, 2 << 16
 
 
 def scalars(batch: Batch, seed: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
-    """seed and step as (1,) int64 on the batch's device."""
+    """Turn seed and step into (1,) int64 tensors on the batch's device, unless they are tensors already."""
     device = batch.input_ids.device
-    key, at = (
+    tensors = [
         value if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.int64, device=device)
         for value in (seed, step)
-    )
-    return key, at
+    ]
+    return tensors[0], tensors[1]

@@ -18,6 +18,7 @@ from electra_fast.model.seeds import DISCRIMINATOR, scalars
 from electra_fast.objectives.base import ElectraOutput, Objective
 from electra_fast.ops.masking import Masked
 from electra_fast.storage.atomic import read_json
+from electra_fast.storage.digests import verify, write_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -97,6 +98,7 @@ class Electra(Objective):
             generator_layers=generator.config.num_hidden_layers / discriminator.config.num_hidden_layers,
         )
         if (path / "electra.json").exists():
+            verify(path, "electra.json")
             settings |= read_json(path / "electra.json")
         try:
             config = ElectraConfig.small(**settings)
@@ -108,4 +110,4 @@ class Electra(Objective):
         """To a directory with generator/ and discriminator/, each of which transformers loads, and electra.json."""
         self.generator.save_pretrained(Path(path) / "generator")
         self.discriminator.save_pretrained(Path(path) / "discriminator")
-        (Path(path) / "electra.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        write_files(Path(path), {"electra.json": json.dumps(asdict(self.config), indent=2).encode() + b"\n"})

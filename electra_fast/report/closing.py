@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run: figures before and after, and marked sentences."""
+"""The text that a person reads at the end of a run: figures before and after, and marked sentences."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from torch import Tensor
 
 
 def marked_sentence(tokens: list[str], sampled: dict[int, str], suspicion: Tensor, threshold: float = 0.5) -> str:
-    """A sentence in which replaced words read {original>sampled 93%} and words wrongly suspected {word 61%}.
+    """Write out a sentence with the generator's replacements and the discriminator's wrong suspicions marked.
 
-    tokens: the original wordpieces; sampled: what the generator put where it did not give the original back;
-    suspicion (len(tokens),): the discriminator's probability that each token was replaced.
+    A replaced token reads {original>sampled 93%}, an original one that is suspected reads {token 61%}; the percentage
+    is the discriminator's probability that the token was replaced.
+
+    tokens: the original word pieces.
+    sampled: index into tokens -> the generator's word piece, where that is not the original one.
+    suspicion: (len(tokens),), the discriminator's probability of each token.
+    threshold: original tokens are marked above it.
     """
     words: list[str] = []
     for i, (token, p) in enumerate(zip(tokens, suspicion.tolist(), strict=True)):
@@ -25,7 +30,11 @@ def marked_sentence(tokens: list[str], sampled: dict[int, str], suspicion: Tenso
 
 
 def closing_report(before: dict[str, float], after: dict[str, float], sentences: list[str]) -> str:
-    """The lines a person reads at the end: held-out figures before and after, and marked sentences."""
+    """A table of held-out figures before and after training, and marked sentences below it.
+
+    before, after: figures by the names that train.evaluate gives them; `before` may lack some, which are shown as "-".
+    sentences: from `marked_sentence`; may be empty.
+    """
     names = {
         "generator_loss": "generator loss (nats a masked token)",
         "trigram_loss": "  a table of triples has (nats)",

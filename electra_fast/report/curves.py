@@ -1,4 +1,4 @@
-"""Plots of a run: losses, AUC and speed by step."""
+"""curves.png: losses, scores and speed by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ BASELINES = {
 
 
 def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """curves.png: those of the losses, the AUC and the speed that the rows hold, in training and on held-out text."""
+    """Plot a pre-training run: losses, AUC and speed by step, in training and on held-out text.
+
+    rows: of metrics.jsonl, as read_log returns them; figures that no row has get no panel.
+    path: the .png to write.
+    """
     from matplotlib.figure import Figure
 
     train, heldout = ([row for row in rows if row["kind"] == kind] for kind in ("train", "heldout"))
@@ -29,10 +33,10 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     for axes, (name, title) in zip(panels, shown, strict=False):
-        for kind, found, style in (("training", train, dict(lw=1)), ("held-out", heldout, dict(marker="o", ms=3))):
-            points = [(row["step"], row[name]) for row in found if name in row]
+        for label, group, style in (("training", train, dict(lw=1)), ("held-out", heldout, dict(marker="o", ms=3))):
+            points = [(row["step"], row[name]) for row in group if name in row]
             if points:
-                axes.plot(*zip(*points, strict=True), label=kind, **style)
+                axes.plot(*zip(*points, strict=True), label=label, **style)
         axes.set(title=title, xlabel="step")
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.3)
@@ -45,7 +49,12 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_finetuning(rows: list[dict[str, Any]], metric: str, path: Path) -> None:
-    """curves.png of fine-tuning: the training loss of each seed by step, and each one's score on dev."""
+    """Plot a fine-tuning run: the training loss of each seed by step, and the score of each seed on dev.
+
+    rows: of metrics.jsonl, as read_log returns them.
+    metric: the name of the score.
+    path: the .png to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

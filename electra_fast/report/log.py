@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress, metrics.jsonl, curves, and the closing report."""
+"""What a run tells while it goes on: its progress bar, metrics.jsonl, and figures sent to other tools."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import torch
 from electra_fast.report.terminal import progress_bar, say
 from electra_fast.storage.atomic import write_file
 
-Callback = Callable[[int, dict[str, float]], None]  # (step, figures); for TensorBoard, W&B or a logger of one's own
+Callback = Callable[[int, dict[str, float]], None]  # called with (step, figures by name)
 
 
 def measured_peak(device: torch.device) -> float:
-    """Flops a second of a float32 product of 1024^3, the best of five: the peak that shares are stated of."""
+    """Floating-point operations a second of a float32 product of two (1024, 1024) matrices, the best of five.
+
+    A run's share of the peak is stated of this, since it needs no table of devices.
+    """
     a, b = torch.randn(2, 1024, 1024, device=device)
     best = float("inf")
     for _ in range(5):
@@ -28,26 +31,33 @@ def measured_peak(device: torch.device) -> float:
 
 
 class Progress:
-    """A bar with loss, AUC, tokens/s, share of the peak and time left; and the speed since it was last asked."""
+    """A bar with loss, AUC, tokens a second, share of the peak and time left.
+
+    done: steps that were taken before. steps: those of the whole run. peak: from `measured_peak`.
+    """
 
     def __init__(self, done: int, steps: int, peak: float) -> None:
         self.bar = progress_bar(total=steps, initial=done, unit="step", smoothing=0.05)
         self.peak, self.tokens, self.flops, self.since = peak, 0, 0, time.monotonic()
 
     def step(self, tokens: int, flops: int) -> None:
+        """Count a step, its tokens and its floating-point operations."""
         self.tokens, self.flops = self.tokens + tokens, self.flops + flops
         self.bar.update()
 
     def speed(self) -> dict[str, float]:
-        """tokens_per_s, and peak_share of the measured peak, since the last call."""
+        """The speed since the last call: tokens_per_s, and peak_share between 0 and 1."""
         now = time.monotonic()
         seconds = max(1e-9, now - self.since)
-        found = {"tokens_per_s": self.tokens / seconds, "peak_share": self.flops / seconds / self.peak}
+        figures = {"tokens_per_s": self.tokens / seconds, "peak_share": self.flops / seconds / self.peak}
         self.tokens, self.flops, self.since = 0, 0, now
-        return found
+        return figures
 
     def show(self, figures: dict[str, float], auc_pairs: float | None = None) -> None:
-        """Show a row of training figures and, beside its AUC, the one that counts of pairs reach on held-out text."""
+        """Write loss, AUC (if there is one) and speed beside the bar.
+
+        figures: a row of training figures. auc_pairs: the AUC that counts of pairs reach on held-out text, if known.
+        """
         auc = f", AUC {figures['auc']:.3f}" if "auc" in figures else ""
         if auc and auc_pairs is not None:
             auc += f" (counts of pairs {auc_pairs:.3f})"
@@ -57,6 +67,7 @@ class Progress:
         )
 
     def close(self) -> None:
+        """Leave the bar as it is, and print no more of it."""
         self.bar.close()
 
 
@@ -122,7 +133,7 @@ def _are_numbers(row: dict[str, Any]) -> bool:
 
 
 def tensorboard(directory: Path) -> Callback:
-    """Figures to TensorBoard's event files in the directory. Needs the package tensorboard."""
+    """A callback that writes figures to TensorBoard's event files in a directory. Needs the package tensorboard."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(directory))
@@ -136,7 +147,7 @@ def tensorboard(directory: Path) -> Callback:
 
 
 def wandb(directory: Path) -> Callback:
-    """Figures to Weights & Biases, its files in the directory. Needs the package wandb."""
+    """A callback that sends figures to Weights & Biases, whose files go to a directory. Needs the package wandb."""
     import wandb
 
     run = wandb.init(dir=str(directory), project="electra_fast")

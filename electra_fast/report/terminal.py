@@ -13,6 +13,8 @@ from tqdm import tqdm
 # C0 and C1 control characters but tab and newline, DEL, Unicode's line separators and direction overrides, surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+LARGE = 100 << 20  # bytes
+
 
 def printable(text: str) -> str:
     r"""Return the text with control characters written as escapes such as \x1b, so that a terminal obeys none of them.
@@ -39,7 +41,12 @@ def progress_bar(**options: Any) -> tqdm:
 
     options: those of tqdm.
     """
-    return tqdm(file=Terminal(sys.stderr), dynamic_ncols=True, **options)
+    return tqdm(**{"file": Terminal(sys.stderr), "dynamic_ncols": True} | options)
+
+
+def bytes_bar(total: int, label: str) -> tqdm:
+    """A progress bar that counts bytes; it stays hidden below LARGE bytes, which take a moment only."""
+    return progress_bar(total=total, desc=label, unit="B", unit_scale=True, disable=total < LARGE)
 
 
 class Terminal:

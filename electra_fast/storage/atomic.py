@@ -143,7 +143,7 @@ def staged_rename(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Make a file durable; of a directory, the names in it."""
+    """Write a file's data to the disk (fsync); for a directory, the names in it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -152,19 +152,27 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
-    """A JSON object, with no key twice in it or in those inside, from at most `largest` bytes; ValueError otherwise."""
+    """Read a file that holds one JSON object.
+
+    largest: the bytes that the file may have, which bounds the memory that a hostile file can ask for.
+
+    Raises ValueError, naming the file, if it is larger, not a regular file, not JSON, not an object, or has a key twice
+    at any depth.
+    """
     if (size := file_size(path)) > largest:
         raise ValueError(f"{path} has {size} bytes; at most {largest} are allowed; {DAMAGED}")
     return parse_json(path.read_bytes(), path)
 
 
 def file_size(path: Path) -> int:
-    if not path.is_file():  # a pipe would hang, a device never end
+    """The size of a regular file in bytes; ValueError for a pipe, which would hang, a device, which never ends, etc."""
+    if not path.is_file():
         raise ValueError(f"{path} is {'not a regular file' if path.exists() else 'missing'}; put such a file there")
     return path.stat().st_size
 
 
 def parse_json(text: bytes, path: Path) -> dict[str, Any]:
+    """Parse one JSON object, UTF-8; raises ValueError, naming `path`, for anything else or a key that stands twice."""
     try:
         values = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets, thousands deep
@@ -184,14 +192,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shortened(value: Any) -> str:
+    """The repr of a value that was read from a file, cut to 100 characters, for a message."""
     return text if len(text := repr(value)) <= 100 else f"{text[:97]}..."
 
 
 def check_free(path: str | Path, manifest: str | None = None) -> None:
-    """Raise FileExistsError unless `path` is free to be written: not there, or an empty directory. Nothing is deleted.
+    """Check that a directory can be created at `path`: nothing is there, or an empty directory. Deletes nothing.
 
     manifest: the file name by which a corpus is known, so that the message can say that one is there.
-    Raises NotADirectoryError where it would lie below a file.
+
+    Raises FileExistsError if something is there, NotADirectoryError if a parent of `path` is a file.
     """
     path = Path(path)
     above = next((parent for parent in path.absolute().parents if parent.exists()), path)

@@ -1,15 +1,14 @@
-"""Checkpoints of a training: safetensors and JSON in one directory that is whole or not there, whenever it is killed.
+"""Checkpoints of a training run: each is one directory that is complete or absent, whenever the process is killed.
 
-    ROOT/checkpoint-<step>/   <name>.safetensors ..., state.json, manifest.json (SHA-256 and size of the others)
-    ROOT/.tmp-*               a save or a removal under way, or what a killed run left of one
-    ROOT/.lock                held while a run writes here
+    ROOT/checkpoint-<step>/   <name>.safetensors ..., state.json, manifest.json (size and SHA-256 of the others)
+    ROOT/.tmp-*               a save or a removal that is under way, or what a killed run left of one
+    ROOT/.lock                held by the run that writes here (see storage/lock.py)
 
-Steps give the order, never clocks.
+Checkpoints are ordered by their step, never by the clock.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from electra_fast.storage.atomic import RANDOM, read_json, staged_rename, sync, write_file
+from electra_fast.storage.digests import file_digest
 from electra_fast.storage.weights import read_tensors, write_tensors
 
 FORMAT = 1
@@ -30,16 +30,23 @@ _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint, or the directory of a run, that cannot be used as it is; the message says what to do."""
+    """A checkpoint, or a run's directory, that cannot be used as it is; the message says what to do."""
 
 
 def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, keep: int) -> Path:
-    """Write checkpoint-<step>, then remove all but the newest `keep` of the steps up to this one.
+    """Write ROOT/checkpoint-<step>, then remove older checkpoints.
 
-    `tensors` become one file each; `state` is anything JSON holds (keys are strings, tuples come back as lists).
-    The manifest is written last and the directory named after that, so a kill leaves the old checkpoints, or those
-    and this one. Raises OSError where the disk does; then what was written of this one is gone and the others stand.
-    Costs a pass over the tensors and the disk's syncs, and holds one tensor's copy at a time.
+    The directory gets its name when everything in it is on the disk, so a kill leaves the older checkpoints, or these
+    and the new one. Costs one pass over the tensors and the disk's syncs, and holds the copy of one tensor at a time.
+
+    root: the run's directory, which the caller has locked.
+    step: the number of optimiser steps done; a checkpoint of the same step is replaced.
+    tensors: file name without .safetensors -> tensors by name.
+    state: anything that JSON can hold; keys must be strings, and tuples are lists when they are loaded.
+    keep: how many checkpoints stay, counted from this step back; later steps are never removed.
+
+    Returns the checkpoint's path. Raises OSError if the disk is full or not writable; then the older checkpoints are as
+    they were and nothing is left of this one.
     """
     if step < 0 or keep < 1 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in tensors):
         raise ValueError(
@@ -58,7 +65,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         write_file(staging / "manifest.json", [text.encode()])
     older = [path for path in checkpoints(root) if _step(path) < step]
     for path in older[: max(0, len(older) + 1 - keep)]:
-        # renamed first: half removed, it must not look whole
+        # Renamed before it is removed: a checkpoint that is half removed must not look complete.
         removed = root / f".tmp-removed-{secrets.token_hex(8)}"
         os.rename(path, removed)
         shutil.rmtree(removed, ignore_errors=True)
@@ -66,28 +73,32 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The complete checkpoints of a run, by step."""
-    found = (path for path in root.glob("checkpoint-*") if _NAME.fullmatch(path.name))
-    return sorted((path for path in found if (path / "manifest.json").is_file()), key=_step)
+    """The complete checkpoints of a run, in the order of their steps."""
+    paths = (path for path in root.glob("checkpoint-*") if _NAME.fullmatch(path.name))
+    return sorted((path for path in paths if (path / "manifest.json").is_file()), key=_step)
 
 
 def latest(root: Path) -> Path | None:
-    """The complete checkpoint of the highest step."""
+    """The complete checkpoint of the highest step, or None."""
     return next(reversed(checkpoints(root)), None)
 
 
 def load(path: Path) -> Saved:
-    """Step, tensors and state of a checkpoint, as they were saved.
+    """Read a checkpoint: its step, tensors and state, as they were given to `save`.
 
-    The SHA-256 of every file is checked before any is parsed. Raises CheckpointError that names each file missing,
-    damaged or of unknown origin, and what to resume from instead. The tensors are views of mapped files: copy them
-    before the checkpoint's directory is written to. Costs one read of the files.
+    The SHA-256 of every file is checked before any of them is parsed; costs one read of the files. The tensors are
+    views of mapped files: copy them before the checkpoint's directory is written to.
+
+    Raises CheckpointError, which names each file that is missing, damaged or not in the manifest, and says what to
+    resume from instead.
     """
     try:
         manifest = read_json(path / "manifest.json")
         if manifest.get("format") != FORMAT:
-            found = f"{path / 'manifest.json'} has format {manifest.get('format')!r}"
-            raise ValueError(f"{found}; {FORMAT} is read here: resume with the version that wrote it, if it is whole")
+            raise ValueError(
+                f"{path / 'manifest.json'} has format {manifest.get('format')!r}; {FORMAT} is read here: "
+                f"resume with the version that wrote it, if it is whole"
+            )
         _check(path, manifest.get("files"))
         saved = read_json(path / "state.json", largest=(path / "state.json").stat().st_size)
         if saved.get("step") != manifest.get("step") or "state" not in saved:
@@ -106,40 +117,36 @@ def load(path: Path) -> Saved:
 
 
 def _check(path: Path, files: Any) -> None:
-    """Raise ValueError unless a directory holds the files of its manifest, byte for byte, and no others."""
+    """Raise ValueError unless a directory holds exactly the files of its manifest, with these sizes and digests.
+
+    Names are compared as sets, so that no name in a manifest is ever opened as a path.
+    """
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise ValueError(f"{path / 'manifest.json'} lists no files; it is damaged")
-    # by set, so that no name in a manifest is ever opened as a path
-    found = {entry.name for entry in path.iterdir()} - {"manifest.json"}
-    problems = [f"{name!r} is missing" for name in sorted({*files, "state.json"} - found)]
-    problems += [f"{name!r} is not in the manifest" for name in sorted(found - files.keys())]
-    for name in sorted(found & files.keys()):
+    names = {entry.name for entry in path.iterdir()} - {"manifest.json"}
+    problems = [f"{name!r} is missing" for name in sorted({*files, "state.json"} - names)]
+    problems += [f"{name!r} is not in the manifest" for name in sorted(names - files.keys())]
+    for name in sorted(names & files.keys()):
         size, expected = (path / name).stat().st_size, files[name]
         if size != expected.get("size"):
             problems.append(f"{name!r} has {size} bytes, {expected.get('size')!r} were written")
-        elif (digest := _digest(path / name)) != expected.get("sha256"):
+        elif (digest := file_digest(path / name)) != expected.get("sha256"):
             problems.append(f"{name!r} has SHA-256 {digest:.12}..., {expected.get('sha256')!s:.12}... was written")
     if problems:
         raise ValueError(f"{path} is damaged: {'; '.join(problems)}")
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _step(path: Path) -> int:
+    """The step in a checkpoint's name; -1 for another name."""
     name = _NAME.fullmatch(path.name)
     return int(name[1]) if name else -1
 
 
 def clean(root: Path) -> None:
-    """Clear away what a killed run left; under the Lock, before anything else.
+    """Remove what a killed run left in its directory; the caller holds the lock, and has not written anything yet.
 
-    A save that lacked nothing but its name gets it: where it replaced a checkpoint of its step, it may be the last.
+    A save that was complete but for its name is kept and gets the name: where it was to replace a checkpoint of the
+    same step, that one may be gone already.
     """
     for path in sorted(root.glob(".tmp-*")):
         name = re.fullmatch(rf"\.tmp-(checkpoint-[0-9]+)-{RANDOM}", path.name)
@@ -153,7 +160,12 @@ def clean(root: Path) -> None:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings in which two runs differ, a line each, by dotted name: `train.seed: saved 1, now 2`."""
+    """Compare the settings of two runs.
+
+    saved, now: nested settings by name.
+
+    Returns a line for each difference, by dotted name: `train.seed: saved 1, now 2`.
+    """
     before, after = _flatten(saved), _flatten(now)
     absent = "nothing"
     return [
@@ -164,7 +176,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted names and JSON texts, which are the same for a tuple and the list that was saved of it."""
+    """Nested settings as dotted name -> JSON text, which is the same for a tuple and for the list it is saved as."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:

@@ -1,6 +1,7 @@
-"""Our names of weights and Hugging Face's, each way.
+"""Our names of weights and Hugging Face's, and the translation in both directions.
 
-Ours differ in one thing that is not a name: Q, K and V are one matrix, as the kernels read them.
+One difference is more than a name: our query, key and value projections are one (3 D, D) matrix, as the kernels read
+it, where Hugging Face has three (D, D) matrices.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-NAMES = {  # ours -> Hugging Face's; in a layer, {} is its number
+NAMES = {  # ours -> Hugging Face's; {} stands for the number of a layer
     "encoder.embeddings.word.weight": "electra.embeddings.word_embeddings.weight",
     "encoder.embeddings.position.weight": "electra.embeddings.position_embeddings.weight",
     "encoder.embeddings.token_type.weight": "electra.embeddings.token_type_embeddings.weight",
@@ -30,48 +31,57 @@ NAMES = {  # ours -> Hugging Face's; in a layer, {} is its number
 _PART = re.compile(r"electra\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)")
 _QKV = "electra.encoder.layer.{}.attention.self.{}.{}"
 _TIED = ("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight")
-_IGNORED = ("electra.embeddings.position_ids", _TIED[0])  # a constant, and the word table once more
+_IGNORED = ("electra.embeddings.position_ids", _TIED[0])  # a constant, and a second copy of the word table
 
 
 def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a Generator or Discriminator under transformers' keys. Copies nothing but what it splits."""
-    found = {}
+    """Rename the state dict of a network to transformers' keys.
+
+    state: our names -> tensors. Names that are not ours stay as they are.
+
+    Returns transformers' names -> the same tensors; query, key and value are views of the fused projection.
+    """
+    renamed = {}
     for name, tensor in state.items():
         if fused := re.fullmatch(r"encoder\.layers\.(\d+)\.qkv\.(weight|bias)", name):
             for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                found[_QKV.format(fused[1], part, fused[2])] = rows
+                renamed[_QKV.format(fused[1], part, fused[2])] = rows
         else:
-            found[_rename(name, NAMES)] = tensor
-    return found
+            renamed[_rename(name, NAMES)] = tensor
+    return renamed
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse. A key that has no name here is kept as it is, for the caller to refuse with all the others.
+    """Rename transformers' tensors to our state dict's keys: the inverse of `to_huggingface`.
 
-    Raises ValueError where the generator's output matrix is not the word table: ELECTRA's is tied to it.
+    state: transformers' names -> tensors. Names that are not known here stay as they are, so that the caller can report
+    them together with other differences; so do a query, key and value that do not fit each other.
+
+    Returns our names -> tensors; query, key and value are copied into one fused projection.
+
+    Raises ValueError if a generator's output matrix is not equal to its word table: ELECTRA ties the two.
     """
     if all(name in state for name in _TIED) and not torch.equal(*(state[name] for name in _TIED)):
         raise ValueError(f"{_TIED[0]} differs from {_TIED[1]}; ELECTRA's generator ties them: this is another model")
-    theirs = {value: key for key, value in NAMES.items()}
-    found: dict[str, Tensor] = {}
+    ours = {theirs: name for name, theirs in NAMES.items()}
+    renamed: dict[str, Tensor] = {}
     fused: dict[tuple[str, str], dict[str, tuple[str, Tensor]]] = {}
     for name, tensor in state.items():
-        if part := re.fullmatch(
-            r"electra\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)", name
-        ):
+        if part := _PART.fullmatch(name):
             fused.setdefault((part[1], part[3]), {})[part[2]] = (name, tensor)
         elif name not in _IGNORED:
-            found[_rename(name, theirs)] = tensor
+            renamed[_rename(name, ours)] = tensor
     for (layer, kind), parts in fused.items():
         whole = [parts[part][1] for part in ("query", "key", "value") if part in parts]
         if len(whole) == 3 and len({t.shape for t in whole}) == 1:
-            found[f"encoder.layers.{layer}.qkv.{kind}"] = torch.cat(whole)
+            renamed[f"encoder.layers.{layer}.qkv.{kind}"] = torch.cat(whole)
         else:
-            found |= dict(parts.values())
-    return found
+            renamed |= dict(parts.values())
+    return renamed
 
 
 def _rename(name: str, names: dict[str, str]) -> str:
+    """Translate a whole name, or its part before .weight or .bias, by the table; the name itself if it is not there."""
     if name in names:
         return names[name]
     number = re.search(r"\.(\d+)\.", name)

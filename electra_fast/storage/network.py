@@ -1,18 +1,19 @@
-"""A network's directory in Hugging Face's form: config.json and model.safetensors."""
+"""A network's directory as Hugging Face has it: config.json and model.safetensors."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from electra_fast.config import NetworkConfig
-from electra_fast.storage.atomic import read_json, shortened, write_file
+from electra_fast.storage.atomic import read_json, shortened
+from electra_fast.storage.digests import forget, record, verify, write_files
 from electra_fast.storage.weights import read_tensors, write_tensors
 
 ONLY = {  # keys of config.json that change the numbers, and the values that are computed here
@@ -36,18 +37,23 @@ IGNORED = frozenset(  # keys that transformers 2 to 5 write and that change no n
 
 
 def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """A Hugging Face directory: its config, and its tensors under the names in the file.
+    """Read a Hugging Face directory.
 
-    Raises ValueError where config.json or model.safetensors is missing, damaged or not an ELECTRA's.
+    Returns its config, and its tensors under the names in the file, on the CPU. Tensors are views of the mapped file
+    and are read from the disk when they are first used.
+
+    Raises ValueError if config.json or model.safetensors is missing, damaged (also by its digest in SHA256SUMS, if it
+    has one) or not an ELECTRA's. Pickled weights are never opened: a pickle can run code.
     """
     path = directory / "model.safetensors"
     if not path.exists():
-        found = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else "no such directory"
+        files = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else "no such directory"
         raise ValueError(
-            f"{directory} has no model.safetensors ({found}), the only weights read. Pickle files (.bin, .pt, .ckpt) "
+            f"{directory} has no model.safetensors ({files}), the only weights read. Pickle files (.bin, .pt, .ckpt) "
             f"can run code and are never opened, nor are .h5 and weights in several files: if you trust them, load "
             f"them in transformers and model.save_pretrained(DIR, safe_serialization=True, max_shard_size='100GB')"
         )
+    verify(directory, path.name)
     return read_config(directory), read_tensors(path)
 
 
@@ -57,13 +63,22 @@ def write_network(
     architecture: str,
     tensors: Mapping[str, Tensor],
     more: Mapping[str, Any] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """The reverse, for this package and for transformers, whose class of these tensors is `architecture`.
+    """Write a Hugging Face directory (config.json, model.safetensors) that this package and transformers load.
 
+    Their digests are recorded in SHA256SUMS (see storage/digests.py). The directory is made if need be.
+
+    directory: where to write.
+    config: the sizes of the network.
+    architecture: transformers' class of such tensors, as "ElectraForPreTraining".
+    tensors: the weights under transformers' names.
     more: further keys of config.json, such as id2label.
+    progress: called with the number of bytes of each tensor as it is written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / "model.safetensors", tensors)
+    forget(directory, ["model.safetensors", "config.json"])
+    record(directory, {"model.safetensors": write_tensors(directory / "model.safetensors", tensors, progress)})
     write_config(directory, config, architecture, more)
 
 
@@ -77,6 +92,7 @@ def read_config(directory: Path) -> NetworkConfig:
     here (ONLY lists them), and for sizes that are not possible.
     """
     path = directory / "config.json"
+    verify(directory, path.name)
     values = read_json(path)
     for key, allowed in ONLY.items():
         if (value := values.get(key, None if key == "model_type" else allowed[0])) not in allowed:
@@ -98,23 +114,29 @@ def read_config(directory: Path) -> NetworkConfig:
 def write_config(
     directory: Path, config: NetworkConfig, architecture: str, more: Mapping[str, Any] | None = None
 ) -> None:
-    """config.json as transformers reads it."""
+    """Write config.json as transformers reads it; the arguments are those of `write_network`."""
     values = dict(model_type="electra", architectures=[architecture], dtype="float32", hidden_act="gelu")
     values |= dict(tie_word_embeddings=True) | dataclasses.asdict(config) | dict(more or {})
-    write_file(directory / "config.json", [json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"])
+    write_files(directory, {"config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"})
 
 
-def match(expected: Mapping[str, Iterable[int]], found: Mapping[str, Tensor], source: str) -> None:
-    """Hold the tensors of `source` against the shapes a model expects; ValueError lists every difference."""
+def match(expected: Mapping[str, Iterable[int]], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Compare the names and shapes of tensors with those that a model expects.
+
+    expected: name -> shape. tensors: name -> tensor. source: what the message calls the tensors, such as their path.
+
+    Raises ValueError, which lists every difference, unless names and shapes are the same.
+    """
     shapes = {name: tuple(shape) for name, shape in expected.items()}
-    lines = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in found]
-    lines += [f"unexpected: {shortened(name)} {tuple(found[name].shape)}" for name in found if name not in shapes]
-    wrong = [name for name, shape in shapes.items() if name in found and tuple(found[name].shape) != shape]
-    lines += [f"wrong shape: {name} is {tuple(found[name].shape)}, the model has {shapes[name]}" for name in wrong]
+    actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    lines = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in actual]
+    lines += [f"unexpected: {shortened(name)} {shape}" for name, shape in actual.items() if name not in shapes]
+    wrong = [name for name, shape in shapes.items() if name in actual and actual[name] != shape]
+    lines += [f"wrong shape: {name} is {actual[name]}, the model has {shapes[name]}" for name in wrong]
     hint = "take weights of this architecture and size, or build the model from their config.json"
     words = "electra.embeddings.word_embeddings.weight"
-    if words in wrong and found[words].shape[1:] == shapes[words][1:]:
-        theirs, ours = len(found[words]), shapes[words][0]
+    if words in wrong and actual[words][1:] == shapes[words][1:]:
+        theirs, ours = actual[words][0], shapes[words][0]
         hint = f"their vocabulary has {theirs} tokens, the model's {ours}: set vocab_size to {theirs}, or train anew"
     if lines:
         raise ValueError(f"{source} does not fit the model; {hint}\n  " + "\n  ".join(lines))

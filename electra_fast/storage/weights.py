@@ -1,14 +1,13 @@
-"""The files of one network in Hugging Face's form: config.json and model.safetensors, checked before a byte is trusted.
+"""Tensors in .safetensors files: every claim of a file is checked before it is trusted, and no pickle is ever opened.
 
-No pickle is ever opened: it can run code. What is written appears whole or not at all, whenever the process is killed.
+Source of the format: https://huggingface.co/docs/safetensors. A file is 8 bytes of header length, a JSON header, data.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,12 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, on the CPU. Raises ValueError unless every byte is accounted for.
+    """Read the tensors of a .safetensors file, name -> tensor on the CPU.
 
-    They are private views of the mapped file, read when first touched: copy them before anything truncates it.
+    They are private views of the mapped file and are read from the disk when they are first used. Copy them before the
+    file is truncated, which would end the process.
+
+    Raises ValueError, naming the file, unless it is well-formed and its header accounts for every byte.
     """
     _scan(path)
     try:
@@ -41,7 +43,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _scan(path: Path) -> None:
-    """Hold the header's claims against the file: safetensors itself lets a name stand twice, and 100 MB of header."""
+    """Check a file's header against its size; raises ValueError.
+
+    The safetensors library itself accepts a name that stands twice, and a header of 100 MB.
+    """
     size = file_size(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -75,11 +80,17 @@ def _scan(path: Path) -> None:
         end = stop
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """A .safetensors file, whole or not at all; returns its SHA-256.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Callable[[int], object] = lambda _: None) -> str:
+    """Write a .safetensors file that is complete or absent, and return its SHA-256 in hexadecimal.
 
-    The same tensors give the same bytes, in whatever order, layout or device they come. Costs one pass over them and
-    holds one contiguous CPU copy at a time. Raises ValueError on a dtype that the format lacks, OSError of the disk.
+    The same tensors give the same bytes, in whatever order, memory layout or device they come. Costs one pass over them
+    and holds one contiguous copy on the CPU at a time.
+
+    path: the file to write.
+    tensors: name -> tensor of any shape and any of DTYPES.
+    progress: called with the number of bytes of each tensor as it is written.
+
+    Raises ValueError for a dtype that the format lacks, OSError if the disk is full or the directory not writable.
     """
     # wide types first, which aligns every tensor for its own; then by name
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -92,5 +103,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         header[name] = dict(dtype=_NAMES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end])
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    data = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered)
-    return write_file(path, itertools.chain([len(text).to_bytes(8, "little"), text], data))
+
+    def pieces() -> Iterator[Any]:
+        yield len(text).to_bytes(8, "little") + text
+        for _, tensor in ordered:
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            progress(tensor.numel() * tensor.element_size())
+
+    return write_file(path, pieces())

@@ -16,7 +16,8 @@ from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
 from electra_fast.model.seeds import DISCRIMINATOR
 from electra_fast.ops._philox import derive_seeds
-from electra_fast.storage.atomic import read_json, write_file
+from electra_fast.storage.atomic import read_json
+from electra_fast.storage.digests import verify, write_files
 from electra_fast.storage.names import from_huggingface, to_huggingface
 from electra_fast.storage.network import match, read_network, write_network
 from electra_fast.tasks.benchmarks import BENCHMARKS
@@ -124,7 +125,7 @@ class TaskModel(nn.Module):
     def save_task(self, path: Path) -> None:
         """Writes task.json to a directory, as `save` does: the task with its threshold, and the settings."""
         values = {"task": asdict(self.task), "settings": asdict(self.settings)}
-        write_file(path / "task.json", [json.dumps(values, indent=2).encode() + b"\n"])
+        write_files(path, {"task.json": json.dumps(values, indent=2).encode() + b"\n"})
 
 
 def load_encoder(path: Path, random_init: bool = False) -> tuple[Encoder, Tokenizer]:
@@ -162,6 +163,7 @@ def fitting_tokenizer(path: Path, config: NetworkConfig) -> Tokenizer:
 
 
 def _read_task(path: Path) -> tuple[Task, FinetuneConfig]:
+    verify(path.parent, path.name)
     values = read_json(path)
     try:
         task = Task(**values["task"])

@@ -1,4 +1,4 @@
-"""Figures of a model on held-out batches."""
+"""How well a model does on held-out text."""
 
 from __future__ import annotations
 
@@ -32,34 +32,43 @@ def heldout_batches(corpus: Corpus) -> list[Batch]:
 def evaluate(
     model: Objective, batches: Iterable[Batch], seed: int = 0, ngrams: NGrams | None = None
 ) -> dict[str, float]:
-    """Measure a model on held-out text, without dropout: the same figures at every call.
+    """Measure a model on held-out batches, without dropout and without gradients.
 
-    model: an Electra, or another Objective.
-    batches: the text. What is masked and sampled depends on the seed and the batches' row ids alone.
+    Masks and samples are a function of the seed and the batches' row ids, so every call measures the same task.
+
+    model: an Electra or another Objective; it is in evaluation mode meanwhile, and in its former mode afterwards.
+    batches: the held-out batches; they are moved to the model's device.
     seed: of the masks and samples.
-    ngrams: counts of the training text, if the figures that they reach on the same tokens are wanted too.
+    ngrams: counts of the training text, to measure what they reach on the same tokens.
 
-    Returns means over all prediction slots: generator_loss (nats), generator_accuracy (of its most likely token) and,
-    with ngrams, trigram_loss (nats: what an interpolated trigram reaches on the same slots). Of a model with a
-    discriminator also discriminator_loss (nats, the mean over all tokens) and, of the tokens that may be replaced, auc,
-    precision, recall, replaced (their share) and, with ngrams, auc_pairs (what counts of neighbouring pairs reach on
-    the same corrupted text).
+    Returns, as floats:
+        generator_loss: cross-entropy in nats, a mean over all masked positions.
+        generator_accuracy: share of the masked positions whose most likely token is the original one.
+        trigram_loss, with ngrams: what an interpolated trigram reaches in place of the generator, in nats.
+        discriminator_loss: binary cross-entropy in nats, a mean over all tokens.
+        auc: of the tokens that may be replaced, area under the ROC curve of replaced against original ones; 0.5 is a
+            guess.
+        precision, recall: of the same tokens, of those whose logit is above 0 and of those that were replaced.
+        replaced: share of the same tokens that were replaced, which is the precision of a guess.
+        auc_pairs, with ngrams: the AUC of counts of neighbouring pairs on the same corrupted text.
+    A masked language model has those of the generator only.
 
-    Raises ValueError where the batches hold no token.
+    Raises ValueError if the batches hold no token.
     """
     was_training = model.training
     model.eval()
-    slots = right = tokens = 0
+    slots = correct = tokens = 0
     losses = torch.zeros(2, dtype=torch.float64)
     trigram_loss = 0.0
     scores, labels, suspicions = [], [], []
     for batch in batches:
         out = model(batch.to(next(model.parameters()).device), seed)
-        targets = out.slots.labels
-        _, likely = model.generator.head(out.slot_rows, targets, temperature=0.0)
-        used = int((targets != -100).sum())
+        originals = out.slots.labels
+        _, likeliest = model.generator.head(out.slot_rows, originals, temperature=0.0)
+        used = int((originals != -100).sum())
         losses += torch.stack([out.generator_loss * used, out.discriminator_loss * batch.num_tokens]).double().cpu()
-        slots, tokens, right = slots + used, tokens + batch.num_tokens, right + int((likely == targets).sum())
+        slots, tokens = slots + used, tokens + batch.num_tokens
+        correct += int((likeliest == originals).sum())
         if ngrams is not None:
             nats = ngrams.losses(batch.input_ids.cpu().numpy(), batch.lengths.numpy())
             trigram_loss += nats[out.masked_positions.cpu().numpy()].sum()
@@ -73,7 +82,7 @@ def evaluate(
     model.train(was_training)
     if not tokens:
         raise ValueError("evaluate: no tokens to evaluate on; give at least one batch that is not empty")
-    figures = {"generator_loss": losses[0].item() / max(1, slots), "generator_accuracy": right / max(1, slots)}
+    figures = {"generator_loss": losses[0].item() / max(1, slots), "generator_accuracy": correct / max(1, slots)}
     if ngrams is not None:
         figures["trigram_loss"] = trigram_loss / max(1, slots)
     if not scores:

@@ -1,12 +1,13 @@
-"""StepGraph: the whole step of a Pretrainer as one CUDA graph, replayed for every batch that its budget holds.
+"""StepGraph: the whole step of a Pretrainer as one CUDA graph, replayed for every batch that fits its budget.
 
-What a step reads comes to the device by one copy from pinned memory, into memory that the graph knows: the filled batch
-(budget.py), the number of the step, its learning rate. Seed and step are read there at every replay, so masks, samples
-and dropout are those of the step. What it measures is written to a ring of rows on the device and read when somebody
-asks. The host waits for nothing, so it prepares a batch while the device is at the one before.
+A graph can read only memory whose addresses it was captured with. So the inputs of a step (the batch, filled up to a
+fixed size as data/budget.py describes, the step's number and its learning rate) are copied there, in one copy from
+pinned memory. Kernels read seed and step there at each replay, so masks, samples and dropout are those of the step.
+Figures are written to a ring of rows on the device and read when somebody asks for them. The host never waits, so it
+prepares the next batch while the device computes.
 
-Unproven: no GPU has run this. What is tested, on the CPU, is everything but `CudaGraph`, whose place a stand-in takes:
-it runs the captured function again, as a replay does, with nothing but these buffers to tell it of a new step.
+Unproven: no GPU has run this. The tests run all of it but `CudaGraph` on the CPU, with a stand-in that calls the
+captured function again in place of a replay.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from electra_fast.data.corpus import Corpus
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.trainer import Pretrainer
 
-WARMUP = 3  # steps before the capture: kernels compile, libraries and adamw set their memory aside
-RING = 64  # steps whose figures are kept
+WARMUP = 3  # steps before the capture, in which kernels are compiled and libraries and AdamW allocate their memory
+RING = 64  # how many steps' figures the ring holds
 SAMPLED = 2048  # examples whose lengths are looked at to fix the shapes of a step
 FIGURES = ("losses", "norm", "scores", "is_replaced")
 
@@ -41,15 +42,20 @@ def budget_for(trainer: Pretrainer, corpus: Corpus) -> Budget:
 
 
 class Graph(Protocol):
-    """What captures work and does it again."""
+    """Captures the kernels that a function launches, and launches them again."""
 
-    def warm(self, work: Callable[[], None]) -> None: ...
-    def capture(self, work: Callable[[], None]) -> None: ...
-    def replay(self) -> None: ...
+    def warm(self, work: Callable[[], None]) -> None:
+        """Run the function before the capture."""
+
+    def capture(self, work: Callable[[], None]) -> None:
+        """Record the function."""
+
+    def replay(self) -> None:
+        """Do again what was recorded."""
 
 
 class CudaGraph:
-    """PyTorch's, with the warm-up on a stream aside that it asks for."""
+    """A torch.cuda.CUDAGraph; the warm-up runs on a side stream, as PyTorch requires before a capture."""
 
     def warm(self, work: Callable[[], None]) -> None:
         aside = torch.cuda.Stream()
@@ -68,7 +74,12 @@ class CudaGraph:
 
 
 class Inputs:
-    """What a step reads, in one block of memory: a filled batch, step (1,) int64 and rate (1,) float32."""
+    """What a step reads, in one block of memory: a filled batch, step (1,) int64 and rate (1,) float32.
+
+    budget: the fixed shapes of the batch.
+    device: where the block lies.
+    pinned: whether it is page-locked host memory, from which a copy to a GPU is asynchronous.
+    """
 
     def __init__(self, budget: Budget, device: torch.device, pinned: bool = False) -> None:
         ends = budget.sequences + budget.fillers + 1
@@ -77,7 +88,7 @@ class Inputs:
         ids, types, places, rows, cu_seqlens, offsets, self.step, rate = self.block.split(words)
         cu_seqlens, offsets = (t.view(torch.int32)[:ends] for t in (cu_seqlens, offsets))
         self.rate = rate.view(torch.float32)[:1]
-        lengths = torch.zeros(ends - 1, dtype=torch.int64)  # those of the batch are the device's to know
+        lengths = torch.zeros(ends - 1, dtype=torch.int64)  # unused: the kernels read cu_seqlens on the device
         self.batch = Filled(ids, types, places, rows, cu_seqlens, lengths, budget.longest, budget, offsets)
 
     def write(self, batch: Filled, step: int, rate: float) -> None:
@@ -88,35 +99,43 @@ class Inputs:
 
 
 class Ring:
-    """The figures of the last RING steps: row step % RING of a tensor for each, of the shapes of `like`."""
+    """The figures of the last RING steps on the device: those of a step are row `step % RING` of each tensor.
+
+    like: a tensor of the shape of each figure, in the order of FIGURES.
+    """
 
     def __init__(self, like: tuple[Tensor, ...]) -> None:
         self.rows = [t.new_zeros(RING, *t.shape) for t in like]
         self.handed: dict[int, weakref.ref[StepMetrics]] = {}
 
     def write(self, step: Tensor, figures: tuple[Tensor, ...]) -> None:
-        """On the device, where `step` (1,) says."""
-        for rows, found in zip(self.rows, figures, strict=True):
-            rows.index_copy_(0, step % RING, found[None])
+        """Write the figures of a step, without the host knowing which: step is (1,) int64 on the device."""
+        for rows, figure in zip(self.rows, figures, strict=True):
+            rows.index_copy_(0, step % RING, figure[None])
 
     def metrics(self, step: int, rate: float, replaceable: Callable[[], Tensor], tokens: int) -> StepMetrics:
+        """The figures of a step, as views of its row, until `make_room` copies them before the row is used again."""
         losses, norm, scores, is_replaced = (rows[step % RING] for rows in self.rows)
         metrics = StepMetrics(losses, norm, scores, is_replaced, replaceable, rate, tokens)
         self.handed[step % RING] = weakref.ref(metrics)
         return metrics
 
     def make_room(self, step: int) -> None:
-        """Before this step writes its row: figures that somebody still holds there get memory of their own."""
-        held = self.handed.pop(step % RING, lambda: None)()
-        for name in FIGURES if held is not None else ():
-            object.__setattr__(held, name, getattr(held, name).clone())
+        """Copy the figures that were handed out from this step's row, if somebody still has them."""
+        metrics = self.handed.pop(step % RING, lambda: None)()
+        for name in FIGURES if metrics is not None else ():
+            object.__setattr__(metrics, name, getattr(metrics, name).clone())
 
 
 class StepGraph:
-    """Takes a Pretrainer's steps, WARMUP of them in the open, then captured and replayed.
+    """Takes a Pretrainer's steps: the first WARMUP as they are, the others by capture and replay of a graph.
 
-    A batch that does not fit the budget is stepped through as the Pretrainer does it. Where the capture fails, a
-    warning says why, and steps of the budget's shapes go on without a graph.
+    A batch that does not fit the budget is left to Pretrainer.step. If the capture fails, a warning says why, and the
+    steps run without a graph.
+
+    trainer: what is trained.
+    budget: the fixed shapes of a step (see `budget_for`).
+    graph: a CudaGraph by default.
     """
 
     def __init__(self, trainer: Pretrainer, budget: Budget, graph: Graph | None = None) -> None:
@@ -127,11 +146,14 @@ class StepGraph:
         self.staged = [Inputs(budget, torch.device("cpu"), pinned=on_gpu) for _ in range(2)]
         self.copied = [torch.cuda.Event() for _ in self.staged] if on_gpu else []
         self.ring: Ring | None = None
-        self.taken = 0  # steps of the budget's shapes
+        self.taken = 0  # steps that fitted the budget
         self.again = self.graph.replay
 
     def step(self, batch: Batch) -> StepMetrics:
-        """As Pretrainer.step, of a batch on the host; the same figures and weights but for rounding."""
+        """Take one optimiser step, as Pretrainer.step does; figures and weights differ from its by rounding alone.
+
+        batch: on the host.
+        """
         trainer = self.trainer
         filled = self.budget.fill(batch)
         if filled is None:
@@ -153,20 +175,21 @@ class StepGraph:
         return metrics
 
     def _send(self, batch: Filled, step: int, rate: float) -> None:
-        """Two blocks in turn: one is written while the other may still be on its way."""
-        place = self.taken % len(self.staged)
+        """Copy the inputs to the device, from two pinned blocks in turn: the copy of the other may not be done yet."""
+        turn = self.taken % len(self.staged)
         if self.copied:
-            self.copied[place].synchronize()
-        self.staged[place].write(batch, step, rate)
-        self.inputs.block.copy_(self.staged[place].block, non_blocking=True)
+            self.copied[turn].synchronize()
+        self.staged[turn].write(batch, step, rate)
+        self.inputs.block.copy_(self.staged[turn].block, non_blocking=True)
         if self.copied:
-            self.copied[place].record()
+            self.copied[turn].record()
 
     def _work(self) -> None:
-        found = self.trainer.work(self.inputs.batch, self.inputs.step, self.inputs.rate)
+        """What is captured: a step from `inputs` to the ring."""
+        figures = self.trainer.work(self.inputs.batch, self.inputs.step, self.inputs.rate)
         if self.ring is None:
-            self.ring = Ring(found)
-        self.ring.write(self.inputs.step, found)
+            self.ring = Ring(figures)
+        self.ring.write(self.inputs.step, figures)
 
     def _capture(self) -> None:
         try:

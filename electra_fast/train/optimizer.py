@@ -1,4 +1,4 @@
-"""The optimiser of ELECTRA: which parameters decay, the schedule, the working copy, and the fused AdamW step."""
+"""The optimiser of ELECTRA: AdamW over named parameters, and the low-precision copy that forward and backward use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay holds for a parameter: not for biases (the vocabulary's too) and LayerNorm."""
+    """Whether a parameter has weight decay: all but biases (the vocabulary's among them) and LayerNorm's."""
     return "bias" not in name and "norm" not in name
 
 
 def working_copy(model: Model, precision: str) -> Model:
-    """What forward and backward run through: the model, or, where its dtype is not the precision's, a copy in that.
+    """The model that forward and backward run through: `model` itself, or a copy of it in another dtype.
 
-    "auto" is bfloat16 on CUDA and the model's own dtype elsewhere. The model's parameters stay the ones that are
-    updated, saved and evaluated; AdamW rounds them into the copy as it steps. Raises ValueError for bfloat16 on the
-    CPU, where no op computes in it.
+    The parameters of `model` stay the ones that are updated, saved and evaluated; AdamW rounds them into the copy at
+    each step.
+
+    model: any module with parameters of one dtype on one device.
+    precision: "float32", "bfloat16", or "auto": bfloat16 on CUDA, the model's own dtype elsewhere.
+
+    Raises ValueError for bfloat16 on the CPU, whose ops do not compute in it.
     """
     own = next(model.parameters())
     chosen = {"cuda": torch.bfloat16}.get(own.device.type, own.dtype)
@@ -38,11 +42,13 @@ def working_copy(model: Model, precision: str) -> Model:
 
 
 class AdamW:
-    """AdamW over the named parameters of a model, with global-norm clipping; see ops/adamw.py for the formula.
+    """AdamW over the named parameters of a model, with clipping by the global norm (formula: ops/adamw.py).
 
-    copies: the named parameters of its working copy, if it has one. Gradients are theirs then, in their dtype, and they
-    receive the new parameters rounded; parameters and moments keep the model's dtype. scales: by name, what multiplies
-    the learning rate, where that is not 1.
+    named_parameters: the parameters that are updated; those that require no gradient are left out.
+    config: betas, eps, weight decay and the largest norm of the gradients.
+    copies: the named parameters of a working copy, if there is one. Then the gradients are read from the copies, in
+        their dtype, and the new parameters are rounded into them; parameters and moments keep the model's dtype.
+    scales: name -> factor of the learning rate, where that is not 1.
     """
 
     def __init__(
@@ -59,34 +65,39 @@ class AdamW:
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in self.params.items()}
 
     def gather(self) -> None:
-        """Between micro-batches: add the copies' gradients to the parameters' own, in whose dtype little is lost.
+        """Add the copies' gradients to the parameters' own, whose dtype is wider; call it after each micro-batch.
 
-        Without copies autograd has added them up itself.
+        Without copies it does nothing: autograd has added the gradients up.
         """
         for name, narrow in self.copies.items():
             if narrow.grad is not None:
-                grad, sofar = narrow.grad.to(self.params[name].dtype), self.params[name].grad
-                self.params[name].grad = grad if sofar is None else sofar.add_(grad)
+                grad, total = narrow.grad.to(self.params[name].dtype), self.params[name].grad
+                self.params[name].grad = grad if total is None else total.add_(grad)
                 narrow.grad = None
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round the parameters into the copies, where something else than `step` has changed them."""
+        """Round the parameters into the copies; call it after something else than `step` has changed the parameters."""
         for name, narrow in self.copies.items():
             narrow.copy_(self.params[name])
 
     def step(self, lr: float | Tensor, guard: Tensor) -> Tensor:
-        """One update from the gradients at hand, which are then dropped; parameters without one stand still.
+        """Update the parameters once from their gradients, and drop the gradients.
 
-        lr: a number, or (1,) on the device. Returns the gradients' global norm (1,) before clipping. If it or the guard
-        is not finite, nothing was changed.
+        A parameter without a gradient is left as it is. If the guard or the gradients' norm is not finite, nothing is
+        changed.
+
+        lr: the learning rate, a number or (1,) float32 on the parameters' device.
+        guard: (1,) float32, such as the loss.
+
+        Returns the global norm of the gradients before clipping, (1,).
         """
         config = self.config
-        found = {name: p.grad for name, p in [*self.copies.items(), *self.params.items()] if p.grad is not None}
-        names = [name for name in self.params if name in found]
+        grads = {name: p.grad for name, p in [*self.copies.items(), *self.params.items()] if p.grad is not None}
+        names = [name for name in self.params if name in grads]
         norm = ops.adamw(
             [self.params[name] for name in names],
-            [found[name] for name in names],
+            [grads[name] for name in names],
             [self.exp_avg[name] for name in names],
             [self.exp_avg_sq[name] for name in names],
             lr if isinstance(lr, Tensor) else torch.full((1,), lr, dtype=guard.dtype, device=guard.device),
@@ -103,17 +114,17 @@ class AdamW:
         return norm
 
     def forget(self) -> None:
-        """Drop the gradients at hand."""
+        """Drop all gradients."""
         for p in (*self.params.values(), *self.copies.values()):
             p.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """exp_avg.NAME and exp_avg_sq.NAME of every parameter."""
+        """The moments of every parameter, as exp_avg.NAME and exp_avg_sq.NAME: the tensors themselves, no copies."""
         state = {f"exp_avg.{name}": t for name, t in self.exp_avg.items()}
         return state | {f"exp_avg_sq.{name}": t for name, t in self.exp_avg_sq.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Raises ValueError where the names are not those of `state_dict`."""
+        """Copy the moments from a `state_dict`, and refresh the copies. Raises ValueError if its names are others."""
         own = self.state_dict()
         if state.keys() != own.keys():
             raise ValueError(f"optimiser state for other parameters: {sorted(state.keys() ^ own.keys())[:5]} differ")

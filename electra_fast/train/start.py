@@ -27,13 +27,17 @@ from electra_fast.train.settings import RECIPES, ObjectiveName, RunConfig
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 OBJECTIVES: dict[ObjectiveName, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
-
-
 OF_EMBEDDINGS = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")  # which networks share
 
 
 def open_corpus(run: RunConfig) -> Corpus:
-    """The prepared data: the directory given, or text prepared into OUT/data, once: another start finds it there."""
+    """Open the corpus of a run: the prepared directory it names, or its text, which is prepared into OUT/data first.
+
+    A later start of the same run finds OUT/data and takes it, if it was made of the same files and settings.
+
+    Raises ValueError if a prepared directory is named beside others or does not fit the run's settings, if OUT/data was
+    made with other settings, or if weights to start from come without a tokenizer and none is named.
+    """
     if len(run.data) == 1 and (run.data[0] / MANIFEST).exists():
         return _prepared(run)
     for path in run.data:
@@ -58,29 +62,29 @@ def open_corpus(run: RunConfig) -> Corpus:
     length = run.max_length or RECIPES[run.model]["max_length"]
     packing = run.packing or "pairs"
     files = [f"{path.name}, {path.stat().st_size if path.exists() else 0} bytes" for path in run.data]
-    asked = {
+    settings = {
         "data": files,
         "tokenizer": tokenizer and str(tokenizer),
         "vocab_size": vocab_size,
         "max_length": length,
         "packing": packing,
     }
-    found, source = run.out / "data", run.out / "data.json"
-    if (found / MANIFEST).exists() and source.exists():
-        changed = checkpoint.differences(read_json(source), asked)
+    prepared, source = run.out / "data", run.out / "data.json"
+    if (prepared / MANIFEST).exists() and source.exists():
+        changed = checkpoint.differences(read_json(source), settings)
         if refused := [line for line in changed if line.split(":")[0] not in run.allow_change]:
             raise ValueError(
-                f"{found} was prepared by an earlier start, with other settings than these:\n  "
+                f"{prepared} was prepared by an earlier start, with other settings than these:\n  "
                 + "\n  ".join(refused)
                 + f"\npass the old values, take it as it is by --allow-change NAME, give another --out, or remove it: "
-                f"rm -r {found}"
+                f"rm -r {prepared}"
             )
-        return Corpus(found)
-    check_free(found, MANIFEST)
-    write_file(source, [json.dumps(asked, indent=1).encode()])
+        return Corpus(prepared)
+    check_free(prepared, MANIFEST)
+    write_file(source, [json.dumps(settings, indent=1).encode()])
     return prepare(
         list(run.data) or None,
-        found,
+        prepared,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         max_length=length,
@@ -90,6 +94,7 @@ def open_corpus(run: RunConfig) -> Corpus:
 
 
 def _prepared(run: RunConfig) -> Corpus:
+    """Open the prepared directory that a run names; raises ValueError if it was prepared with other settings."""
     corpus = Corpus(run.data[0])
     if run.max_length not in (None, corpus.max_length):
         raise ValueError(
@@ -116,7 +121,14 @@ def _prepared(run: RunConfig) -> Corpus:
 
 
 def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
-    """The preset fitted to the tokenizer, or the given weights; initial weights are a function of the seed."""
+    """Make the model of a run: its preset, fitted to the tokenizer, with the weights to start from if it names some.
+
+    run: names the preset, the objective, the directories of weights, and changes to the preset.
+    corpus: gives the tokenizer and the length of the examples.
+    seed: new weights are a function of it.
+
+    Raises ValueError if weights do not fit the tokenizer or each other.
+    """
     torch.manual_seed(seed)
     tokenizer = corpus.tokenizer
     changes = {} if run.mask_prob is None else {"mask_prob": run.mask_prob}
@@ -130,26 +142,26 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     )
     if run.faithful:
         preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))
-    given: dict[str, Any] = {}
+    networks: dict[str, Any] = {}
     if run.init_generator is not None:
-        given["generator"] = _network(Generator, run.init_generator, dropout)
+        networks["generator"] = _network(Generator, run.init_generator, dropout)
     if run.init_discriminator is not None:
-        given["discriminator"] = _network(Discriminator, run.init_discriminator, dropout)
-    for name, network in given.items():
+        networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout)
+    for name, network in networks.items():
         _check_words(getattr(run, f"init_{name}"), network.config.vocab_size, tokenizer)
         preset = dataclasses.replace(preset, **{size: getattr(network.config, size) for size in OF_EMBEDDINGS})
     objective = OBJECTIVES[run.objective]
-    if leading := given.get(objective.leading):
+    if leading := networks.get(objective.leading):
         preset = dataclasses.replace(preset, **asdict(leading.config))
-    if len(given) == 2:
-        tables = [network.encoder.embeddings.word.weight for network in given.values()]
+    if len(networks) == 2:
+        tables = [network.encoder.embeddings.word.weight for network in networks.values()]
         if tables[0].shape == tables[1].shape and not torch.equal(*tables):
             say("note: the two networks come with different embeddings; the discriminator's are taken for both")
-    return objective(preset, **given)
+    return objective(preset, **networks)
 
 
 def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
-    """Hold the weights to start from against the tokenizer of the data.
+    """Check that the weights to start from belong to the tokenizer of the data.
 
     A word table may have more rows than the tokenizer has entries: published ones are filled up to a round number.
 
@@ -182,6 +194,6 @@ def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
 
 
 def _network(kind: type[Network], path: Path, dropout: dict[str, Any]) -> Network:
-    """The network of a Hugging Face directory, with this run's dropout where it names one."""
+    """Load a network from a Hugging Face directory, and change its dropout probabilities to `dropout`, if any."""
     config, tensors = read_network(path)
     return kind.from_tensors(dataclasses.replace(config, **dropout), tensors, str(path))

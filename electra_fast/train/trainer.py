@@ -1,4 +1,4 @@
-"""Pretrainer takes one optimiser step at a time; evaluate measures on held-out text."""
+"""Pretrainer: one optimiser step of pre-training at a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from electra_fast.train.settings import PretrainConfig
 
 
 class Pretrainer:
-    """Trains an Electra, or another Objective, one optimiser step a call.
+    """Trains an Electra, or another Objective, by one optimiser step a call.
 
-    Every random number is a function of (config.seed, step, row ids): a run resumed at a step goes on as it would have.
-    Forward and backward run in config.precision, through `working`; the model keeps its parameters' dtype, as do the
-    moments, and is what is saved. Who changes its parameters by hand calls optimizer.refresh(). Raises ValueError for
-    bfloat16 on the CPU.
+    Every random number (masks, samples, dropout) is a function of the seed, the step and the tokens' row ids, so a run
+    that is resumed at a step goes on as if it had never been stopped.
+
+    Forward and backward run in config.precision, through `self.working`, a copy of the model if its dtype is another.
+    `self.model` keeps its dtype, and is what is updated, evaluated and saved; after changing its parameters by hand
+    call `optimizer.refresh()`.
+
+    model: the networks and their objective, on the device to train on.
+    config: the optimiser's settings; the paper's for ELECTRA-Small by default.
+
+    Raises ValueError for bfloat16 on the CPU.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020, https://openreview.net/forum?id=r1xMH1BtvB, table 6.
     """
 
     def __init__(self, model: Objective, config: PretrainConfig | None = None) -> None:
@@ -34,20 +43,27 @@ class Pretrainer:
         device = next(model.parameters()).device
         self.seed = torch.full((1,), self.config.seed, dtype=torch.int64, device=device)
         self.non_finite = NonFinite(device, stop=self.config.non_finite == "stop")
-        self.read_every = 1 if device.type == "cpu" else 32  # steps between looks at it, each a wait for the device
+        self.read_every = 1 if device.type == "cpu" else 32  # steps between two looks, which wait for the device
 
     @property
     def skipped(self) -> int:
-        """Steps left out for a loss or gradient that was not finite."""
+        """How many steps changed nothing since their loss or a gradient was not finite."""
         return int(self.non_finite.count)
 
     def step(self, batch: Batch) -> StepMetrics:
-        """Forward, backward and update over the batch, in micro-batches of config.micro_batch_size sequences.
+        """Take one optimiser step: forward, backward and update.
 
-        The losses divide by the slots and tokens of the whole batch, so the split changes nothing but rounding. Raises
-        FloatingPointError where the loss or a gradient is not finite (or counts it, as config.non_finite says); no
-        parameter is changed then. On CUDA, where no step waits for its figures, that is up to `read_every` steps later;
-        nothing was changed by those either, and steps_done is that of the step named.
+        The batch passes through the networks in micro-batches of config.micro_batch_size sequences. Losses are divided
+        by the masked positions and tokens of the whole batch, so the split changes nothing but rounding.
+
+        batch: the sequences of the step, on any device.
+
+        Returns the step's figures, which are read from the device when they are asked for.
+
+        Raises FloatingPointError if the loss or a gradient is not finite and config.non_finite is "stop"; with "skip"
+        the step is counted instead. Either way no parameter is changed. On CUDA, where no step waits for its figures,
+        the error comes up to `read_every` steps later; those steps changed nothing either, and `steps_done` is again
+        the number of the step that failed.
         """
         at = torch.full_like(self.seed, self.steps_done)
         rate = self.learning_rate
@@ -61,14 +77,19 @@ class Pretrainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return learning_rate(self.config, self.steps_done, self.model.config.faithful)
 
     def work(self, batch: Batch, step: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of a step that the device does: nothing is read back, and where the batch is filled up (budget.py) no
-        shape depends on the data; what a CUDA graph captures.
+        """The device's part of a step, which a CUDA graph can capture: nothing is read back to the host, and no shape
+        depends on the data if the batch is filled up (see data/budget.py).
 
-        step (1,) int64, rate (1,) float32 -> losses (3,), gradients' norm (1,), scores (T,), is_replaced (T,).
+        batch: on the device.
+        step: (1,) int64, the step's number.
+        rate: (1,) float32, its learning rate.
+
+        Returns losses (3,) float32 (total, generator's, discriminator's), the gradients' norm (1,), the discriminator's
+        logits (T,) and is_replaced (T,) bool.
         """
         model = self.working.train()
         parts = batch.split(self.config.micro_batch_size or max(1, len(batch)))
@@ -89,13 +110,16 @@ class Pretrainer:
         return losses, norm, torch.cat(scores), torch.cat(labels)
 
     def advance(self) -> None:
-        """The step is taken; now and then, look whether all were finite."""
+        """Count the step, and every `read_every` steps check that all were finite."""
         self.steps_done += 1
         if self.steps_done % self.read_every == 0:
             self.check()
 
     def check(self) -> None:
-        """Raise FloatingPointError, once, if a step was not finite and config.non_finite is "stop"; waits for it."""
+        """Raise FloatingPointError if a step was not finite and config.non_finite is "stop"; waits for the device.
+
+        The error is raised once; `steps_done` goes back to the step that failed.
+        """
         config = self.config
         step, loss, norm = self.non_finite.first.tolist()
         if config.non_finite == "stop" and step >= 0:
@@ -108,14 +132,24 @@ class Pretrainer:
             )
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors a checkpoint needs: the model's and the optimiser's. Raises as `check` does."""
+        """The tensors of a checkpoint: {"model": ..., "optimizer": ...}, each by name. Raises as `check` does.
+
+        They are the tensors that are trained, not copies; those that both networks share stand once.
+        """
         self.check()
-        model = {name: p.detach() for name, p in self.model.named_parameters()}  # shared ones once
+        model = {name: p.detach() for name, p in self.model.named_parameters()}
         return {"model": model, "optimizer": self.optimizer.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], steps_done: int, skipped: int) -> None:
-        """Go on from a `state_dict` after so many steps. Raises ValueError where it is another model's."""
+        """Go on from a checkpoint.
+
+        state: what `state_dict` returned; it is copied.
+        steps_done: the steps that were taken before.
+        skipped: how many of them changed nothing.
+
+        Raises ValueError if names or shapes are another model's.
+        """
         own = dict(self.model.named_parameters())
         match({name: p.shape for name, p in own.items()}, state["model"], "the checkpoint")
         for name, p in own.items():

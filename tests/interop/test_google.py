@@ -1,5 +1,6 @@
 """Google's checkpoints, as TensorFlow wrote them: the logits they stand for, and every damage refused in a sentence."""
 
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 
 from electra_fast import Discriminator, Electra, ElectraConfig, Generator, PretrainConfig, Pretrainer
 from electra_fast.cli.main import main
+from electra_fast.interop import convert, google
 from electra_fast.interop.tensorflow import Bundle, _masked, crc32c
+from electra_fast.report import terminal
 from electra_fast.storage.atomic import staged_directory
 
 GOOGLE = Path(__file__).parent / "google"
@@ -86,6 +89,25 @@ def test_what_a_killed_run_left_is_neither_taken_nor_a_hindrance(tmp_path, monke
     assert main(["convert", str(source), str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["discriminator"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-out-1", "out", "theirs"]
+
+
+def test_large_files_have_a_bar(tmp_path, monkeypatch, capsys):
+    """It counts every byte that is read and every byte that is written; below 100 MB there is none."""
+    bars = []
+
+    def counted(total, label):
+        bars.append((label, total, terminal.progress_bar(total=total, desc=label, unit="B", file=io.StringIO())))
+        return bars[-1][2]
+
+    assert main(["convert", str(GOOGLE / "model.ckpt"), str(tmp_path / "quiet")]) == 0
+    assert capsys.readouterr().err == "" and terminal.LARGE == 100 << 20
+    monkeypatch.setattr(google, "bytes_bar", counted)
+    monkeypatch.setattr(convert, "bytes_bar", counted)
+    assert main(["convert", str(GOOGLE / "model.ckpt"), str(tmp_path / "out")]) == 0
+    assert [label for label, *_ in bars] == ["reading", "writing"]
+    assert all(total > 0 and bar.n == total for _, total, bar in bars)
+    written = sum(t.nbytes for path in (tmp_path / "out").rglob("*.safetensors") for t in load_file(path).values())
+    assert bars[1][1] == written
 
 
 def test_two_runs_of_one_out(tmp_path, capsys):

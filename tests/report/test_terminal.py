@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from electra_fast import Discriminator, NetworkConfig
+from electra_fast.cli.main import main
 from electra_fast.report.closing import closing_report, marked_sentence
 from electra_fast.report.terminal import Terminal, printable, progress_bar, say
 
@@ -106,3 +108,27 @@ def test_the_exit_status_is_the_works(where: str, tmp_path: Path) -> None:
 def test_equal_by_stream() -> None:
     one, other = io.StringIO(), io.StringIO()
     assert Terminal(one) == Terminal(one) != Terminal(other) and len({Terminal(one), Terminal(one)}) == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    ["\x1b[2J"], ["prepare", "\x1b[2J.txt", "--out", "new"], ["info", "--\x1b[2J", "1"], ["convert", "\x1b[2J", "new"],
+])  # fmt: skip
+def test_errors_of_the_command_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (1, 2)
+    said = capsys.readouterr().err
+    assert "\\x1b[2J" in said and "\x1b" not in said and "Traceback" not in said
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    Discriminator(NetworkConfig(vocab_size=20, num_hidden_layers=1)).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace("{", '{"directionality": "bidi",', 1))
+    code = "from electra_fast.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+    child = subprocess.run([sys.executable, "-c", code, "convert", config.parent, tmp_path / "out"], text=True,
+                           capture_output=True, check=True)  # fmt: skip
+    told = f"electra-fast: {config} has keys that are not known here and are ignored: 'directionality'"
+    assert child.stderr.splitlines() == [told]

@@ -16,6 +16,7 @@ import torch
 
 from electra_fast.storage import checkpoint
 from electra_fast.storage.checkpoint import CheckpointError
+from electra_fast.storage.digests import file_digest
 
 # a fork while torch's threads exist: the children touch small tensors only
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -329,7 +330,7 @@ def test_both_digests_and_no_older_one(run):
     path = run / "checkpoint-10"
     written = json.loads((path / "manifest.json").read_text())["files"]["state.json"]["sha256"]
     (path / "state.json").write_bytes((path / "state.json").read_bytes().replace(b"10", b"11"))
-    found = checkpoint._digest(path / "state.json")
+    found = file_digest(path / "state.json")
     with pytest.raises(CheckpointError) as refused:
         checkpoint.load(path)
     for part in [found[:12], written[:12], "no older checkpoint is left", str(run), "start anew in another directory"]:
