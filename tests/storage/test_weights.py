@@ -200,6 +200,7 @@ def write_json(directory, changes):
     values = json.loads((directory / "config.json").read_text()) | changes
     text = json.dumps({key: value for key, value in values.items() if value is not ...})
     (directory / "config.json").write_text(text)
+    (directory / "SHA256SUMS").unlink()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

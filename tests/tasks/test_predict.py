@@ -386,6 +386,7 @@ def test_odd_files_of_a_model(
         inner = isinstance(value, dict) and isinstance(values.get(key), dict) and name == "task.json"
         values[key] = values[key] | value if inner else value
     path.write_text(json.dumps(values))
+    (path.parent / "SHA256SUMS").unlink()
     if name == "config.json":
         (path.parent / "task.json").unlink()
     (tmp_path / "d.jsonl").write_text('{"text": "the cat", "label": "a"}\n')
