@@ -20,8 +20,8 @@ from racing.clock import Step
 from racing.race import Options, Race
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from electra_fast.data.embedded import embedded_documents
 from electra_fast.data.prepare import prepare
-from electra_fast.data.text import embedded_documents
 from electra_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 WORDS = 8192

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
 
 
 class Normalizer:
@@ -44,12 +44,23 @@ class _Forms(dict[int, str]):
         return form
 
 
-class NormalizedDocuments:
-    """Documents with their lines normalised, as often as they are read."""
+class TrainingText:
+    """Documents as a vocabulary is trained on them, as often as they are read: normalised, without overlong words.
 
-    def __init__(self, documents: Iterable[list[str]], normalize: Normalizer) -> None:
-        self._documents, self._normalize = documents, normalize
+    The trainer's time grows with the square of a word's length, and a word of more than `longest` characters is [UNK]
+    whatever the vocabulary holds.
+    """
+
+    def __init__(
+        self, documents: Iterable[list[str]], normalize: Normalizer, words: pre_tokenizers.PreTokenizer, longest: int
+    ) -> None:
+        self._documents, self._normalize, self._words, self._longest = documents, normalize, words, longest
 
     def __iter__(self) -> Iterator[list[str]]:
         for document in self._documents:
-            yield list(map(self._normalize, document))
+            yield [self._without_overlong_words(self._normalize(line)) for line in document]
+
+    def _without_overlong_words(self, line: str) -> str:
+        if len(line) <= self._longest or max(map(len, line.split()), default=0) <= self._longest:
+            return line
+        return " ".join(word for word, _ in self._words.pre_tokenize_str(line) if len(word) <= self._longest)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from electra_fast.data import text
 from electra_fast.data.builder import Builder, Chunk, Part
 from electra_fast.data.corpus import Corpus, CorpusWriter
+from electra_fast.data.embedded import embedded_documents
 from electra_fast.data.examples import MASK64, SHORTEST, mix64
 from electra_fast.data.shards import LONGEST, MANIFEST
 from electra_fast.data.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ def prepare(
 ) -> Corpus:
     """Make a corpus directory `out` of text files, and return its "train" split.
 
-    files: what `text.documents` reads; None: `text.embedded_documents`. vocab_size: of the vocabulary trained on the
+    files: what `text.documents` reads; None: `embedded_documents`. vocab_size: of the vocabulary trained on the
     text (30,522 by default, less where the text is too small for that), with lowercase and strip_accents as its rules
     (None: strip as it lower-cases); tokenizer: one to use in its stead. max_length: tokens of an example. packing:
     "pairs", Google's examples of two segments, or "plain", which drops nothing. heldout: the share of documents that
@@ -118,7 +119,7 @@ class _Source:
         self.counts = text.Counts()
         self._progress, self._label = progress, "vocabulary"
         self._files: list[Path] = [] if files is None else text.checked_files(files)
-        self._embedded = text.embedded_documents() if files is None else []
+        self._embedded = embedded_documents() if files is None else []
         self.size = sum(path.stat().st_size for path in self._files)  # bytes on disk
 
     def __iter__(self) -> Iterator[list[str]]:

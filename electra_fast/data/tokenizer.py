@@ -7,18 +7,23 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+<<<<<<< HEAD
 from electra_fast.data.normalizer import NormalizedDocuments, Normalizer
 from electra_fast.storage.digests import verify, write_files
+=======
+from electra_fast.data.normalizer import Normalizer, TrainingText
+>>>>>>> 1d5fdda (prepare reads any text in little memory: bombs of xz, jsonl and parquet, long lines, long words)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a vocabulary trained here
 LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
+CHARACTERS_AT_ONCE = 1 << 20  # that are counted
 SMALLEST, LARGEST = 32, 4_000_000  # entries of a vocabulary that can be asked for
 
 
@@ -112,7 +117,7 @@ class Tokenizer:
         if isinstance(documents, Iterator):
             raise ValueError("documents is an iterator, spent after one reading, and training reads twice; pass a list")
         library = _empty(lowercase, strip_accents)
-        normalized = NormalizedDocuments(documents, Normalizer(library.normalizer))
+        text = TrainingText(documents, Normalizer(library.normalizer), library.pre_tokenizer, LONGEST_WORD)
         alphabet, pinned = _alphabet(library, documents, (vocab_size - len(SPECIAL_TOKENS)) // 2)
         if not alphabet:
             raise ValueError("the text holds no words to train a vocabulary on; check the files")
@@ -127,7 +132,7 @@ class Tokenizer:
             show_progress=False,
         )
         library.normalizer = None  # done already
-        library.train_from_iterator(normalized, trainer)
+        library.train_from_iterator(text, trainer)
         ids = library.get_vocab()
         return cls(_wordpiece(sorted(ids, key=ids.__getitem__), lowercase, strip_accents))
 
@@ -220,10 +225,8 @@ def _alphabet(library: tokenizers.Tokenizer, documents: Iterable[list[str]], mos
     and English does not spend its vocabulary on scattered foreign letters; never more than `most` entries.
     """
     raw = np.zeros(sys.maxunicode + 1, np.int64)  # by code point
-    rest = iter(chain.from_iterable(documents))
-    while lines := list(islice(rest, 10_000)):
-        codes = np.frombuffer("".join(lines).encode("utf-32-le"), np.uint32)
-        raw += np.bincount(codes, minlength=len(raw))
+    for text in _batches(documents):
+        raw += np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32), minlength=len(raw))
     counts: Counter[str] = Counter()
     for code in raw.nonzero()[0].tolist():
         for part in library.normalizer.normalize_str(chr(code)).strip():
@@ -240,6 +243,20 @@ def _alphabet(library: tokenizers.Tokenizer, documents: Iterable[list[str]], mos
         alphabet.append(character)
         continuing += [f"##{character}"] if glued else []
     return sorted(alphabet), sorted(alphabet) + sorted(continuing)
+
+
+def _batches(documents: Iterable[list[str]]) -> Iterator[str]:
+    """The text in strings of about CHARACTERS_AT_ONCE characters."""
+    lines: list[str] = []
+    size = 0
+    for line in chain.from_iterable(documents):
+        for start in range(0, len(line), CHARACTERS_AT_ONCE):
+            lines.append(line[start : start + CHARACTERS_AT_ONCE])
+            size += len(lines[-1])
+            if size >= CHARACTERS_AT_ONCE:
+                yield "".join(lines)
+                lines, size = [], 0
+    yield "".join(lines)
 
 
 def _continues_words(library: tokenizers.Tokenizer, character: str) -> bool:

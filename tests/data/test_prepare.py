@@ -113,7 +113,7 @@ def test_table_and_bar(book, tmp_path, capsys):
 
 
 def test_without_files_python_s_own_text_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "embedded_documents", lambda: [["some words", "more words"], ["other words"]])
+    monkeypatch.setattr(module, "embedded_documents", lambda: [["some words", "more words"], ["other words"]])
     corpus = prepare(None, tmp_path / "c", vocab_size=100, **QUIET)
     assert corpus.splits == {"train": 1, "heldout": 1}
     counts = corpus.manifest["text"]

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from electra_fast.data.normalizer import Normalizer, TrainingText
 from electra_fast.data.text import documents
-from electra_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from electra_fast.data.tokenizer import LONGEST_WORD, SPECIAL_TOKENS, Tokenizer
 
 DATA = Path(os.environ.get("ELECTRA_FAST_DATA", Path(__file__).parents[3] / "shared/data"))
 SAMPLES = {
@@ -73,6 +74,16 @@ def test_ids_are_those_of_the_librarys_own_normaliser(lowercase, strip_accents):
     assert not wrong
     expected = tokenizer._tokenizer.encode_batch(lines, add_special_tokens=False)
     assert tokenizer.encode(lines) == [line.ids for line in expected]
+
+
+def test_overlong_words_are_left_out_of_training():
+    """The trainer's time grows with the square of a word's length: 300,000 characters took minutes. They are [UNK]."""
+    library = Tokenizer.train([["a b"] * 3], 64)._tokenizer
+    lines = ["Aa " + "b" * 201 + " c,", "é" * 200, "x" * 201 + "-ok." + "y" * 200]
+    text = TrainingText([lines], Normalizer(library.normalizer), library.pre_tokenizer, LONGEST_WORD)
+    assert list(text) == [["aa c ,", "e" * 200, "- ok . " + "y" * 200]]
+    words = [["some words"] * 9, ["z" * 300_000, "zz"]]
+    assert Tokenizer.train(words, 64).encode(["zz", "z" * 201])[1] == [1]
 
 
 def test_an_added_token_that_is_found_in_the_text_stays_found(tmp_path):

@@ -1,0 +1,98 @@
+"""prepare under a limit of its address space: bombs are read in little memory, or refused in a sentence."""
+
+import lzma
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOM = 128  # MB for what is read and made; the bombs below hold more, or stand for more
+
+CODE = f"""
+import resource, sys
+from pathlib import Path
+import pyarrow.parquet
+from electra_fast.data.prepare import prepare
+from electra_fast.data.text import documents
+path, out = sys.argv[1:]
+Path(out, "few.txt").write_text("a few words\\n\\n" * 9)
+prepare(out + "/few.txt", out + "/few", vocab_size=100, processes=1, progress=False)  # starts the threads
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ({ROOM} << 20),) * 2)
+try:
+    if path.endswith(".parquet"):
+        print(sum(len(line) for document, _ in zip(documents(path), range(100)) for line in document))
+    else:
+        corpus = prepare(path, out + "/c", vocab_size=100, processes=1, progress=False)
+        print(corpus.manifest["text"]["bytes"])
+except ValueError as error:
+    print(error)
+"""
+
+
+def zeros(root: Path) -> Path:
+    """6 kB that unpack to 20 MB of NUL characters."""
+    path = root / "zeros.txt.xz"
+    path.write_bytes(lzma.compress(b"some words\n\n" * 20 + bytes(20_000_000)))
+    return path
+
+
+def long_lines(root: Path) -> Path:
+    """3,000 lines of 4 kB; most of each is one word."""
+    path = root / "long.txt"
+    path.write_bytes(b"some words\n\n" * 20 + (b"a word " + b"x" * 4000 + b"\n") * 3000)
+    return path
+
+
+def brackets(root: Path) -> Path:
+    """A record that would be ten million lists."""
+    path = root / "brackets.jsonl.xz"
+    path.write_bytes(lzma.compress(b"[" + b"[]," * 10_000_000 + b"]"))
+    return path
+
+
+def dictionary(root: Path) -> Path:
+    """2 kB of parquet in which 256 rows refer to one string of 8 MB."""
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 256, pyarrow.int32()), ["word " * (8 << 18)])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), root / "a.parquet", compression="zstd")
+    return root / "a.parquet"
+
+
+def xz_dictionary(root: Path) -> Path:
+    """An archive whose header asks for a dictionary of 1 GiB."""
+    content = bytearray(lzma.compress(b"text"))
+    assert content[14:16] == b"\x21\x01"  # the filter LZMA2, with one byte of properties: the dictionary's size
+    content[16] = 36
+    content[20:24] = zlib.crc32(content[12:20]).to_bytes(4, "little")
+    (root / "a.txt.xz").write_bytes(content)
+    return root / "a.txt.xz"
+
+
+@pytest.mark.parametrize(
+    ("bomb", "said"),
+    [
+        (zeros, "20000240"),
+        (long_lines, "12024240"),
+        (brackets, "brackets.jsonl.xz, line 1 is longer than 16 MB; cut it into several records"),
+        (dictionary, "32767500\n"),  # characters of a hundred pieces, each of five lines of 64 kB
+        (xz_dictionary, "a.txt.xz is a damaged .xz archive (Memory usage limit exceeded)"),
+    ],
+)
+def test_bomb(bomb: Callable[[Path], Path], said: str, light: Path, tmp_path: Path) -> None:
+    if bomb is dictionary:
+        pytest.importorskip("pyarrow")
+    path = bomb(tmp_path)
+    # Fewer arenas of memory, which take up the address space and not the memory itself.
+    small = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    environment = {**os.environ, **small, "PYTHONPATH": os.pathsep.join([str(light), *sys.path])}
+    command = [sys.executable, "-c", CODE, str(path), str(tmp_path)]
+    run = subprocess.run(command, cwd=light, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert said in run.stdout
