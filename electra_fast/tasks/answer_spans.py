@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from electra_fast.tasks.batch import TaskBatch
 from electra_fast.tasks.examples import Question
 from electra_fast.tasks.features import Feature
-from electra_fast.tasks.heads import NEVER, TaskBatch
+from electra_fast.tasks.heads import NEVER
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.settings import FinetuneConfig
 

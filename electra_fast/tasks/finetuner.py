@@ -12,7 +12,8 @@ import torch
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.report.log import Log
 from electra_fast.report.terminal import progress_bar, say
-from electra_fast.tasks.features import Feature, Featurizer, collate
+from electra_fast.tasks.batch import collate
+from electra_fast.tasks.features import Feature, Featurizer
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.settings import FinetuneConfig
 from electra_fast.train.optimizer import AdamW, working_copy

@@ -20,9 +20,10 @@ from electra_fast.storage.atomic import read_json
 from electra_fast.storage.digests import verify, write_files
 from electra_fast.storage.names import from_huggingface, to_huggingface
 from electra_fast.storage.network import match, read_network, write_network
+from electra_fast.tasks.batch import TaskBatch
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import check_kind
-from electra_fast.tasks.heads import Dropout, TaskBatch, make_head
+from electra_fast.tasks.heads import Dropout, make_head
 from electra_fast.tasks.settings import FinetuneConfig
 
 if TYPE_CHECKING:

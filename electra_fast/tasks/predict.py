@@ -13,9 +13,10 @@ from torch import Tensor
 
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.tasks.answer_spans import best_answers
+from electra_fast.tasks.batch import TaskBatch, bucketed, collate
 from electra_fast.tasks.examples import Question, Refused
-from electra_fast.tasks.features import Feature, Featurizer, bucketed, collate
-from electra_fast.tasks.heads import Dropout, TaskBatch, wide
+from electra_fast.tasks.features import Feature, Featurizer
+from electra_fast.tasks.heads import Dropout, wide
 from electra_fast.tasks.model import Task, TaskModel
 
 Advance = Callable[[int], None]  # is called with the number of sequences that are done

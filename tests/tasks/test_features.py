@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.tasks.batch import bucketed, collate
 from electra_fast.tasks.examples import Example, Question, Sentence
-from electra_fast.tasks.features import Featurizer, answer_tokens, bucketed, collate, most_context, truncate, windows
+from electra_fast.tasks.features import Featurizer, answer_tokens
 from electra_fast.tasks.settings import FinetuneConfig
+from electra_fast.tasks.windows import most_context, truncate, word_windows
 
 TEXT = "Émile saw the cats' 12 small houses, unbelievably near the river; nobody knew why they had been built there."
 
@@ -84,7 +86,7 @@ def test_windows_count_every_word_once_in_the_middle() -> None:
             starts.append(starts[-1] + dice.randint(1, min(4, room)))
         words = len(starts) - 1
         counted: list[int] = []
-        for first, last, begin, end in windows(starts, room, stride):
+        for first, last, begin, end in word_windows(starts, room, stride):
             assert first <= begin < end <= last and starts[last] - starts[first] <= room
             counted += range(begin, end)
         assert counted == list(range(words))

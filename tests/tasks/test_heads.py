@@ -12,7 +12,8 @@ from electra_fast.config import NetworkConfig
 from electra_fast.data.batch import Batch
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
-from electra_fast.tasks.heads import NEVER, Dropout, JointAnswerHead, TaskBatch, make_head
+from electra_fast.tasks.batch import TaskBatch
+from electra_fast.tasks.heads import NEVER, Dropout, JointAnswerHead, make_head
 from electra_fast.tasks.model import Task, TaskModel
 from electra_fast.tasks.settings import FinetuneConfig
 

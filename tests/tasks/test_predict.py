@@ -16,10 +16,11 @@ from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
 from electra_fast.tasks.answer_spans import best_span
 from electra_fast.tasks.answers import read_answers
+from electra_fast.tasks.batch import collate
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.evaluate import evaluate, fitted
 from electra_fast.tasks.examples import Dataset, Example, Question, Sentence
-from electra_fast.tasks.features import Feature, Featurizer, collate
+from electra_fast.tasks.features import Feature, Featurizer
 from electra_fast.tasks.model import Task, TaskModel
 from electra_fast.tasks.predict import predict, predict_stream, unlabelled
 from electra_fast.tasks.scores import classification_scores
