@@ -18,7 +18,7 @@ from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.device import chosen_device
 from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
-from electra_fast.report.terminal import progress_bar, say
+from electra_fast.report.terminal import printable, progress_bar, say
 from electra_fast.storage.atomic import write_file
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.evaluate import evaluate
@@ -59,7 +59,7 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     device = chosen_device(run.device)
     train, dev = _datasets(run)
     load_encoder(run.model, run.random_init)  # what is wrong with it is said before OUT is made
-    asked = {
+    request = {
         "task": train.kind,
         "model": _sha256(run.model / "model.safetensors"),
         "tokenizer": Tokenizer.load(run.model).sha256,
@@ -68,7 +68,7 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
         "dev": _examples_sha256(dev),
         "settings": asdict(config),
     }
-    with exit_on_signals(), Output(run.out, asked, run.resume) as output:
+    with exit_on_signals(), Output(run.out, request, run.resume) as output:
         return _Finetuning(run, config, train, dev, device, output, callback).go()
 
 
@@ -178,7 +178,7 @@ class _Finetuning:
         write_predictions(folder, self.dev, predictions.values, predictions.null_odds or None)
 
     def _write_errors(self, predictions: Predictions) -> None:
-        write_file(self.output.path / "errors.txt", [errors(self.dev, predictions.values).encode()])
+        write_file(self.output.path / "errors.txt", [printable(errors(self.dev, predictions.values)).encode()])
 
     def _plot(self) -> None:
         plot_finetuning(read_log(self.output.path / METRICS), self.primary, self.output.path / "curves.png")

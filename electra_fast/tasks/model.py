@@ -46,13 +46,21 @@ PROBLEM_TYPES = {  # transformers' names for what ElectraForSequenceClassificati
 
 @dataclass(frozen=True)
 class Task:
-    """What a model was fine-tuned for."""
+    """What a model was fine-tuned for.
+
+    Attributes:
+        kind: one of examples.KINDS.
+        benchmark: a key of BENCHMARKS, or None.
+        labels: classes, labels or tags, in the order of the logits. Empty for regression and qa.
+        scale: predicted numbers are this times the head's. regression only.
+        null_threshold: a question has no answer if its null odds are above this. SQuAD v2.0 only.
+    """
 
     kind: str
     benchmark: str | None
     labels: tuple[str, ...]
-    scale: float = 1.0  # numbers are this times the head's
-    null_threshold: float = 0.0  # of qa with impossible questions: odds above it mean no answer
+    scale: float = 1.0
+    null_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,9 +72,16 @@ class Task:
 
 
 class TaskModel(nn.Module):
-    """An encoder, of a network that was pre-trained, and the head of a task, which is not."""
+    """A pre-trained encoder and the head of a task.
+
+    Attributes:
+        config: of the encoder.
+        task: what it is fine-tuned for.
+        settings: of the fine-tuning.
+    """
 
     def __init__(self, encoder: Encoder, task: Task, settings: FinetuneConfig) -> None:
+        """The head is new: its weights are drawn from torch's generator."""
         super().__init__()
         self.config, self.task, self.settings = encoder.config, task, settings
         self.encoder = encoder
@@ -75,25 +90,36 @@ class TaskModel(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """Tokens of a sequence, at most."""
+        """Tokens of a sequence, at most: the settings', else 128 (512 for qa) or the positions the model has."""
         usual = 512 if self.task.kind == "qa" else 128
         return self.settings.max_length or min(usual, self.config.max_position_embeddings)
 
-    def hidden(self, asked: TaskBatch, seed: Tensor, step: Tensor) -> Tensor:
-        """(T, D)"""
-        batch = asked.batch
-        return self.encoder(batch, batch.input_ids, seed, step, DISCRIMINATOR)
+    def hidden(self, batch: TaskBatch, seed: Tensor, step: Tensor) -> Tensor:
+        """The encoder's hidden rows.
 
-    def losses(self, asked: TaskBatch, seed: Tensor, step: Tensor) -> Tensor:
-        """One for each sequence, word or number asked for; dropout, in training, is keyed by (seed, step)."""
+        seed, step: (1,) int64, which key dropout in training. Returns (T, D) for T packed tokens.
+        """
+        return self.encoder(batch.batch, batch.batch.input_ids, seed, step, DISCRIMINATOR)
+
+    def losses(self, batch: TaskBatch, seed: Tensor, step: Tensor) -> Tensor:
+        """The loss of each sequence, or of each word for tagging.
+
+        seed, step: (1,) int64, which key dropout in training. Returns (W,), or (N,) for qa.
+        """
         p = self.config.hidden_dropout_prob if self.training else 0.0
-        return self.head.losses(self.hidden(asked, seed, step), asked, Dropout(p, derive_seeds(seed, step, HEAD, 2)))
+        return self.head.losses(self.hidden(batch, seed, step), batch, Dropout(p, derive_seeds(seed, step, HEAD, 2)))
 
     @classmethod
     def load(cls, path: Path) -> tuple[Self, Tokenizer]:
-        """What `save` wrote, or what transformers did: a classification, token or question-answering model.
+        """Reads a model and its tokenizer from a directory.
 
-        Raises ValueError with what does not fit.
+        path: what `save` wrote, or what transformers saved of an ElectraForSequenceClassification,
+        ElectraForTokenClassification or ElectraForQuestionAnswering.
+
+        Returns: (the model in evaluation mode on the CPU, its tokenizer).
+
+        Raises:
+            ValueError: a file is missing or damaged, or the files do not fit each other; the message names them.
         """
         config, tensors = read_network(path)
         tokenizer = fitting_tokenizer(path, config)
@@ -105,14 +131,17 @@ class TaskModel(nn.Module):
             task, settings = _task_of(path, values), FinetuneConfig(head="huggingface")
         model = cls(Encoder(config), task, settings)
         names = _head_names(task.kind, settings.head)
-        found = _renamed(from_huggingface(tensors), {theirs: ours for ours, theirs in names.items()})
+        ours = _renamed(from_huggingface(tensors), {theirs: own for own, theirs in names.items()})
         shapes = {name: t.shape for name, t in _renamed(to_huggingface(model.state_dict()), names).items()}
-        match(shapes, _renamed(to_huggingface(found), names), str(path))
-        model.load_state_dict(found)
+        match(shapes, _renamed(to_huggingface(ours), names), str(path))
+        model.load_state_dict(ours)
         return model.eval(), tokenizer
 
     def save(self, path: Path, tokenizer: Tokenizer) -> None:
-        """To a directory: config.json, model.safetensors, task.json and the tokenizer's files."""
+        """Writes config.json, model.safetensors, task.json and the tokenizer's files to a directory.
+
+        transformers' class loads it if the head is "huggingface"; its encoder is loaded in any case.
+        """
         task, settings = self.task, self.settings
         labels = task.labels or (("LABEL_0",) if task.kind == "regression" else ())
         more: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
@@ -124,17 +153,21 @@ class TaskModel(nn.Module):
         self.save_task(path)
 
     def save_task(self, path: Path) -> None:
-        """Writes task.json to a directory, as `save` does: the task with its threshold, and the settings."""
+        """Writes task.json alone: the task, whose threshold may have changed since `save`, and the settings."""
         values = {"task": asdict(self.task), "settings": asdict(self.settings)}
         write_files(path, {"task.json": json.dumps(values, indent=2).encode() + b"\n"})
 
 
 def load_encoder(path: Path, random_init: bool = False) -> tuple[Encoder, Tokenizer]:
-    """The encoder and the tokenizer of a Hugging Face directory, whatever head stands on it.
+    """Reads the encoder and the tokenizer of a Hugging Face directory, and leaves its head.
 
-    A generator's (ElectraForMaskedLM), a discriminator's, a bare ElectraModel's or a fine-tuned one's. random_init:
-    only its sizes and tokenizer, the weights drawn anew from torch's generator. Raises ValueError with what does not
-    fit.
+    Args:
+        path: a directory of ElectraForMaskedLM (a generator), ElectraForPreTraining (a discriminator), ElectraModel or
+            a fine-tuned model.
+        random_init: take its sizes and tokenizer alone, and draw the weights from torch's generator.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the files do not fit each other; the message names them.
     """
     config, tensors = read_network(path)
     tokenizer = fitting_tokenizer(path, config)
@@ -144,21 +177,23 @@ def load_encoder(path: Path, random_init: bool = False) -> tuple[Encoder, Tokeni
         return encoder, tokenizer
     if not any(name.startswith("electra.") for name in tensors):
         tensors = {f"electra.{name}": t for name, t in tensors.items()}
-    tensors = from_huggingface(tensors)
-    found = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
+    saved = {name: t for name, t in from_huggingface(tensors).items() if name.startswith("encoder.")}
     own = {f"encoder.{name}": t for name, t in encoder.state_dict().items()}
-    match({name: t.shape for name, t in to_huggingface(own).items()}, to_huggingface(found), str(path))
-    encoder.load_state_dict({name.removeprefix("encoder."): t for name, t in found.items()})
+    match({name: t.shape for name, t in to_huggingface(own).items()}, to_huggingface(saved), str(path))
+    encoder.load_state_dict({name.removeprefix("encoder."): t for name, t in saved.items()})
     return encoder, tokenizer
 
 
 def fitting_tokenizer(path: Path, config: NetworkConfig) -> Tokenizer:
-    """The tokenizer in the directory. Raises ValueError where it has ids that the model lacks."""
+    """Reads the tokenizer of a model. Raises ValueError if it has ids that the model has no embedding for.
+
+    A model may have more embeddings than its tokenizer has ids: many are padded to a round number.
+    """
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{path} has a tokenizer of {tokenizer.vocab_size} entries and a model of {config.vocab_size}; put the "
-            f"tokenizer there that the model was trained with"
+            "tokenizer there that the model was trained with"
         )
     return tokenizer
 
@@ -170,7 +205,7 @@ def _read_task(path: Path) -> tuple[Task, FinetuneConfig]:
         task = Task(**values["task"])
         return dataclasses.replace(task, labels=tuple(task.labels)), FinetuneConfig(**values["settings"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; it is not as finetune wrote it: fine-tune again") from None
+        raise ValueError(f"{path}: {error}; finetune did not write it so: restore it, or fine-tune again") from None
 
 
 def _check_names(path: Path, values: dict[str, Any]) -> None:
@@ -183,13 +218,14 @@ def _check_names(path: Path, values: dict[str, Any]) -> None:
 
 
 def _task_of(path: Path, values: dict[str, Any]) -> Task:
-    """From what transformers writes into config.json."""
-    found = (values.get("architectures") or [None])[0]
-    kind = next((kind for kind, name in ARCHITECTURES.items() if name == found), None)
+    """The task of a model of transformers, from its config.json."""
+    architecture = (values.get("architectures") or [None])[0]
+    kind = next((kind for kind, name in ARCHITECTURES.items() if name == architecture), None)
     if kind is None:
         raise ValueError(
-            f"{path} holds {found}; a fine-tuned model is wanted: {', '.join(sorted(set(ARCHITECTURES.values())))}. "
-            f"Fine-tune this one first: electra-fast finetune --model {path}"
+            f"{path} holds {architecture}; a fine-tuned model is wanted: "
+            f"{', '.join(sorted(set(ARCHITECTURES.values())))}. Fine-tune this one first: electra-fast finetune "
+            f"--model {path}"
         )
     named = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     labels = tuple(str(named[key]) for key in sorted(named, key=int))
@@ -201,6 +237,7 @@ def _task_of(path: Path, values: dict[str, Any]) -> Task:
 
 
 def _head_names(kind: str, style: str) -> dict[str, str]:
+    """Our names of the head's layers -> transformers'."""
     if kind == "qa":
         return {"head.out": "qa_outputs"} if style == "huggingface" else {}
     if style == "huggingface" and kind != "tagging":
@@ -209,8 +246,9 @@ def _head_names(kind: str, style: str) -> dict[str, str]:
 
 
 def _renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    found = {}
+    """The tensors, with the layers in `names` (old -> new) renamed."""
+    renamed = {}
     for name, tensor in tensors.items():
-        stem, _, kind = name.rpartition(".")
-        found[f"{names[stem]}.{kind}" if stem in names else name] = tensor
-    return found
+        layer, _, parameter = name.rpartition(".")
+        renamed[f"{names[layer]}.{parameter}" if layer in names else name] = tensor
+    return renamed

@@ -40,15 +40,16 @@ LARGEST = 1 << 26  # bytes of run.json or results.json
 
 
 class Output:
-    """`with Output(path, asked, resume) as output:` holds OUT for one run.
+    """`with Output(path, request, resume) as output:` holds OUT for one run.
 
     Where the block raises, OUT is removed if no seed was trained and the run began here; else a line on stderr says
     what OUT holds.
     """
 
-    def __init__(self, path: Path, asked: dict[str, Any], resume: bool) -> None:
-        """path: OUT. asked: JSON values that a resumed run must have in common with the first. resume: as `check`."""
-        self.path, self.asked, self.resume = path, asked, resume
+    def __init__(self, path: Path, request: dict[str, Any], resume: bool) -> None:
+        """path: OUT. request: what was asked for, as JSON
+        values; a resumed run must have the same. resume: as `check`."""
+        self.path, self.request, self.resume = path, request, resume
         self.scores: dict[int, dict[str, float]] = {}  # of the seeds that are measured
 
     @staticmethod
@@ -98,8 +99,8 @@ class Output:
     def _open(self) -> None:
         self._clear()
         if not (self.path / RUN).exists():
-            write_file(self.path / RUN, [_json(self.asked)])
-        elif lines := differences(read_json(self.path / RUN, LARGEST), self.asked):
+            write_file(self.path / RUN, [_json(self.request)])
+        elif lines := differences(read_json(self.path / RUN, LARGEST), self.request):
             raise ValueError(
                 f"{self.path} was begun with other settings than these:\n  "
                 + "\n  ".join(lines)

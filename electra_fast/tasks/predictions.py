@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -106,8 +107,12 @@ def check_predictions_path(path: str | Path, dataset: Dataset, labels: Iterable[
         ValueError: the ending is not one of the kind's, or the format cannot hold a word, tag, class or id, such as a
             word with a space in .txt.
         FileNotFoundError: the directory of path does not exist.
+        PermissionError: nothing may be written to it.
     """
     path, kind = Path(path), dataset.kind
+    folder = path if path.is_dir() else path.parent
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not writable; name another place for the predictions, or change its mode")
     if path.is_dir():
         return
     if path.suffix not in ENDINGS[kind]:

@@ -244,6 +244,35 @@ def test_random_init_keeps_sizes_and_tokenizer_but_no_weight(world: Path) -> Non
     assert all(torch.equal(a, b) for a, b in zip(drawn.parameters(), again.parameters(), strict=True))
 
 
+def test_more_embeddings_than_the_tokenizer_has_ids(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many published models have their vocabulary padded to a round number."""
+    given, tokenizer = load_encoder(world / "model")
+    padded = Discriminator(dataclasses.replace(given.config, vocab_size=256))
+    weights = given.state_dict()
+    table = padded.encoder.state_dict()["embeddings.word.weight"]
+    table[: tokenizer.vocab_size] = weights["embeddings.word.weight"]
+    padded.encoder.load_state_dict({**weights, "embeddings.word.weight": table})
+    padded.save_pretrained(tmp_path / "padded")
+    tokenizer.save(tmp_path / "padded")
+    assert tokenizer.vocab_size < 256
+    run = run_for(world, tmp_path / "out", model=tmp_path / "padded")
+    assert finetune(run, dataclasses.replace(FAST, epochs=12))["median"] == 1.0
+    model, _ = TaskModel.load(run.out / "model")
+    assert model.config.vocab_size == 256
+    assert main(["evaluate", "--model", str(run.out / "model"), "--data", str(run.dev)]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+
+
+def test_errors_hold_no_terminal_escape(world: Path, tmp_path: Path) -> None:
+    rows = [{"text": "a \x1b[2J \x9b2J film", "label": label} for label in "01"]  # one of them is predicted wrong
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finetune(run_for(world, tmp_path / "out", dev=tmp_path / "d.jsonl"), FAST)
+    text = (tmp_path / "out" / "errors.txt").read_text()
+    assert "\x1b" not in text and "\x9b" not in text and r"a \x1b[2J \x9b2J film" in text
+
+
 def test_any_electra_lends_its_encoder(world: Path, tmp_path: Path) -> None:
     import transformers
 

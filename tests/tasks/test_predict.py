@@ -333,6 +333,25 @@ def test_files_are_read_as_the_options_say(
     assert "tags such as a mark no spans by BIO" in capsys.readouterr().err
 
 
+def test_a_bad_line_of_stdin_has_a_row_of_its_own(
+    saved: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = b"the cat\n\x9b2J\nthe\tcat\tsat\nsaw \xc2\x9b2J dogs\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert main(["predict", "--model", str(saved["classification"]), "--at-once", "1"]) == 0
+    out = capsys.readouterr().out
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3"] and "label" in rows[0] and "label" in rows[3]
+    assert rows[1] == {"id": "1", "error": "stdin, line 2 holds the byte 0x9b, which is no UTF-8; convert the file, "
+                       "such as with iconv -f LATIN1 -t UTF-8"}  # fmt: skip
+    assert set(rows[2]) == {"id", "error"} and "stdin, line 3 has 3 texts; one text, or two" in rows[2]["error"]
+    assert "\x9b" not in out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO('{"words": ["saw", "\x9b2J"]}'.encode())))
+    assert main(["predict", "--model", str(saved["tagging"])]) == 0
+    out = capsys.readouterr().out
+    assert "\x9b" not in out and json.loads(out)["words"] == ["saw", "\x9b2J"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -359,7 +378,7 @@ def test_mistakes(
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("task.json", {"task": []}, "task.json: .*it is not as finetune wrote it"),
+        ("task.json", {"task": []}, "task.json: .*finetune did not write it so"),
         ("task.json", {"task": {"kind": "sorting"}}, "task.json: the kind of task is 'sorting'"),
         ("task.json", {"task": {"kind": ["qa"]}}, "task.json: kind is .'qa'., a list; it must be"),
         ("task.json", {"task": {"labels": [["a"], ["b"], {}]}}, "task.json: labels must be a list of strings"),

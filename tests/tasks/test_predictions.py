@@ -104,6 +104,14 @@ def test_sets_of_labels_are_lists_or_have_a_bar_between_them(tmp_path):
         check_predictions_path(tmp_path / "p.tsv", dataset)
 
 
+def test_a_directory_that_is_not_writable_is_refused_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    dataset = Dataset("qa", "squad1", [], [])
+    for path in (tmp_path, tmp_path / "p.json"):
+        with pytest.raises(PermissionError, match="is not writable; name another place for the predictions"):
+            check_predictions_path(path, dataset)
+
+
 def test_a_full_disk_between_two_files_names_the_first(tmp_path, monkeypatch):
     def full(path, pieces):
         if "null_odds" in path.name:
