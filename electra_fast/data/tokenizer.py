@@ -14,12 +14,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-<<<<<<< HEAD
-from electra_fast.data.normalizer import NormalizedDocuments, Normalizer
-from electra_fast.storage.digests import verify, write_files
-=======
 from electra_fast.data.normalizer import Normalizer, TrainingText
->>>>>>> 1d5fdda (prepare reads any text in little memory: bombs of xz, jsonl and parquet, long lines, long words)
+from electra_fast.storage.digests import verify, write_files
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a vocabulary trained here
 LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
