@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from electra_fast.data.text import PACKED
+from electra_fast.data.packed import PACKED
 
 LONGEST_LINE = 1 << 26  # bytes
 LARGEST_JSON = 1 << 30  # bytes of a .json file, unpacked: it is parsed whole

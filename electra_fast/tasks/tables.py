@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from electra_fast.data.text import PACKED
+from electra_fast.data.packed import PACKED
 from electra_fast.tasks.files import (
     LONGEST_LINE,
     Malformed,
