@@ -101,7 +101,7 @@ def test_text_with_tabs(tmp_path: Path) -> None:
             '{"text": "b", "label": ' + "[" * 900 + "]" * 900 + "}",
             "a.jsonl, line 3 is no JSON .maximum recursion",
         ),
-        ("a.jsonl", '{"text": "b", "label": {"x": 1}}', "a.jsonl, line 3 has a dict in 'label'"),
+        ("a.jsonl", '{"text": "b", "label": {"x": 1}}', "a.jsonl, line 3 has an object in 'label'"),
     ],
 )
 def test_a_malformed_line_is_left_out_and_told(tmp_path: Path, file: str, line: str, message: str) -> None:
