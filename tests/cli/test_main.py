@@ -70,7 +70,7 @@ HELP = "(see electra-fast {} --help)"
         ("finetune --task qa", "electra-fast finetune: --model, --train, --dev and --out are missing"),
         (
             f"{FINETUNE} --task sorting",
-            "--task is sorting; allowed: classification, regression, tagging, qa",
+            "--task is sorting; allowed: classification, multilabel, regression, tagging, qa",
         ),
         ("finetune --trian t", "electra-fast finetune: --trian is not an option; did you mean --train?"),
         (
