@@ -31,12 +31,10 @@ __all__ = [
     "NetworkConfig",
     "PretrainConfig",
     "Pretrainer",
-    "accelerate",
     "evaluate",
     "info",
     "ops",
-    "register_attention",
-]
+]  # without accelerate and register_attention: `import *` would load transformers with them
 _MODULES = {
     "Batch": "data.batch",
     "Discriminator": "model.networks",
@@ -65,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "accelerate", "register_attention"])

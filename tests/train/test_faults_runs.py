@@ -403,7 +403,7 @@ assert main(["info"]) == 0"""
     child = process(world.train(), hide, env=environment)
     out, err = child.communicate()
     assert child.returncode == 0, err
-    assert err.count("Warning: electra_fast runs its slower reference on the CPU; the C++ core is not built") == 1
+    assert err.count("electra_fast runs its slower reference on the CPU; the C++ core is not built") == 1
     found = json.JSONDecoder().raw_decode(out)[0]
     assert found["core"].startswith("none: the C++ core is not built: install a C++17 compiler")
     assert all("the C++ core is not built" in found["ops"][name]["cpu"] for name in ("masking", "corrupt"))
@@ -417,7 +417,7 @@ def unknown_isa(world, monkeypatch, capsys) -> None:
         pytest.skip(why)
     child = process(["info"], env=os.environ | {"ELECTRA_FAST_ISA": "nonsense"})
     out, err = child.communicate()
-    assert child.returncode == 1 and not out and err.count("Traceback") == 1, err  # the import's, not a chain
+    assert child.returncode == 1 and not out and "Traceback" not in err, err
     for part in ("ELECTRA_FAST_ISA is 'nonsense'; this build on this CPU has base", "set it to one of these, or unset"):
         assert part in err.splitlines()[-1], err
 
