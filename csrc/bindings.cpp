@@ -1,12 +1,15 @@
 // Python's view of the core: the ops of the best instruction set at the top, those of each in a submodule of its name.
 //
-// Addresses arrive as integers; electra_fast/ops checks devices, dtypes, shapes and strides before it passes them.
+// electra_fast/ops checks devices, dtypes, shapes and strides before it calls an op.
 #include <pthread.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <new>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "ops.h"
@@ -49,34 +52,101 @@ static Isa choose(const std::vector<Isa>& isas) {
 // After fork() the child has OpenMP's state but not its threads, and would wait for them for ever.
 static bool forked = false;
 
-template <class T>
-struct Argument {
-  using Python = T;
-  static T from(T value) { return value; }
-};
+// A pointer, as Python passes it: None for null, an integer, an array with a buffer, or a tensor with data_ptr(). What
+// Python passes stays alive until the op returns.
+static void* address_of(PyObject* from) {
+  if (from == Py_None) return nullptr;
+  if (PyLong_Check(from)) return PyLong_AsVoidPtr(from);
+  if (PyObject_CheckBuffer(from)) {
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(from, &buffer, PyBUF_SIMPLE)) return nullptr;
+    PyBuffer_Release(&buffer);
+    return buffer.buf;
+  }
+  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* address = PyObject_CallMethodObjArgs(from, data_ptr, nullptr);
+  void* at = address ? PyLong_AsVoidPtr(address) : nullptr;
+  Py_XDECREF(address);
+  return at;
+}
 
+// Reads an argument, or a field of one, from Python. False, with Python's error set, where it does not fit.
 template <class T>
-struct Argument<T*> {
-  using Python = uintptr_t;
-  static T* from(uintptr_t address) { return reinterpret_cast<T*>(address); }
-};
+static bool read(PyObject* from, T& to) {
+  if constexpr (std::is_class_v<T>) {  // a struct comes as a tuple of its fields
+    return to.visit([from](auto&... fields) {
+      Py_ssize_t i = 0;
+      if (PyTuple_Check(from) && PyTuple_GET_SIZE(from) == sizeof...(fields))
+        return (read(PyTuple_GET_ITEM(from, i++), fields) && ...);
+      PyErr_Format(PyExc_TypeError, "%s is a tuple of (%s), not a %s of another length or kind", T::kName, T::kFields,
+                   Py_TYPE(from)->tp_name);
+      return false;
+    });
+  } else if constexpr (std::is_pointer_v<T>) {
+    to = static_cast<T>(address_of(from));
+  } else if constexpr (std::is_floating_point_v<T>) {
+    to = PyFloat_AsDouble(from);
+  } else if constexpr (std::is_same_v<T, Threads>) {
+    const long threads = PyLong_AsLong(from);
+    to = Threads(forked || threads < 1 ? 1 : threads);
+  } else if constexpr (std::is_same_v<T, uint64_t>) {
+    to = PyLong_AsUnsignedLongLong(from);
+  } else {
+    const long long number = PyLong_AsLongLong(from);
+    to = T(number);
+    if (to != number) PyErr_SetString(PyExc_OverflowError, "a number is out of its range");
+  }
+  return !PyErr_Occurred();
+}
 
-template <>
-struct Argument<Threads> {
-  using Python = int;
-  static Threads from(int threads) { return Threads(forked || threads < 1 ? 1 : threads); }
+// What the structs among T and its fields are made of, a line each, is added to an op's doc.
+template <class T>
+static void describe(std::string& doc) {
+  if constexpr (std::is_pointer_v<T>) {
+    describe<std::remove_cv_t<std::remove_pointer_t<T>>>(doc);
+  } else if constexpr (std::is_class_v<T>) {
+    const std::string line = std::string("\n") + T::kName + ": (" + T::kFields + ")";
+    if (doc.find(line) == std::string::npos) doc += line;
+    T().visit([&](const auto&... fields) { (describe<std::decay_t<decltype(fields)>>(doc), ...); });
+  }
+}
+
+// An op as a function of Python's; it holds the object as long as the process lives.
+template <class... Arguments>
+struct Function {
+  std::string doc;
+  PyMethodDef definition;
+  void (*op)(Arguments...);
+
+  // pybind11's own way to call a function costs a microsecond more.
+  static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+    const auto* function = static_cast<Function*>(PyCapsule_GetPointer(self, nullptr));
+    if (count != sizeof...(Arguments))
+      return PyErr_Format(PyExc_TypeError, "%s; %zd arguments were given", function->doc.c_str(), count);
+    std::tuple<std::decay_t<Arguments>...> values;
+    const bool fits = std::apply([&](auto&... value) { return (read(*given++, value) && ...); }, values);
+    if (!fits) return nullptr;
+    try {
+      py::gil_scoped_release release;
+      std::apply(function->op, values);
+    } catch (const std::bad_alloc&) {
+      return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+  }
 };
 
 template <class... Arguments>
-static void bind(py::module_& module, const char* name, const char* doc, void (*op)(Arguments...)) {
-  module.def(
-      name, [op](typename Argument<Arguments>::Python... values) { op(Argument<Arguments>::from(values)...); }, doc,
-      py::call_guard<py::gil_scoped_release>());
+static void bind(py::module_& module, const char* name, std::string doc, void (*op)(Arguments...)) {
+  (describe<std::decay_t<Arguments>>(doc), ...);
+  auto* function = new Function<Arguments...>{std::move(doc), {}, op};
+  const auto call = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Function<Arguments...>::call));
+  function->definition = {name, call, METH_FASTCALL, function->doc.c_str()};
+  const py::capsule self(function);
+  module.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&function->definition, self.ptr()));
 }
 
 static void bind_all(py::module_& module, const Ops& ops) {
-  py::options options;
-  options.disable_function_signatures();  // the declaration in C++ says more
 #define OP(name, parameters) bind(module, #name, #name #parameters, ops.name);
 #include "ops.inc"
 #undef OP

@@ -6,21 +6,21 @@
 
 namespace ef::EF_NS {
 
-// inner (T, D): the argument of the GELU, for the backward.
-void discriminator_head_fwd(const float* hidden, const float* dense_weight, const float* dense_bias,
-                            const float* out_weight, const float* out_bias, const uint8_t* labels, int64_t T, int64_t D,
+// inner (T, D) receives the argument of the GELU, for the backward.
+void discriminator_head_fwd(const Rows& hidden, const DiscriminatorWeights<const float>& weights, const uint8_t* labels,
                             float* loss, float* logits, float* inner, Threads threads) {
-  const Parts parts(T, D, 2 * D * D, threads);
-  const Weight dense(dense_weight, D, D, false, parts);
+  const int64_t D = hidden.width;
+  const Parts parts(hidden.length, D, 2 * D * D, threads);
+  const Weight dense(weights.dense.weight, D, D, false, parts);
   Floats scratch(parts.count * D);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
     float* activated = scratch.at + part * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
-      dense.product(part, hidden + first * D, D, rows, inner + first * D, D, dense_bias);
+      dense.product(part, hidden.data + first * D, D, rows, inner + first * D, D, weights.dense.bias);
       for (int64_t t = first; t < first + rows; ++t) {
         gelu_rows(inner + t * D, D, 1, D, activated, D);
-        const float x = dot(activated, out_weight, D) + out_bias[0];
+        const float x = dot(activated, weights.out.weight, D) + weights.out.bias[0];
         logits[t] = x;
         loss[t] = (x > 0 ? x : 0) - (labels[t] ? x : 0) + log1pf(expf(-fabsf(x)));  // where NaN stays NaN
       }
@@ -28,13 +28,14 @@ void discriminator_head_fwd(const float* hidden, const float* dense_weight, cons
   }
 }
 
-void discriminator_head_bwd(const float* dloss, const float* dlogits, const float* hidden, const float* dense_weight,
-                            const float* out_weight, const uint8_t* labels, const float* logits, const float* inner,
-                            int64_t T, int64_t D, float* dhidden, float* ddense_weight, float* ddense_bias,
-                            float* dout_weight, float* dout_bias, Threads threads) {
-  const Parts parts(T, D, 6 * D * D, threads);
-  LinearGradient dense(dense_weight, D, D, ddense_weight, ddense_bias, parts);
-  Sum out_weights(dout_weight, D, parts.count), out_biases(dout_bias, 1, parts.count);
+void discriminator_head_bwd(const float* dloss, const float* dlogits, const Rows& hidden,
+                            const DiscriminatorWeights<const float>& weights, const uint8_t* labels,
+                            const float* logits, const float* inner, float* dhidden,
+                            const DiscriminatorWeights<float>& dweights, Threads threads) {
+  const int64_t D = hidden.width;
+  const Parts parts(hidden.length, D, 6 * D * D, threads);
+  LinearGradient dense(weights.dense.weight, D, D, dweights.dense, parts);
+  Sum out_weights(dweights.out.weight, D, parts.count), out_biases(dweights.out.bias, 1, parts.count);
   const int64_t ld = row_stride(D), packed = packed_size(1, D), own = parts.height * ld + packed + D;
   Floats scratch(parts.count * own);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
@@ -45,13 +46,13 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
     double sum = 0;  // of gradients that largely cancel
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       for (int64_t r0 = 0; r0 < rows; r0 += 16) {
-        memset(few, 0, size_t(D) * sizeof(float));  // their dweight: one chain through all rows would round worse
+        memset(few, 0, size_t(D) * sizeof(float));  // dweight of 16 rows: one chain through all would round worse
         for (int64_t r = r0; r < smaller(r0 + 16, rows); ++r) {
           const int64_t t = first + r;
           const double exact = dlogits[t] + dloss[t] * (1 / (1 + exp(-double(logits[t]))) - double(labels[t]));
           const float g = float(exact);
           float* row = dinner + r * ld;
-          for (int64_t d = 0; d < D; ++d) row[d] = g * out_weight[d];
+          for (int64_t d = 0; d < D; ++d) row[d] = g * weights.out.weight[d];
           gelu_rows_bwd(inner + t * D, D, row, D, 1, D, row, D, activated);
           for (int64_t d = 0; d < D; ++d) few[d] += g * activated[d];
           sum += exact;
@@ -59,7 +60,7 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const floa
         for (int64_t d = 0; d < D; ++d) dweight[d] += few[d];
       }
       dense.weight.product(part, dinner, ld, rows, dhidden + first * D, D);
-      dense.add(part, hidden + first * D, D, dinner, ld, rows);
+      dense.add(part, hidden.data + first * D, D, dinner, ld, rows);
     });
     dbias[0] = float(sum);
   }

@@ -1,6 +1,5 @@
-// Rows by the chunk over norm.h, chunks by thread; see electra_fast/ops/dropout_add_layer_norm.py.
-#include <new>
-
+// LayerNorm(residual + dropout(x)) and its gradients, in chunks of rows that threads share out (norm.h); see
+// electra_fast/ops/dropout_add_layer_norm.py.
 #include "norm.h"
 #include "ops.h"
 
@@ -11,37 +10,35 @@ constexpr int64_t kNormChunk = 64;  // rows whose parameter gradients are summed
 
 }  // namespace
 
-void dropout_add_layer_norm_fwd(const float* x, const float* residual, const float* weight, const float* bias,
-                                const int64_t* row_ids, int64_t T, int64_t D, int64_t seed, double eps, int threshold,
-                                float* out, float* xhat, float* rstd, Threads threads) {
-  const Norm norm = {D, float(eps), threshold, seed};
-  const int64_t chunks = (T + kNormChunk - 1) / kNormChunk;
-#pragma omp parallel for num_threads(threads) schedule(static) if (T * D >= 32768)
+void dropout_add_layer_norm_fwd(const Rows& x, const float* residual, const Affine<const float>& norm, double eps,
+                                const Dropout& dropout, float* out, const Normed<float>& kept, Threads threads) {
+  const int64_t D = x.width, chunks = ceiling(x.length, kNormChunk);
+#pragma omp parallel for num_threads(threads) schedule(static) if (x.length * D >= 32768)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t first = chunk * kNormChunk, rows = T - first < kNormChunk ? T - first : kNormChunk, at = first * D;
-    norm_rows_fwd(norm, rows, x + at, residual + at, row_ids + first, weight, bias, out + at, xhat + at, rstd + first);
+    const int64_t first = chunk * kNormChunk, rows = smaller(kNormChunk, x.length - first), at = first * D;
+    norm_rows_fwd({x.data + at, rows, D}, residual + at, norm, float(eps), from_row(dropout, first), out + at,
+                  from_row(kept, first, D));
   }
 }
 
-void dropout_add_layer_norm_bwd(const float* dout, const float* xhat, const float* rstd, const float* weight,
-                                const int64_t* row_ids, int64_t T, int64_t D, int64_t seed, int threshold, float* dx,
-                                float* dresidual, float* dweight, float* dbias, Threads threads) {
-  const Norm norm = {D, 0, threshold, seed};
-  const int64_t chunks = (T + kNormChunk - 1) / kNormChunk;
-  float* shares = new float[chunks * 2 * D]();  // of dweight and dbias, a chunk's side by side
-#pragma omp parallel for num_threads(threads) schedule(static) if (T * D >= 32768)
+void dropout_add_layer_norm_bwd(const Rows& dout, const float* weight, const Dropout& dropout,
+                                const Normed<const float>& kept, float* dx, float* dresidual,
+                                const Affine<float>& dnorm, Threads threads) {
+  const int64_t D = dout.width, chunks = ceiling(dout.length, kNormChunk);
+  Floats shares(chunks * 2 * D);  // of each chunk, the gradients of weight and bias side by side
+#pragma omp parallel for num_threads(threads) schedule(static) if (dout.length * D >= 32768)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t first = chunk * kNormChunk, rows = T - first < kNormChunk ? T - first : kNormChunk, at = first * D;
-    float* share = shares + chunk * 2 * D;
-    norm_rows_bwd(norm, rows, dout + at, xhat + at, rstd + first, weight, row_ids + first, dx + at, dresidual + at,
-                  share, share + D);
+    const int64_t first = chunk * kNormChunk, rows = smaller(kNormChunk, dout.length - first), at = first * D;
+    float* share = shares.at + chunk * 2 * D;
+    memset(share, 0, size_t(2 * D) * sizeof(float));
+    norm_rows_bwd({dout.data + at, rows, D}, weight, from_row(dropout, first), from_row(kept, first, D), dx + at,
+                  dresidual + at, {share, share + D});
   }
-  double* sums = new double[2 * D]();               // what is alike in all chunks rounds the same way every time
+  Memory<double> sums(2 * D);  // in double: chunks that are alike round alike in float
+  for (int64_t c = 0; c < 2 * D; ++c) sums.at[c] = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk)  // in order: threads change no bit
-    for (int64_t c = 0; c < 2 * D; ++c) sums[c] += shares[chunk * 2 * D + c];
-  for (int64_t c = 0; c < D; ++c) dweight[c] = float(sums[c]), dbias[c] = float(sums[D + c]);
-  delete[] sums;
-  delete[] shares;
+    for (int64_t c = 0; c < 2 * D; ++c) sums.at[c] += shares.at[chunk * 2 * D + c];
+  for (int64_t c = 0; c < D; ++c) dnorm.weight[c] = float(sums.at[c]), dnorm.bias[c] = float(sums.at[D + c]);
 }
 
 }  // namespace ef::EF_NS

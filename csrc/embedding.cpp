@@ -1,10 +1,9 @@
 // Rows of three tables, summed, normalised and dropped out in one pass, and the gradients back into the tables; see
 // electra_fast/ops/embedding.py.
 //
-// A table's gradient is written once, row by row of the table: 0 where no token asked for it, else the sum over the
-// tokens that did, in their order. So there is nothing to clear first, no two threads meet, and threads change no bit.
-#include <new>
-
+// A table's gradient is written once, row by row of the table: 0 for a row that no token has, else the sum over the
+// tokens that have it, in their order. So nothing is cleared first, no two threads write to one row, and threads change
+// no bit.
 #include "norm.h"
 #include "ops.h"
 
@@ -13,24 +12,27 @@ namespace {
 
 constexpr int64_t kGathered = 16;  // rows that wait in the first cache to be normalised
 
-static void dropout_rows(const Norm& norm, int64_t rows, const int64_t* row_ids, const float* x, float* out) {
-  RowDropout dropout(norm);
-  for (int64_t r = 0; r < rows; ++r, x += norm.D, out += norm.D) {
-    for (int64_t start = 0; start < norm.D; start += kBlockColumns) {
-      const int64_t end = start + kBlockColumns < norm.D ? start + kBlockColumns : norm.D;
-      dropout.draw(norm.seed, row_ids[r], start);
+static void dropout_rows(const Rows& x, const Dropout& rule, float* out) {
+  RowDropout dropout(rule.threshold);
+  for (int64_t r = 0; r < x.length; ++r) {
+    const float* from = x.data + r * x.width;
+    float* to = out + r * x.width;
+    for (int64_t start = 0; start < x.width; start += kBlockColumns) {
+      const int64_t end = smaller(x.width, start + kBlockColumns);
+      dropout.draw(rule.seed, rule.row_ids[r], start);
       int64_t c = start;
-      for (; c + kLanes <= end; c += kLanes) store(out + c, dropout.of(load(x + c), c - start));
-      for (; c < end; ++c) out[c] = dropout.of(x[c], c - start);
+      for (; c + kLanes <= end; c += kLanes) store(to + c, dropout.of(load(from + c), c - start));
+      for (; c < end; ++c) to[c] = dropout.of(from[c], c - start);
     }
   }
 }
 
-// grads (size, E) = the sums of the rows of d (T, E) by their ids.
-static void scatter(const int64_t* ids, int64_t T, const float* d, int64_t size, int64_t E, float* grads,
-                    Threads threads) {
-  int64_t* first = new int64_t[size + T];  // token of each id,
-  int64_t* next = first + size;            // and of each token the next with its id; -1 where there is none
+// grads (size, E) = the sums of the rows of d (T, E) that have the same id.
+static void scatter(const int64_t* ids, const Rows& d, int64_t size, float* grads, Threads threads) {
+  const int64_t T = d.length, E = d.width;
+  Memory<int64_t> tokens(size + T);
+  int64_t *first = tokens.at,
+          *next = first + size;  // the first token of each id, and the next with a token's id, or -1
   memset(first, -1, size_t(size) * sizeof(int64_t));
   for (int64_t t = T - 1; t >= 0; --t) next[t] = first[ids[t]], first[ids[t]] = t;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 256) if ((size + T) * E >= 32768)
@@ -41,65 +43,59 @@ static void scatter(const int64_t* ids, int64_t T, const float* d, int64_t size,
       memset(grad, 0, size_t(E) * sizeof(float));
       continue;
     }
-    memcpy(grad, d + t * E, size_t(E) * sizeof(float));
+    memcpy(grad, d.data + t * E, size_t(E) * sizeof(float));
     while ((t = next[t]) >= 0) {
-      const float* row = d + t * E;
+      const float* row = d.data + t * E;
       int64_t c = 0;
       for (; c + kLanes <= E; c += kLanes) store(grad + c, load(grad + c) + load(row + c));
       for (; c < E; ++c) grad[c] += row[c];
     }
   }
-  delete[] first;
 }
 
 }  // namespace
 
-void embedding_fwd(const int64_t* input_ids, const int64_t* token_type_ids, const int64_t* position_ids,
-                   const float* word, const float* position, const float* token_type, const float* weight,
-                   const float* bias, const int64_t* row_ids, int64_t T, int64_t E, int64_t seed, double eps,
-                   int threshold, float* out, float* xhat, float* rstd, Threads threads) {
-  const Norm norm = {E, float(eps), 0, 0}, dropped = {E, 0, threshold, seed};  // dropout comes last here
-  const int64_t parts = T * E < 32768 ? 1 : threads;
-  float* types = new float[parts * kGathered * E];
+void embedding_fwd(const Tokens& tokens, const Tables<const float>& tables, const Affine<const float>& norm, double eps,
+                   const Dropout& dropout, float* out, const Normed<float>& kept, Threads threads) {
+  const int64_t T = tokens.T, E = tables.E, parts = T * E < 32768 ? 1 : threads;
+  const Dropout none = {dropout.row_ids, 0, 0};  // dropout comes after the norm here
+  Floats types(parts * kGathered * E);
 #pragma omp parallel for num_threads(parts) schedule(static)
   for (int64_t part = 0; part < parts; ++part) {
-    float* own = types + part * kGathered * E;
+    float* own = types.at + part * kGathered * E;
     const int64_t end = T * (part + 1) / parts;
     for (int64_t start = T * part / parts; start < end; start += kGathered) {
-      const int64_t rows = end - start < kGathered ? end - start : kGathered;
+      const int64_t rows = smaller(kGathered, end - start);
+      float *sums = kept.xhat + start * E, *to = out + start * E;
       for (int64_t r = 0; r < rows; ++r) {
-        const float* w = word + input_ids[start + r] * E;
-        const float* p = position + position_ids[start + r] * E;
-        float* sum = xhat + (start + r) * E;
+        const float* w = tables.word + tokens.input_ids[start + r] * E;
+        const float* p = tables.position + tokens.position_ids[start + r] * E;
+        float* sum = sums + r * E;
         int64_t c = 0;
         for (; c + kLanes <= E; c += kLanes) store(sum + c, load(w + c) + load(p + c));
         for (; c < E; ++c) sum[c] = w[c] + p[c];
-        memcpy(own + r * E, token_type + token_type_ids[start + r] * E, size_t(E) * sizeof(float));
+        memcpy(own + r * E, tables.token_type + tokens.token_type_ids[start + r] * E, size_t(E) * sizeof(float));
       }
-      float* to = out + start * E;
-      norm_rows_fwd(norm, rows, xhat + start * E, own, row_ids + start, weight, bias, to, xhat + start * E,
-                    rstd + start);
-      if (threshold > 0) dropout_rows(dropped, rows, row_ids + start, to, to);
+      norm_rows_fwd({sums, rows, E}, own, norm, float(eps), none, to, from_row(kept, start, E));
+      if (dropout.threshold > 0) dropout_rows({to, rows, E}, from_row(dropout, start), to);
     }
   }
-  delete[] types;
 }
 
-void embedding_bwd(const float* dout, const float* xhat, const float* rstd, const float* weight, const int64_t* row_ids,
-                   const int64_t* input_ids, const int64_t* token_type_ids, const int64_t* position_ids, int64_t T,
-                   int64_t E, int64_t V, int64_t P, int64_t types, int64_t seed, int threshold, float* dword,
-                   float* dposition, float* dtoken_type, float* dweight, float* dbias, Threads threads) {
-  float* d = new float[T * E];  // the gradient of the normalised rows, then of their sums
+void embedding_bwd(const float* dout, const Tokens& tokens, const float* weight, const Dropout& dropout,
+                   const Normed<const float>& kept, const Tables<float>& dtables, const Affine<float>& dnorm,
+                   Threads threads) {
+  const int64_t T = tokens.T, E = dtables.E;
+  Floats memory(T * E);
+  float* d = memory.at;  // the gradient of the normalised rows, then of their sums
 #pragma omp parallel for num_threads(threads) schedule(static) if (T * E >= 32768)
-  for (int64_t start = 0; start < T; start += kGathered) {
-    const int64_t rows = T - start < kGathered ? T - start : kGathered;
-    dropout_rows({E, 0, threshold, seed}, rows, row_ids + start, dout + start * E, d + start * E);
-  }
-  dropout_add_layer_norm_bwd(d, xhat, rstd, weight, row_ids, T, E, 0, 0, d, d, dweight, dbias, threads);
-  scatter(input_ids, T, d, V, E, dword, threads);
-  scatter(position_ids, T, d, P, E, dposition, threads);
-  scatter(token_type_ids, T, d, types, E, dtoken_type, threads);
-  delete[] d;
+  for (int64_t start = 0; start < T; start += kGathered)
+    dropout_rows({dout + start * E, smaller(kGathered, T - start), E}, from_row(dropout, start), d + start * E);
+  const Rows rows = {d, T, E};
+  dropout_add_layer_norm_bwd(rows, weight, {dropout.row_ids, 0, 0}, kept, d, d, dnorm, threads);
+  scatter(tokens.input_ids, rows, dtables.V, dtables.word, threads);
+  scatter(tokens.position_ids, rows, dtables.P, dtables.position, threads);
+  scatter(tokens.token_type_ids, rows, dtables.types, dtables.token_type, threads);
 }
 
 }  // namespace ef::EF_NS

@@ -1,15 +1,16 @@
-// Cross-entropy and one exact sample a row, (M, V) never held; see electra_fast/ops/generator_head.py.
+// Cross-entropy and one exact sample a row, without ever holding the logits (M, V); see
+// electra_fast/ops/generator_head.py.
 //
 // Threads share out tiles of kTile words. A tile of the weight is packed once and stays in the second cache while
-// blocks of rows pass it by; a block's logits in the tile are used at once: forward, for the log-sum-exp of each row in
-// the tile, all that is kept; backward, for the gradients of the tile's words, complete, and for a share of the rows'.
+// blocks of rows are multiplied by it. A block's logits in the tile are used at once: in the forward for the
+// log-sum-exp of each row in the tile, which is all that is kept; in the backward for the gradients of the tile's
+// words, which are complete then, and for a share of the gradients of the rows.
 #include <math.h>
-
-#include <new>
 
 #include "gemm.h"
 #include "ops.h"
 #include "philox.h"
+#include "rows.h"
 #include "vexp.h"
 
 namespace ef::EF_NS {
@@ -17,29 +18,29 @@ namespace ef::EF_NS {
 namespace {
 
 constexpr int64_t kTile = 128;           // words; the sample's convention
-constexpr int64_t kStride = kTile + 16;  // between a block's rows: at 128 the columns would fall into one cache set
-constexpr int64_t kBlock = 120;          // rows whose logits are held; a multiple of kSliver
-constexpr int64_t kBlockRoom = 128;      // for a number of each row, in whole vectors
-constexpr int64_t kChunk = 1024;         // rows whose tiles' sums are held: 1 / kTile of these rows' logits
+constexpr int64_t kStride = kTile + 16;  // from row to row of a block: at 128 the columns would share one cache set
+constexpr int64_t kBlock = 120;          // rows whose logits are held at once; a multiple of kSliver
+constexpr int64_t kBlockRoom = 128;      // the length of an array with a number for each such row, in whole vectors
+constexpr int64_t kChunk = 1024;         // rows whose tiles' sums are held at once: 1 / kTile of their logits
 
-static inline int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+static inline int64_t aligned(int64_t floats) { return ceiling(floats, 16) * 16; }
 
-static inline int64_t tiles_of(int64_t V) { return (V + kTile - 1) / kTile; }
+static inline int64_t tiles_of(int64_t V) { return ceiling(V, kTile); }
 
-// Of n things cut into parts of one size, at most `most`, that size.
+// The size of the parts when n things are cut into parts of one size, at most `most`.
 static inline int64_t part_of(int64_t n, int64_t most) {
-  const int64_t parts = (n + most - 1) / most;
-  return parts ? (n + parts - 1) / parts : 0;
+  const int64_t parts = ceiling(n, most);
+  return parts ? ceiling(n, parts) : 0;
 }
 
-static inline int64_t block_of(int64_t rows) { return (part_of(rows, kBlock) + kSliver - 1) / kSliver * kSliver; }
+static inline int64_t block_of(int64_t rows) { return ceiling(part_of(rows, kBlock), kSliver) * kSliver; }
 
 // Into how many ranges of tiles the vocabulary is cut, one for each thread.
 static inline int64_t parts_of(int64_t M, int64_t V, int64_t E, Threads threads) {
   return M * V * E < 100000 ? 1 : smaller(threads, tiles_of(V));
 }
 
-// Words beyond the vocabulary have weight 0 and bias -inf, so that exp gives 0 for them.
+// kTile words of the vocabulary. Those beyond its end have weight 0 and bias -inf, so that exp gives 0 for them.
 struct Tile {
   int64_t first, words;
   alignas(64) float bias[kTile];
@@ -50,7 +51,7 @@ struct Tile {
   bool holds(int64_t word) const { return word >= first && word < first + words; }
 };
 
-// Without the bias.
+// The logits of rows in a tile, without the bias.
 static inline void tile_logits(const Tile& tile, const float* hidden, const float* packed, int64_t rows, int64_t E,
                                float* logits) {
   product<false>(hidden, E, packed, rows, E, tile.words, logits, kStride);
@@ -58,7 +59,8 @@ static inline void tile_logits(const Tile& tile, const float* hidden, const floa
     for (int64_t i = tile.words; i < kTile; ++i) logits[r * kStride + i] = 0;
 }
 
-// Asks for the next tile's weight, some lines for each row at work: the packing reads it faster than memory gives it.
+// Prefetches the next tile's weight, some cache lines for each row that is worked on: the packing reads faster than
+// memory delivers.
 struct Ahead {
   const char *next, *end;
 
@@ -100,22 +102,28 @@ static int64_t inverse_cdf(const float* weights, int64_t stride, int64_t n, floa
 
 static inline float uniform(uint32_t word) { return (float(word) + 0.5f) * 0x1p-32f; }
 
-struct Sampling {
+// How the sample's logits differ from the loss's.
+struct Sharpened {
   float scale;  // 1 / temperature
   bool most_likely, disallow_correct;
   int64_t V;
 
+  Sharpened(const Sampling& sampling, int64_t V)
+      : scale(sampling.temperature > 0 ? float(1 / sampling.temperature) : 1.0f),
+        most_likely(sampling.temperature == 0),
+        disallow_correct(sampling.disallow_correct),
+        V(V) {}
   // The word whose logit is lowered, or -1.
   int64_t lowered(int64_t label) const { return disallow_correct && label >= 0 ? smaller(label, V - 1) : -1; }
 };
 
-// m + log(sum) of each row; in the last vector's other lanes, of whatever is there.
+// m + log(sum) of each row. The last vector's other lanes are computed from whatever they hold.
 static inline void log_sums(float* m, float* sum, int64_t rows, float* out) {
   for (int64_t r = 0; r < rows; r += kLanes) store(m + r, load(m + r) + vlog(load(sum + r)));
   memcpy(out, m, size_t(rows) * sizeof(float));
 }
 
-// From the log-sum-exps of all tiles for kLanes rows, a column each: the tiles' weights, in their place, and those of
+// Replaces the log-sum-exps of all tiles for kLanes rows, a column each, by the tiles' weights; lse receives those of
 // the rows.
 static void to_weights(float* sums, int64_t stride, int64_t tiles, float* lse) {
   Vec top = splat(-INFINITY);
@@ -129,7 +137,7 @@ static void to_weights(float* sums, int64_t stride, int64_t tiles, float* lse) {
   for (int i = 0; i < kLanes; ++i) lse[i] = float(top[i] + log(total[i]));
 }
 
-// The word at u within a tile: its logits again, for one row.
+// The word at u within a tile, for one row, whose logits there are computed again.
 static int64_t word_in_tile(const float* row, const float* weight, int64_t E, const Tile& tile, int64_t lowered,
                             float scale, float u) {
   alignas(64) float scores[kTile];
@@ -146,19 +154,20 @@ static int64_t word_in_tile(const float* row, const float* weight, int64_t E, co
 
 }  // namespace
 
-void generator_head_fwd(const float* hidden, const float* weight, const float* bias, const int64_t* labels,
-                        const int64_t* row_ids, int64_t M, int64_t V, int64_t E, int64_t seed, double temperature,
-                        bool disallow_correct, float* loss, int64_t* sampled, float* lse, Threads threads) {
-  const Sampling sampling = {temperature > 0 ? float(1 / temperature) : 1.0f, temperature == 0, disallow_correct, V};
-  const bool same = temperature == 1 && !disallow_correct;  // one sum serves the loss and the sample
+void generator_head_fwd(const Rows& hidden, const Affine<const float>& words, int64_t V, const int64_t* labels,
+                        const Sampling& sampling, float* loss, int64_t* sampled, float* lse, Threads threads) {
+  const int64_t M = hidden.length, E = hidden.width;
+  const float *rows_at = hidden.data, *weight = words.weight, *bias = words.bias;
+  const Sharpened sharpened(sampling, V);
+  const bool same = sampling.temperature == 1 && !sampling.disallow_correct;  // one sum serves the loss and the sample
   const int64_t tiles = tiles_of(V), chunk = part_of(M, kChunk), stride = aligned(chunk);
   const int64_t parts = parts_of(M, V, E, threads);
-  // Floats: of each thread its packed tile and its block's logits; of the chunk each tile's log-sum-exps, for the
-  // sample too where they differ, or each thread's largest logits and their words.
+  // Each thread has its packed tile and its block's logits. The chunk has each tile's log-sum-exps, and if they differ
+  // those for the sample too, or each thread's largest logits and their words.
   const int64_t packed_floats = aligned(packed_size(E, kTile)), own = packed_floats + kBlock * kStride;
-  const int64_t more = same ? 0 : sampling.most_likely ? 2 * parts : tiles;
-  float* memory = new (std::align_val_t(64)) float[parts * own + (tiles + more) * stride];
-  float* sums = memory + parts * own;
+  const int64_t more = same ? 0 : sharpened.most_likely ? 2 * parts : tiles;
+  Floats memory(parts * own + (tiles + more) * stride);
+  float* sums = memory.at + parts * own;
   float* sample_sums = same ? sums : sums + tiles * stride;
   float* best = sample_sums;
   int32_t* best_word = reinterpret_cast<int32_t*>(best + parts * stride);
@@ -167,9 +176,9 @@ void generator_head_fwd(const float* hidden, const float* weight, const float* b
     const int64_t rows = smaller(chunk, M - start), block = block_of(rows);
 #pragma omp parallel for num_threads(parts) schedule(static)
     for (int64_t part = 0; part < parts; ++part) {
-      float* packed = memory + part * own;
+      float* packed = memory.at + part * own;
       float* logits = packed + packed_floats;
-      for (int64_t r = part * stride; sampling.most_likely && r < part * stride + rows; ++r)
+      for (int64_t r = part * stride; sharpened.most_likely && r < part * stride + rows; ++r)
         best[r] = -INFINITY, best_word[r] = 0;
       for (int64_t number = tiles * part / parts; number < tiles * (part + 1) / parts; ++number) {
         const Tile tile(number, bias, V);
@@ -178,7 +187,7 @@ void generator_head_fwd(const float* hidden, const float* weight, const float* b
         for (int64_t r0 = 0; r0 < rows; r0 += block) {
           const int64_t count = smaller(block, rows - r0);
           alignas(64) float m[kBlockRoom], sum[kBlockRoom], sample_m[kBlockRoom], sample_sum[kBlockRoom];
-          tile_logits(tile, hidden + (start + r0) * E, packed, count, E, logits);
+          tile_logits(tile, rows_at + (start + r0) * E, packed, count, E, logits);
           for (int64_t r = 0; r < count; ++r) {
             float* row = logits + r * kStride;
             const int64_t label = labels[start + r0 + r];
@@ -187,10 +196,10 @@ void generator_head_fwd(const float* hidden, const float* weight, const float* b
             if (tile.holds(label)) loss[start + r0 + r] = row[label - tile.first];  // the label's logit, for now
             sum_exp(row, 1, m + r, sum + r);
             if (same) continue;
-            const int64_t lowered = sampling.lowered(label);
-            if (tile.holds(lowered)) row[lowered - tile.first] -= 1000.0f / sampling.scale;
-            if (!sampling.most_likely) {
-              sum_exp(row, sampling.scale, sample_m + r, sample_sum + r);
+            const int64_t lowered = sharpened.lowered(label);
+            if (tile.holds(lowered)) row[lowered - tile.first] -= 1000.0f / sharpened.scale;
+            if (!sharpened.most_likely) {
+              sum_exp(row, sharpened.scale, sample_m + r, sample_sum + r);
               continue;
             }
             const int64_t at = part * stride + r0 + r;
@@ -198,7 +207,8 @@ void generator_head_fwd(const float* hidden, const float* weight, const float* b
               if (row[i] > best[at]) best[at] = row[i], best_word[at] = int32_t(tile.first + i);
           }
           log_sums(m, sum, count, sums + number * stride + r0);
-          if (!same && !sampling.most_likely) log_sums(sample_m, sample_sum, count, sample_sums + number * stride + r0);
+          if (!same && !sharpened.most_likely)
+            log_sums(sample_m, sample_sum, count, sample_sums + number * stride + r0);
         }
       }
     }
@@ -206,61 +216,62 @@ void generator_head_fwd(const float* hidden, const float* weight, const float* b
     for (int64_t r0 = 0; r0 < rows; r0 += kLanes) {
       float row_lse[kLanes], unused[kLanes];
       to_weights(sums + r0, stride, tiles, row_lse);
-      if (!same && !sampling.most_likely) to_weights(sample_sums + r0, stride, tiles, unused);
+      if (!same && !sharpened.most_likely) to_weights(sample_sums + r0, stride, tiles, unused);
       for (int64_t r = r0; r < smaller(rows, r0 + kLanes); ++r) {
         const int64_t at = start + r, label = labels[at];
         lse[at] = row_lse[r - r0];
         loss[at] = label == -100 ? 0.0f : label < 0 || label >= V ? NAN : lse[at] - loss[at];
-        if (sampling.most_likely) {
+        if (sharpened.most_likely) {
           int64_t winner = r;
           for (int64_t other = r + stride; other < parts * stride; other += stride)
             if (best[other] > best[winner]) winner = other;
           sampled[at] = best_word[winner];
           continue;
         }
-        const Words words = philox(seed, row_ids[at], 0, 0);
-        const int64_t tile = inverse_cdf(sample_sums + r, stride, tiles, uniform(words.w[0]));
-        sampled[at] = word_in_tile(hidden + at * E, weight, E, Tile(tile, bias, V), sampling.lowered(label),
-                                   sampling.scale, uniform(words.w[1]));
+        const Words random = philox(sampling.seed, sampling.row_ids[at], 0, 0);
+        const int64_t tile = inverse_cdf(sample_sums + r, stride, tiles, uniform(random.w[0]));
+        sampled[at] = word_in_tile(rows_at + at * E, weight, E, Tile(tile, bias, V), sharpened.lowered(label),
+                                   sharpened.scale, uniform(random.w[1]));
       }
     }
   }
-  operator delete[](memory, std::align_val_t(64));
 }
 
-void generator_head_bwd(const float* grad, const float* hidden, const float* weight, const float* bias,
-                        const int64_t* labels, const float* lse, int64_t M, int64_t V, int64_t E, float* dhidden,
-                        float* dweight, float* dbias, Threads threads) {
+void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<const float>& words, int64_t V,
+                        const int64_t* labels, const float* lse, float* dhidden, const Affine<float>& dwords,
+                        Threads threads) {
+  const int64_t M = hidden.length, E = hidden.width;
   const int64_t tiles = tiles_of(V), block = block_of(M), parts = parts_of(M, V, E, threads);
   const int64_t columns_floats = aligned(packed_size(E, kTile)), rows_floats = aligned(packed_size(kTile, E));
   const int64_t own = columns_floats + 2 * rows_floats + kBlock * kStride;
-  float* memory = new (std::align_val_t(64)) float[parts * own + (parts - 1) * M * E];
-  float* shares = memory + parts * own;  // of dhidden, from all parts but the first
+  Floats memory(parts * own + (parts - 1) * M * E);
+  float* shares = memory.at + parts * own;  // of dhidden, from all parts but the first
 
 #pragma omp parallel for num_threads(parts) schedule(static)
   for (int64_t part = 0; part < parts; ++part) {
-    float* columns = memory + part * own;            // the tile's weight packed for the logits,
+    float* columns = memory.at + part * own;         // the tile's weight packed for the logits,
     float* weight_rows = columns + columns_floats;   // for dhidden
     float* hidden_rows = weight_rows + rows_floats;  // the block's rows for dweight
     float* logits = hidden_rows + rows_floats;       // and then their gradient
     float* share = part == 0 ? dhidden : shares + (part - 1) * M * E;
     if (M > 0) memset(share, 0, size_t(M * E) * sizeof(float));
     for (int64_t number = tiles * part / parts; number < tiles * (part + 1) / parts; ++number) {
-      const Tile tile(number, bias, V);
-      Ahead ahead(weight, E, tile, V);
+      const Tile tile(number, words.bias, V);
+      const float* weight = words.weight + tile.first * E;
+      Ahead ahead(words.weight, E, tile, V);
       alignas(64) float db[kTile] = {};
-      float* dw = dweight + tile.first * E;
-      pack_transposed(weight + tile.first * E, E, E, tile.words, columns);
-      pack(weight + tile.first * E, E, tile.words, E, weight_rows);
+      float* dw = dwords.weight + tile.first * E;
+      pack_transposed(weight, E, E, tile.words, columns);
+      pack(weight, E, tile.words, E, weight_rows);
       if (M == 0) memset(dw, 0, size_t(tile.words * E) * sizeof(float));
       for (int64_t r0 = 0; r0 < M; r0 += block) {
         const int64_t count = smaller(block, M - r0);
         alignas(64) float few[kTile] = {};  // the block's db: one chain through all rows would round worse
-        tile_logits(tile, hidden + r0 * E, columns, count, E, logits);
+        tile_logits(tile, hidden.data + r0 * E, columns, count, E, logits);
         for (int64_t r = 0; r < count; ++r) {
           float* row = logits + r * kStride;
           const int64_t label = labels[r0 + r];
-          const float g = label >= 0 && label < V ? grad[r0 + r] : 0.0f;  // whatever arrives for a row left out
+          const float g = label >= 0 && label < V ? grad[r0 + r] : 0.0f;  // 0 for a row left out, whatever arrives
           ahead.fetch();
           for (int64_t i = 0; i < kTile; i += kLanes) {
             const Vec p = vexp(load(row + i) + load(tile.bias + i) - lse[r0 + r]) * g;
@@ -269,18 +280,17 @@ void generator_head_bwd(const float* grad, const float* hidden, const float* wei
           if (tile.holds(label)) row[label - tile.first] -= g, few[label - tile.first] -= g;
         }
         for (int64_t i = 0; i < kTile; i += kLanes) store(db + i, load(db + i) + load(few + i));
-        pack(hidden + r0 * E, E, count, E, hidden_rows);
+        pack(hidden.data + r0 * E, E, count, E, hidden_rows);
         product<true>(logits, kStride, hidden_rows, tile.words, count, E, dw, E, r0 > 0 ? dw : nullptr, E);
         product<false>(logits, kStride, weight_rows, count, tile.words, E, share + r0 * E, E, share + r0 * E, E);
       }
-      memcpy(dbias + tile.first, db, size_t(tile.words) * sizeof(float));
+      memcpy(dwords.bias + tile.first, db, size_t(tile.words) * sizeof(float));
     }
   }
 #pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
   for (int64_t r = 0; r < M; ++r)
     for (int64_t part = 1; part < parts; ++part)  // in order: the same bits for the same number of threads
       for (int64_t e = 0; e < E; ++e) dhidden[r * E + e] += shares[((part - 1) * M + r) * E + e];
-  operator delete[](memory, std::align_val_t(64));
 }
 
 }  // namespace ef::EF_NS

@@ -1,4 +1,4 @@
-// f(x W^T + b), f the identity or the erf GELU, and its gradients; see electra_fast/ops/linear.py.
+// f(x W^T + b), where f is the identity or the erf GELU, and its gradients; see electra_fast/ops/linear.py.
 #include "linear.h"
 
 #include "gelu.h"
@@ -6,26 +6,27 @@
 
 namespace ef::EF_NS {
 
-// inner is the argument of the GELU, kept for the backward, or null where there is none.
-void linear_fwd(const float* x, const float* weight, const float* bias, int64_t T, int64_t K, int64_t N, float* inner,
-                float* out, Threads threads) {
-  const Parts parts(T, N, 2 * N * K, threads);
-  const Weight packed(weight, N, K, false, parts);
+// inner (T, N) receives the argument of the GELU, for the backward; null means that f is the identity.
+void linear_fwd(const Rows& x, const Affine<const float>& linear, int64_t N, float* inner, float* out,
+                Threads threads) {
+  const int64_t K = x.width;
+  const Parts parts(x.length, N, 2 * N * K, threads);
+  const Weight packed(linear.weight, N, K, false, parts);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
     parts.blocks(part, [&](int64_t first, int64_t rows) {
-      packed.product(part, x + first * K, K, rows, (inner ? inner : out) + first * N, N, bias);
+      packed.product(part, x.data + first * K, K, rows, (inner ? inner : out) + first * N, N, linear.bias);
       if (inner) gelu_rows(inner + first * N, N, rows, N, out + first * N, N);
     });
   }
 }
 
 // dx is written, or with `add` added to.
-void linear_bwd(const float* dout, const float* x, const float* weight, const float* inner, int64_t T, int64_t K,
-                int64_t N, bool add, float* dx, float* dweight, float* dbias, Threads threads) {
-  const Parts parts(T, N, 6 * N * K, threads);
-  const int64_t ld = row_stride(N);
-  LinearGradient gradient(weight, N, K, dweight, dbias, parts);
+void linear_bwd(const float* dout, const Rows& x, const float* weight, int64_t N, const float* inner, bool add,
+                float* dx, const Affine<float>& dlinear, Threads threads) {
+  const int64_t K = x.width, ld = row_stride(N);
+  const Parts parts(x.length, N, 6 * N * K, threads);
+  LinearGradient gradient(weight, N, K, dlinear, parts);
   Floats scratch(inner ? parts.count * parts.height * ld : 0);
 #pragma omp parallel for num_threads(int(parts.count)) schedule(static)
   for (int64_t part = 0; part < parts.count; ++part) {
@@ -37,7 +38,7 @@ void linear_bwd(const float* dout, const float* x, const float* weight, const fl
       if (inner) dy = own;
       const int64_t ldy = inner ? ld : N;
       gradient.weight.product(part, dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, K);
-      gradient.add(part, x + first * K, K, dy, ldy, rows);
+      gradient.add(part, x.data + first * K, K, dy, ldy, rows);
     });
   }
   gradient.finish();

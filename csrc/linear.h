@@ -1,4 +1,5 @@
-// What ops made of y = x W^T + b share: the weight packed for its products, and its gradients, block by block of rows.
+// What ops that contain y = x W^T + b share: the weight, packed for its products, and its gradients, block by block of
+// rows.
 #pragma once
 
 #include "rows.h"
@@ -7,10 +8,10 @@ namespace ef::EF_NS {
 
 namespace {
 
-// A weight (N, K), packed once for all blocks and threads: for x W^T, or backward, for dy W.
+// A weight (N, K), packed once for all blocks and threads: for x W^T, or with `backward` for dy W.
 //
-// Few rows x do not repay that: there the weight stays as it is, kPanel rows of x are packed in its place, and what the
-// product gives, (N, kPanel), is transposed back. The bits are the same: a chain of multiply-adds asks not which factor
+// Few rows x do not repay that: then the weight stays as it is, kPanel rows of x are packed instead, and the product,
+// (N, kPanel), is transposed back. The bits are the same, as a chain of multiply-adds does not depend on which factor
 // is which.
 struct Weight {
   const float* const weight;
@@ -34,9 +35,10 @@ struct Weight {
         pack_transposed(weight + first * K, K, K, columns, packed.at + first * depth);
     }
   }
-  // Of a part that has few rows: kPanel of them, packed, and their product.
+  // How many floats a part with few rows needs: kPanel of them, packed, and their product.
   int64_t few_size() const { return (depth + width) * kPanel; }
-  // c (rows, width) = a (rows, depth) times it, plus what product() in gemm.h may add; few rows, one row for all.
+  // c (rows, width) = a (rows, depth) times the weight, plus what product() in gemm.h may add; with few rows, that must
+  // be one row for all.
   void product(int64_t part, const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc,
                const float* plus = nullptr, int64_t ldplus = 0) const {
     if (!few) return ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, plus, ldplus);
@@ -53,35 +55,35 @@ struct Weight {
   }
 };
 
-// The gradients of y = x W^T + b with x (T, K), y (T, N); every thread gives its blocks, in order.
+// The gradients of y = x W^T + b with x (T, K), y (T, N), to which every thread adds its blocks in order.
 struct LinearGradient {
   const int64_t N, K;
   const Parts& parts;
   const Weight weight;
   float* dweight;
   Sum dbias;
-  // Of each part: its block of x, packed, and its share of dW as panels of kPanel columns, each of N rows. So the tiles
-  // of the product that is added up there are contiguous, where rows of dW a power of two apart share few cache sets.
+  // Each part has its block of x, packed, and its share of dW as panels of kPanel columns, each of N rows: so the tiles
+  // that products are added to are contiguous, while rows of dW a power of two apart would share few cache sets.
   Floats packed, shares, block_sums;
 
-  LinearGradient(const float* weight, int64_t N, int64_t K, float* dweight, float* dbias, const Parts& parts)
+  LinearGradient(const float* weight, int64_t N, int64_t K, const Affine<float>& gradient, const Parts& parts)
       : N(N),
         K(K),
         parts(parts),
         weight(weight, N, K, true, parts),
-        dweight(dweight),
-        dbias(dbias, N, parts.count),
+        dweight(gradient.weight),
+        dbias(gradient.bias, N, parts.count),
         packed(parts.count * packed_size(parts.height, K)),
         shares(parts.count * packed_size(N, K)),
         block_sums(parts.count * N) {}
-  // Where a part's block of x, packed, is expected by add_packed.
+  // Where add_packed expects a part's block of x, packed.
   float* block(int64_t part) const { return packed.at + part * packed_size(parts.height, K); }
   float* share(int64_t part) const { return shares.at + part * packed_size(N, K); }
   void start(int64_t part) {
     memset(share(part), 0, size_t(packed_size(N, K)) * sizeof(float));
     dbias.start(part);
   }
-  // What x (rows, K) and the gradient dy (rows, N) of the same rows add to dW and db.
+  // Adds to dW and db what x (rows, K) and the gradient dy (rows, N) of the same rows contribute.
   void add(int64_t part, const float* x, int64_t ldx, const float* dy, int64_t ldy, int64_t rows) {
     pack(x, ldx, rows, K, block(part));
     add_packed(part, dy, ldy, rows);
@@ -96,7 +98,7 @@ struct LinearGradient {
     for (int64_t r = 0; r < rows; r += 16) add_rows(dy + r * ldy, ldy, smaller(16, rows - r), own);
     for (int64_t n = 0; n < N; ++n) sums[n] += own[n];
   }
-  // Sums of a few rows first, and of a block: one chain through all would round worse than any product.
+  // Adds up a few rows first, and then a block: one chain of additions through all would round worse than any product.
   void add_rows(const float* dy, int64_t ldy, int64_t rows, float* sums) const {
     int64_t n = 0;
     for (; n + kLanes <= N; n += kLanes) {

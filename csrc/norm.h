@@ -1,25 +1,18 @@
 // LayerNorm(residual + dropout(x)) of contiguous rows and its gradients, by one thread, for ops to call while
 // the rows are in cache; see electra_fast/ops/dropout_add_layer_norm.py.
 //
-// A row is taken on its own, from its first column to its last: memory is at its fastest where one row follows the
-// other (rows side by side took twice the time out of the cache). A sum is kept in kChains parts, as one would be a
-// chain of additions that wait for each other.
+// A row is taken on its own, from its first column to its last: memory is fastest where one row follows the other (rows
+// side by side took twice the time out of the cache). A sum is kept in kChains parts: one would be a chain of additions
+// that wait for each other.
 #pragma once
 
 #include <math.h>
 
-#include "philox.h"
+#include "dropout.h"
 #include "rows.h"
 #include "vec.h"
 
 namespace ef::EF_NS {
-
-struct Norm {
-  int64_t D;
-  float eps;
-  int threshold;  // bytes below it are dropped: 0 keeps all, 256 drops all
-  int64_t seed;
-};
 
 constexpr int kChains = 4;
 static_assert(kBlockColumns % (kChains * kLanes) == 0, "a block of dropout is whole rounds of the chains");
@@ -40,43 +33,16 @@ static inline float sum_of(const Vec (&chains)[kChains]) {
   return sum_of((chains[0] + chains[1]) + (chains[2] + chains[3]));
 }
 
-// Dropout on a row, kBlockColumns columns at a time.
-struct RowDropout {
-  const float scale;
-  const int limit;  // byte >= threshold as byte > limit: -1 keeps all
-  uint8_t bytes[kBlockColumns];
-
-  explicit RowDropout(const Norm& norm)
-      : scale(norm.threshold < 256 ? 256.0f / float(256 - norm.threshold) : 1.0f), limit(norm.threshold - 1) {}
-
-  void draw(int64_t seed, int64_t row_id, int64_t column) {
-    if (limit >= 0) philox_block(seed, row_id, uint32_t(column / 16), 0, bytes);
-  }
-  // Chosen, not multiplied by 0: a NaN that is dropped is gone.
-  Vec of(Vec x, int64_t i) const {
-    if (limit < 0) return x;
-#if EF_ISA >= 512
-    const VecInt drawn = (VecInt)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)(bytes + i)));
-#elif EF_ISA >= 256
-    const VecInt drawn = (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(bytes + i)));
-#else
-    const uint8_t* b = bytes + i;
-    const VecInt drawn = {b[0], b[1], b[2], b[3]};
-#endif
-    return drawn > limit ? x * scale : Vec{};
-  }
-  float of(float x, int64_t i) const { return limit < 0 ? x : bytes[i] > limit ? x * scale : 0.0f; }
-};
-
-static inline void norm_fwd(const Norm& norm, const float* x, const float* residual, int64_t row_id,
-                            const float* weight, const float* bias, float* out, float* xhat, float* rstd) {
-  const int64_t D = norm.D;
-  RowDropout dropout(norm);
+// One row of norm_rows_fwd.
+static inline void norm_fwd(const float* x, const float* residual, int64_t D, const Affine<const float>& norm,
+                            float eps, const Dropout& rule, float* out, const Normed<float>& kept) {
+  float* xhat = kept.xhat;
+  RowDropout dropout(rule.threshold);
   Vec sum[kChains] = {};
   float last = 0;
   for (int64_t start = 0; start < D; start += kBlockColumns) {
     const int64_t end = smaller(D, start + kBlockColumns);
-    dropout.draw(norm.seed, row_id, start);
+    dropout.draw(rule.seed, *rule.row_ids, start);
     int64_t c = chained(start, end, [&](int64_t c, int chain) {
       const Vec z = load(residual + c) + dropout.of(load(x + c), c - start);
       store(xhat + c, z), sum[chain] += z;
@@ -96,8 +62,9 @@ static inline void norm_fwd(const Norm& norm, const float* x, const float* resid
   }
   const float rest_mean = (sum_of(rest) + last_rest) / float(D);  // what the rounding of the mean left
   const float variance = (sum_of(square) + last_square) / float(D) - rest_mean * rest_mean;
-  *rstd = 1 / sqrtf((variance < 0 ? 0 : variance) + norm.eps);
-  const float scale = *rstd;
+  const float scale = 1 / sqrtf((variance < 0 ? 0 : variance) + eps);
+  *kept.rstd = scale;
+  const float *weight = norm.weight, *bias = norm.bias;
   for (c = 0; c + kLanes <= D; c += kLanes) {
     const Vec normed = (load(xhat + c) - mean - rest_mean) * scale;
     store(xhat + c, normed), store(out + c, normed * load(weight + c) + load(bias + c));
@@ -108,9 +75,11 @@ static inline void norm_fwd(const Norm& norm, const float* x, const float* resid
   }
 }
 
-static inline void norm_bwd(const Norm& norm, const float* dout, const float* xhat, float rstd, const float* weight,
-                            int64_t row_id, float* dx, float* dresidual, float* dweight, float* dbias) {
-  const int64_t D = norm.D;
+// One row of norm_rows_bwd.
+static inline void norm_bwd(const float* dout, int64_t D, const float* weight, const Dropout& rule,
+                            const Normed<const float>& kept, float* dx, float* dresidual, const Affine<float>& sums) {
+  const float *xhat = kept.xhat, rstd = *kept.rstd;
+  float *dweight = sums.weight, *dbias = sums.bias;
   // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)). g waits in dx, rounded as its mean has it: where
   // all cancels, as in rows of one column, the rest of an unrounded product times rstd would be anything.
   Vec sum[kChains] = {}, dot[kChains] = {};
@@ -128,10 +97,10 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
     dx[c] = g;
   }
   mean = (mean + sum_of(sum)) / float(D), slope = (slope + sum_of(dot)) / float(D);
-  RowDropout dropout(norm);
+  RowDropout dropout(rule.threshold);
   for (int64_t start = 0; start < D; start += kBlockColumns) {
     const int64_t end = smaller(D, start + kBlockColumns);
-    dropout.draw(norm.seed, row_id, start);
+    dropout.draw(rule.seed, *rule.row_ids, start);
     for (c = start; c + kLanes <= end; c += kLanes) {
       const Vec dz = (load(dx + c) - mean - load(xhat + c) * slope) * rstd;
       store(dresidual + c, dz), store(dx + c, dropout.of(dz, c - start));
@@ -143,46 +112,52 @@ static inline void norm_bwd(const Norm& norm, const float* dout, const float* xh
   }
 }
 
-// out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x). out, xhat (rows, D), rstd (rows,);
-// xhat may be x or out.
-static inline void norm_rows_fwd(const Norm& norm, int64_t rows, const float* x, const float* residual,
-                                 const int64_t* row_ids, const float* weight, const float* bias, float* out,
-                                 float* xhat, float* rstd) {
-  const int64_t D = norm.D;
-  for (int64_t r = 0; r < rows; ++r)
-    norm_fwd(norm, x + r * D, residual + r * D, row_ids[r], weight, bias, out + r * D, xhat + r * D, rstd + r);
+// What a norm keeps of the rows from `first` on.
+template <class Float>
+static inline Normed<Float> from_row(const Normed<Float>& kept, int64_t first, int64_t D) {
+  return {kept.xhat + first * D, kept.rstd + first};
 }
 
-// dresidual is the gradient of the residual, so of z, dx that of x; dweight, dbias (D,) are added to. dx may be dout.
-static inline void norm_rows_bwd(const Norm& norm, int64_t rows, const float* dout, const float* xhat,
-                                 const float* rstd, const float* weight, const int64_t* row_ids, float* dx,
-                                 float* dresidual, float* dweight, float* dbias) {
-  const int64_t D = norm.D;
-  for (int64_t r = 0; r < rows; ++r)
-    norm_bwd(norm, dout + r * D, xhat + r * D, rstd[r], weight, row_ids[r], dx + r * D, dresidual + r * D, dweight,
-             dbias);
+// out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x); out and xhat (rows, D), rstd (rows,).
+// xhat may be where x or out is.
+static inline void norm_rows_fwd(const Rows& x, const float* residual, const Affine<const float>& norm, float eps,
+                                 const Dropout& dropout, float* out, const Normed<float>& kept) {
+  const int64_t D = x.width;
+  for (int64_t r = 0; r < x.length; ++r)
+    norm_fwd(x.data + r * D, residual + r * D, D, norm, eps, from_row(dropout, r), out + r * D, from_row(kept, r, D));
+}
+
+// dresidual is the gradient of the residual, so of z, and dx that of x, which may be where dout is; sums (D,), the
+// gradients of the norm's weight and bias, are added to.
+static inline void norm_rows_bwd(const Rows& dout, const float* weight, const Dropout& dropout,
+                                 const Normed<const float>& kept, float* dx, float* dresidual,
+                                 const Affine<float>& sums) {
+  const int64_t D = dout.width;
+  for (int64_t r = 0; r < dout.length; ++r)
+    norm_bwd(dout.data + r * D, D, weight, from_row(dropout, r), from_row(kept, r, D), dx + r * D, dresidual + r * D,
+             sums);
 }
 
 namespace {
 
-// norm_rows_bwd for blocks on threads. Gradients of the parameters are summed by a few rows first: one chain through
-// all would round worse.
+// norm_rows_bwd of blocks of rows on several threads. Gradients of the parameters are summed over a few rows first: one
+// chain of additions through all rows would round worse.
 struct NormGradient {
-  const Norm norm;
+  const int64_t D;
   Sum dweight, dbias;
-  Floats shares;  // of each part, of both
+  Floats shares;  // each part's sums over a few rows, of the weight and the bias
 
-  NormGradient(const Norm& norm, float* dweight, float* dbias, int64_t parts)
-      : norm(norm), dweight(dweight, norm.D, parts), dbias(dbias, norm.D, parts), shares(parts * 2 * norm.D) {}
+  NormGradient(int64_t D, const Affine<float>& gradient, int64_t parts)
+      : D(D), dweight(gradient.weight, D, parts), dbias(gradient.bias, D, parts), shares(parts * 2 * D) {}
   void start(int64_t part) { dweight.start(part), dbias.start(part); }
-  void rows(int64_t part, int64_t rows, const float* dout, const float* xhat, const float* rstd, const float* weight,
-            const int64_t* row_ids, float* dx, float* dresidual) {
-    const int64_t D = norm.D;
+  void rows(int64_t part, const Rows& dout, const float* weight, const Dropout& dropout,
+            const Normed<const float>& kept, float* dx, float* dresidual) {
     float *own = shares.at + part * 2 * D, *dw = dweight.of(part), *db = dbias.of(part);
-    for (int64_t r = 0; r < rows; r += 64) {
+    for (int64_t r = 0; r < dout.length; r += 64) {
+      const int64_t at = r * D;
       memset(own, 0, size_t(2 * D) * sizeof(float));
-      norm_rows_bwd(norm, smaller(64, rows - r), dout + r * D, xhat + r * D, rstd + r, weight, row_ids + r, dx + r * D,
-                    dresidual + r * D, own, own + D);
+      norm_rows_bwd({dout.data + at, smaller(64, dout.length - r), D}, weight, from_row(dropout, r),
+                    from_row(kept, r, D), dx + at, dresidual + at, {own, own + D});
       for (int64_t d = 0; d < D; ++d) dw[d] += own[d], db[d] += own[D + d];
     }
   }

@@ -1,11 +1,9 @@
 // The table of ops that each instruction set fills and bindings.cpp reads.
 #pragma once
 
-#include <stdint.h>
+#include "arguments.h"
 
 namespace ef {
-
-enum Threads : int {};  // its own type, so that bindings.cpp can tell it from other numbers
 
 struct Ops {
 #define OP(name, parameters) void(*name) parameters;

@@ -19,15 +19,15 @@ void derive_seeds(int64_t seed, int64_t step, int64_t first, int64_t n, int64_t*
   }
 }
 
-void dropout_mask(int64_t seed, const int64_t* row_ids, int64_t T, int64_t columns, int64_t threshold, int64_t plane,
-                  uint8_t* out, Threads threads) {
+// out (T, columns): 1 where an element is kept.
+void dropout_mask(const Dropout& dropout, int64_t T, int64_t columns, int64_t plane, uint8_t* out, Threads threads) {
   // byte >= threshold as byte > limit: both stay bytes, and 256 drops all; 0 has no limit below it and keeps all.
-  const uint8_t limit = uint8_t(threshold - 1), all = threshold <= 0;
+  const uint8_t limit = uint8_t(dropout.threshold - 1), all = dropout.threshold <= 0;
 #pragma omp parallel for num_threads(threads) if (T * columns >= 32768)
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t c = 0; c < columns; c += kBlockColumns) {
       uint8_t bytes[kBlockColumns];
-      philox_block(seed, row_ids[t], uint32_t(c / 16), uint32_t(plane), bytes);
+      philox_block(dropout.seed, dropout.row_ids[t], uint32_t(c / 16), uint32_t(plane), bytes);
       const int64_t width = columns - c < kBlockColumns ? columns - c : kBlockColumns;
       uint8_t* row = out + t * columns + c;
       for (int64_t i = 0; i < width; ++i) row[i] = uint8_t(bytes[i] > limit) | all;

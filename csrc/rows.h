@@ -1,5 +1,4 @@
-// Rows shared out among threads: a contiguous range for each, taken in blocks that stay in cache from product to
-// product.
+// Rows shared out among threads: each takes a contiguous range, in blocks that stay in cache from product to product.
 #pragma once
 
 #include <stdint.h>
@@ -12,21 +11,24 @@
 
 namespace ef::EF_NS {
 
-constexpr int64_t kBlockFloats = 96 * 1024;  // of the widest matrix that a block of rows keeps in the second cache
+constexpr int64_t kBlockFloats = 96 * 1024;  // of a block's rows in the widest matrix, which the second cache keeps
 
 static inline int64_t ceiling(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
-// Between rows of a scratch block: a power of two would put its columns into few sets of the cache.
+// The distance between rows of a scratch block: a power of two would put its columns into few sets of the cache.
 static inline int64_t row_stride(int64_t columns) { return ceiling(columns, 16) * 16 + 16; }
 
 namespace {  // internal, as static is for functions: no symbol of theirs leaves the instruction set's object
 
+// How rows are cut: into `count` parts, one for each thread, and these into blocks.
 struct Parts {
   int64_t rows;
-  bool few;                     // too few to repay that a weight is packed (linear.h)
-  int64_t unit, count, height;  // unit: rows that a product takes at once; height: of a block at most, whole units
+  bool few;        // the rows are too few to repay the packing of a weight (linear.h)
+  int64_t unit;    // rows that a product takes at once
+  int64_t count;   // parts
+  int64_t height;  // the most rows of a block, whole units
 
-  // width: of the widest matrix that a block makes.
+  // width: that of the widest matrix that a block makes.
   Parts(int64_t rows, int64_t width, int64_t flops_of_a_row, Threads threads)
       : rows(rows),
         few(rows <= 256),
@@ -45,18 +47,20 @@ struct Parts {
   }
 };
 
-// Floats without a value, for the time of a call.
-struct Floats {
-  float* at;
+// An array without values, for the time of a call.
+template <class T>
+struct Memory {
+  T* at;
 
-  explicit Floats(int64_t count) : at(new (std::align_val_t(64)) float[size_t(count) + 16]) {}
-  ~Floats() { operator delete[](at, std::align_val_t(64)); }
-  Floats(const Floats&) = delete;
-  Floats& operator=(const Floats&) = delete;
+  explicit Memory(int64_t count) : at(new (std::align_val_t(64)) T[size_t(count) + 16]) {}
+  ~Memory() { operator delete[](at, std::align_val_t(64)); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
 };
+using Floats = Memory<float>;
 
-// An array to which every part adds: the first to the array itself, the others to one of their own each, which finish()
-// adds in order, so that the bits are the same for the same number of threads.
+// An array to which every part adds. The first part adds to the array itself and each other one to an array of its own;
+// finish() adds these up in order, so that the same number of threads gives the same bits.
 struct Sum {
   float* out;
   int64_t size, parts;

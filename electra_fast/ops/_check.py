@@ -39,7 +39,7 @@ def check_integers(op: str, dtype: torch.dtype, **tensors: Tensor | None) -> Non
 
 
 def check_shape(op: str, name: str, tensor: Tensor, *shape: int) -> None:
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; {shape} is needed here")
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from electra_fast.ops._core import core
 from electra_fast.ops._library import Size, define, launcher
+from electra_fast.ops._structs import Dropout, dropout_threshold
 
 _LOW = 0xFFFFFFFF
 
@@ -76,7 +77,7 @@ def derive_seeds_reference(args: DeriveSeedsArguments) -> Tensor:
 
 def _derive_seeds_cpu(args: DeriveSeedsArguments) -> Tensor:
     out = torch.empty(args.n, dtype=torch.int64)
-    core.derive_seeds(args.seed.item(), args.step.item(), args.first, args.n, out.data_ptr())
+    core.derive_seeds(args.seed.item(), args.step.item(), args.first, args.n, out)
     return out
 
 
@@ -90,11 +91,6 @@ derive_seeds = define(
     floats=False,
     cuda=lambda args: launcher("seeds", "derive_seeds_fwd")(*args),
 )
-
-
-def dropout_threshold(p: float) -> int:
-    """Bytes below it are dropped: round(256 p)."""
-    return round(256 * p)
 
 
 def dropout_scale(threshold: int) -> float:
@@ -111,17 +107,9 @@ def dropout_mask_reference(args: DropoutMaskArguments) -> Tensor:
 
 
 def _dropout_mask_cpu(args: DropoutMaskArguments) -> Tensor:
-    rows = args.row_ids.contiguous()
-    out = torch.empty(rows.numel(), args.columns, dtype=torch.bool)
-    core.dropout_mask(
-        args.seed.item(),
-        rows.data_ptr(),
-        *out.shape,
-        args.threshold,
-        args.plane,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    dropout = Dropout(args.row_ids.contiguous(), int(args.seed.item()), args.threshold)
+    out = torch.empty(args.row_ids.numel(), args.columns, dtype=torch.bool)
+    core.dropout_mask(dropout, *out.shape, args.plane, out, torch.get_num_threads())
     return out
 
 

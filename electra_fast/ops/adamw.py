@@ -22,6 +22,7 @@ from torch import Tensor
 from electra_fast.ops._check import check_devices, check_floats
 from electra_fast.ops._core import core
 from electra_fast.ops._library import define, launcher
+from electra_fast.ops._structs import AdamW, addresses
 
 
 class AdamWArguments(NamedTuple):
@@ -131,22 +132,11 @@ def adamw_reference(args: AdamWArguments) -> Tensor:
 def _adamw_cpu(args: AdamWArguments) -> Tensor:
     tensors = [t for four in zip(args.params, args.grads, args.exp_avgs, args.exp_avg_sqs, strict=True) for t in four]
     dense = [t.contiguous() for t in tensors]
-    addresses = array("q", [t.data_ptr() for t in dense])
-    sizes = array("q", [t.numel() for t in args.params])
-    rate = args.lr.item()
+    sizes, rate = array("q", [t.numel() for t in args.params]), args.lr.item()
     lrs, decays = array("d", [rate * scale for scale in args.lr_scales]), array("d", args.weight_decays)
-    norm = torch.empty(1)
-    core.adamw(
-        *(numbers.buffer_info()[0] for numbers in (addresses, sizes, lrs, decays)),
-        len(args.params),
-        args.beta1,
-        args.beta2,
-        args.eps,
-        args.max_grad_norm,
-        math.isfinite(args.guard.item()),
-        norm.data_ptr(),
-        torch.get_num_threads(),
-    )
+    step, guard = AdamW(args.beta1, args.beta2, args.eps, args.max_grad_norm), math.isfinite(args.guard.item())
+    parameters, norm = (addresses(dense), sizes, lrs, decays, len(args.params)), torch.empty(1)
+    core.adamw(*parameters, step, guard, norm, torch.get_num_threads())
     for tensor, copy in zip(tensors, dense, strict=True):
         if copy is not tensor:
             tensor.copy_(copy)

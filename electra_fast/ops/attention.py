@@ -27,7 +27,8 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._library import Size
-from electra_fast.ops._philox import dropout_mask, dropout_scale, dropout_threshold
+from electra_fast.ops._philox import dropout_mask, dropout_scale
+from electra_fast.ops._structs import Attention, Dropout, Heads, Sequences, dropout_threshold
 
 
 class AttentionArguments(NamedTuple):
@@ -135,35 +136,32 @@ def _padded(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
     return torch.where(index < end, index, 0), index < end
 
 
-def _common(args: AttentionArguments) -> tuple[list[Tensor], list[int | float]]:
-    """What both directions pass to the core: addresses and strides; and the tensors, to be held meanwhile."""
-    rows = [t if t.stride(2) == 1 else t.contiguous() for t in (args.q, args.k, args.v)]
-    cu_seqlens, cu_seqlens_k, ids = (t.contiguous() for t in (args.cu_seqlens, args.cu_seqlens_k, args.row_ids))
-    values: list[int | float] = [*_places(*rows)]
-    values += [cu_seqlens.data_ptr(), cu_seqlens_k.data_ptr(), cu_seqlens.numel() - 1, *args.q.shape[1:]]
-    values += [ids.data_ptr(), int(args.seed.item()), dropout_threshold(args.dropout_p), args.softmax_scale]
-    return [*rows, cu_seqlens, cu_seqlens_k, ids], values
-
-
-def _places(*tensors: Tensor) -> list[int]:
-    """Where the heads of each lie: the address, from token to token, from head to head."""
-    return [number for t in tensors for number in (t.data_ptr(), t.stride(0), t.stride(1))]
+def _struct(args: AttentionArguments) -> Attention:
+    _, heads, width = args.q.shape
+    return Attention(
+        Heads.of(args.q),
+        Heads.of(args.k),
+        Heads.of(args.v),
+        Sequences.of(args.cu_seqlens, args.cu_seqlens_k),
+        heads,
+        width,
+        args.softmax_scale,
+        Dropout.of(args.row_ids, args.seed, args.dropout_p),
+    )
 
 
 def _forward_cpu(args: AttentionArguments) -> tuple[Tensor, list[Tensor]]:
-    _held, values = _common(args)
     out = torch.empty_like(args.q, memory_format=torch.contiguous_format)
     lse = out.new_empty(out.shape[:2])
-    core.attention_fwd(*values, *_places(out), lse.data_ptr(), torch.get_num_threads())
+    core.attention_fwd(_struct(args), Heads.of(out), lse, torch.get_num_threads())
     return out, [lse]
 
 
 def _backward_cpu(grads: list[Tensor], args: AttentionArguments, saved: list[Tensor]) -> list[Tensor]:
-    _held, values = _common(args)
     _out, lse = saved
-    lse, dout = lse.contiguous(), grads[0] if grads[0].stride(2) == 1 else grads[0].contiguous()
     gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (args.q, args.k, args.v)]
-    core.attention_bwd(*values, lse.data_ptr(), *_places(dout, *gradients), torch.get_num_threads())
+    heads = map(Heads.of, gradients)
+    core.attention_bwd(Heads.of(grads[0]), _struct(args), lse.contiguous(), *heads, torch.get_num_threads())
     return gradients
 
 

@@ -29,7 +29,17 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._library import Size
-from electra_fast.ops._philox import dropout_threshold
+from electra_fast.ops._structs import (
+    Affine,
+    AttentionBlock,
+    AttentionKept,
+    AttentionWeights,
+    Dropout,
+    Normed,
+    Rows,
+    Sequences,
+    dropout_threshold,
+)
 from electra_fast.ops.attention import AttentionArguments, attention_reference
 from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments, dropout_add_layer_norm_reference
 
@@ -64,17 +74,6 @@ class Queries(NamedTuple):
     cu_seqlens: Tensor  # (N + 1,) int32
     max_seqlen: int
     row_ids: Tensor  # (R,) int64
-
-
-class Saved(NamedTuple):
-    """What the C++ forward saves for its backward, all float32."""
-
-    queries: Tensor  # (R, D)
-    keys_values: Tensor  # (T, 2 D), the keys and the values of a row side by side
-    read: Tensor  # (R, D): what attention read, before the output projection
-    lse: Tensor  # (R, H): the log-sum-exp of each query's scores
-    xhat: Tensor  # (R, D): the normalised rows
-    rstd: Tensor  # (R,): 1 / deviation of each row
 
 
 def attention_block(
@@ -185,60 +184,54 @@ def _fake(args: AttentionBlockArguments) -> tuple[Tensor]:
     return (args.x.new_empty(_count(args), args.x.shape[1]),)
 
 
-def _sizes(args: AttentionBlockArguments) -> list[int]:
-    """N, R, T, H, D."""
-    return [args.cu_seqlens.numel() - 1, _count(args), args.x.shape[0], args.num_heads, args.x.shape[1]]
-
-
-def _saves(args: AttentionBlockArguments) -> Saved:
+def _saves(args: AttentionBlockArguments) -> list[Tensor]:
+    """Queries (R, D), keys and values (T, 2 D), what attention read (R, D), the log-sum-exps of its scores (R, H), and
+    the normalised rows (R, D) with 1 / deviation of each (R,)."""
     new, count, (total, width) = args.x.new_empty, _count(args), args.x.shape
-    return Saved(
-        queries=new(count, width),
-        keys_values=new(total, 2 * width),
-        read=new(count, width),
-        lse=new(count, args.num_heads),
-        xhat=new(count, width),
-        rstd=new(count),
+    kept = (new(count, width), new(total, 2 * width), new(count, width), new(count, args.num_heads))
+    return [*kept, new(count, width), new(count)]
+
+
+def _kept(saved: list[Tensor]) -> AttentionKept:
+    queries, keys_values, read, lse, xhat, rstd = (t.contiguous() for t in saved)
+    return AttentionKept(queries, keys_values, read, lse, Normed(xhat, rstd))
+
+
+def _weights(args: AttentionBlockArguments) -> AttentionWeights:
+    return AttentionWeights(
+        Affine.of(args.qkv_weight, args.qkv_bias),
+        Affine.of(args.out_weight, args.out_bias),
+        Affine.of(args.norm_weight, args.norm_bias),
+    )
+
+
+def _struct(args: AttentionBlockArguments, queries: Queries) -> AttentionBlock:
+    x = Rows.of(args.x)
+    return AttentionBlock(
+        x,
+        x if args.rows is None else Rows.of(queries.x),
+        Sequences.of(queries.cu_seqlens, args.cu_seqlens),
+        args.num_heads,
+        Dropout.of(queries.row_ids, args.seed, args.dropout_p),
+        dropout_threshold(args.attention_dropout_p),
     )
 
 
 def _forward_cpu(args: AttentionBlockArguments) -> tuple[Tensor, list[Tensor]]:
-    asking = _queries(args)
-    weights = (args.qkv_weight, args.qkv_bias, args.out_weight, args.out_bias, args.norm_weight, args.norm_bias)
-    read = (args.x, asking.x, *weights, asking.cu_seqlens, args.cu_seqlens, asking.row_ids)
-    dense = [t.contiguous() for t in read]
-    out, saved = _fake(args)[0], list(_saves(args))
-    core.attention_block_fwd(
-        *(t.data_ptr() for t in dense),
-        *_sizes(args),
-        args.seed.item(),
-        args.eps,
-        dropout_threshold(args.attention_dropout_p),
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in (out, *saved)),
-        torch.get_num_threads(),
-    )
+    block, out, saved = _struct(args, _queries(args)), _fake(args)[0], _saves(args)
+    core.attention_block_fwd(block, _weights(args), args.eps, out, _kept(saved), torch.get_num_threads())
     return out, saved
 
 
 def _backward_cpu(grads: list[Tensor], args: AttentionBlockArguments, saved: list[Tensor]) -> list[Tensor]:
-    asking, (_out, *kept) = _queries(args), saved
-    read = [grads[0], args.x, asking.x, args.qkv_weight, args.out_weight, args.norm_weight]
-    read += [asking.cu_seqlens, args.cu_seqlens, asking.row_ids]
-    dense, made = [t.contiguous() for t in read], [t.contiguous() for t in kept]
-    weights = (args.qkv_weight, args.qkv_bias, args.out_weight, args.out_bias, args.norm_weight, args.norm_bias)
-    dx, *gradients = [t.new_empty(t.shape) for t in (args.x, *weights)]
-    dasking = dx if args.rows is None else torch.empty_like(asking.x)
-    core.attention_block_bwd(
-        *(t.data_ptr() for t in dense),
-        *_sizes(args),
-        args.seed.item(),
-        dropout_threshold(args.attention_dropout_p),
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in (*made, dx, dasking, *gradients)),
-        torch.get_num_threads(),
-    )
-    return [dx if args.rows is None else dx.index_add_(0, args.rows, dasking), *gradients]
+    _out, *kept = saved
+    block, weights, dx = _struct(args, _queries(args)), _weights(args), args.x.new_empty(args.x.shape)
+    dqueries = dx if args.rows is None else torch.empty_like(block.queries.data)
+    gradients = [Affine(*(t.new_empty(t.shape) for t in layer)) for layer in weights]
+    read = (grads[0].contiguous(), block, weights, _kept(kept))
+    core.attention_block_bwd(*read, dx, dqueries, AttentionWeights(*gradients), torch.get_num_threads())
+    dx = dx if args.rows is None else dx.index_add_(0, args.rows, dqueries)
+    return [dx, *(t for layer in gradients for t in layer)]
 
 
 def saves_cuda(args: AttentionBlockArguments) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from electra_fast.ops._check import check_devices, check_floats, check_integers, check_matrix, check_shape
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._structs import Affine, DiscriminatorWeights, Rows
 from electra_fast.ops.linear import LinearArguments, linear_reference
 
 
@@ -66,25 +67,29 @@ def discriminator_head_reference(args: DiscriminatorHeadArguments) -> tuple[Tens
     return F.binary_cross_entropy_with_logits(logits, args.labels.to(logits.dtype), reduction="none"), logits
 
 
+def _weights(args: DiscriminatorHeadArguments) -> DiscriminatorWeights:
+    return DiscriminatorWeights(
+        Affine.of(args.dense_weight, args.dense_bias), Affine.of(args.out_weight, args.out_bias)
+    )
+
+
 def _forward_cpu(args: DiscriminatorHeadArguments) -> tuple[Tensor, Tensor, list[Tensor]]:
-    dense = [t.contiguous() for t in args]
-    hidden = args.hidden
-    loss, logits, inner = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), hidden.new_empty(hidden.shape)
-    pointers = [t.data_ptr() for t in dense]
-    results = [t.data_ptr() for t in (loss, logits, inner)]
-    core.discriminator_head_fwd(*pointers, *hidden.shape, *results, torch.get_num_threads())
+    (loss, logits), inner = _fake(args), args.hidden.new_empty(args.hidden.shape)
+    hidden, labels = Rows.of(args.hidden), args.labels.contiguous()
+    core.discriminator_head_fwd(hidden, _weights(args), labels, loss, logits, inner, torch.get_num_threads())
     return loss, logits, [inner]
 
 
 def _backward_cpu(grads: list[Tensor], args: DiscriminatorHeadArguments, saved: list[Tensor]) -> list[Tensor]:
-    _loss, logits, inner = saved
-    read = (*grads, args.hidden, args.dense_weight, args.out_weight, args.labels, logits, inner)
-    dense = [t.contiguous() for t in read]
-    floats = (args.hidden, args.dense_weight, args.dense_bias, args.out_weight, args.out_bias)
-    gradients = [t.new_empty(t.shape) for t in floats]
-    pointers, results = ([t.data_ptr() for t in tensors] for tensors in (dense, gradients))
-    core.discriminator_head_bwd(*pointers, *args.hidden.shape, *results, torch.get_num_threads())
-    return gradients
+    dloss, dlogits = (t.contiguous() for t in grads)
+    _loss, logits, inner = (t.contiguous() for t in saved)
+    hidden, labels = Rows.of(args.hidden), args.labels.contiguous()
+    dhidden = args.hidden.new_empty(args.hidden.shape)
+    dense, out = ([t.new_empty(t.shape) for t in layer] for layer in _weights(args))
+    gradients = DiscriminatorWeights(Affine(*dense), Affine(*out))
+    read = (dloss, dlogits, hidden, _weights(args), labels, logits, inner)
+    core.discriminator_head_bwd(*read, dhidden, gradients, torch.get_num_threads())
+    return [dhidden, *dense, *out]
 
 
 def _fake(args: DiscriminatorHeadArguments) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ from electra_fast.ops._check import (
 )
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
-from electra_fast.ops._philox import dropout_reference, dropout_threshold
+from electra_fast.ops._philox import dropout_reference
+from electra_fast.ops._structs import Affine, Dropout, Normed, Rows
 
 
 class DropoutAddLayerNormArguments(NamedTuple):
@@ -83,50 +84,36 @@ def dropout_add_layer_norm_reference(args: DropoutAddLayerNormArguments) -> Tens
     return F.layer_norm(summed, args.weight.shape, args.weight, args.bias, args.eps)
 
 
-def _run(args: DropoutAddLayerNormArguments, out: Tensor, xhat: Tensor, rstd: Tensor) -> None:
-    """The core's forward; xhat may be out."""
-    dense = [t.contiguous() for t in (args.x, args.residual, args.weight, args.bias, args.row_ids)]
-    core.dropout_add_layer_norm_fwd(
-        *(t.data_ptr() for t in dense),
-        *out.shape,
-        args.seed.item(),
-        args.eps,
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in (out, xhat, rstd)),
-        torch.get_num_threads(),
-    )
+def _run(args: DropoutAddLayerNormArguments, out: Tensor, kept: Normed) -> None:
+    """The core's forward; kept.xhat may be out."""
+    dropout = Dropout.of(args.row_ids, args.seed, args.dropout_p)
+    x, residual, norm = Rows.of(args.x), args.residual.contiguous(), Affine.of(args.weight, args.bias)
+    core.dropout_add_layer_norm_fwd(x, residual, norm, args.eps, dropout, out, kept, torch.get_num_threads())
 
 
 def _forward_cpu(args: DropoutAddLayerNormArguments) -> tuple[Tensor, list[Tensor]]:
     out, saved = args.x.new_empty(args.x.shape), _saves(args)
-    _run(args, out, *saved)
-    return out, saved
+    _run(args, out, saved)
+    return out, list(saved)
 
 
 def _infer_cpu(args: DropoutAddLayerNormArguments) -> Tensor:
     out = args.x.new_empty(args.x.shape)
-    _run(args, out, out, args.x.new_empty(args.x.shape[0]))
+    _run(args, out, Normed(out, args.x.new_empty(args.x.shape[0])))
     return out
 
 
 def _backward_cpu(grads: list[Tensor], args: DropoutAddLayerNormArguments, saved: list[Tensor]) -> list[Tensor]:
-    _out, xhat, rstd = saved
-    dense = [t.contiguous() for t in (grads[0], xhat, rstd, args.weight, args.row_ids)]
-    gradients = [t.new_empty(t.shape) for t in (args.x, args.residual, args.weight, args.bias)]
-    core.dropout_add_layer_norm_bwd(
-        *(t.data_ptr() for t in dense),
-        *args.x.shape,
-        args.seed.item(),
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in gradients),
-        torch.get_num_threads(),
-    )
-    return gradients
+    _out, *kept = (t.contiguous() for t in saved)
+    dropout = Dropout.of(args.row_ids, args.seed, args.dropout_p)
+    dx, dresidual, *dnorm = [t.new_empty(t.shape) for t in (args.x, args.residual, args.weight, args.bias)]
+    read = (Rows.of(grads[0]), args.weight.contiguous(), dropout, Normed(*kept))
+    core.dropout_add_layer_norm_bwd(*read, dx, dresidual, Affine(*dnorm), torch.get_num_threads())
+    return [dx, dresidual, *dnorm]
 
 
-def _saves(args: DropoutAddLayerNormArguments) -> list[Tensor]:
-    """xhat (T, D) and rstd (T,)."""
-    return [args.x.new_empty(args.x.shape), args.x.new_empty(args.x.shape[0])]
+def _saves(args: DropoutAddLayerNormArguments) -> Normed:
+    return Normed(args.x.new_empty(args.x.shape), args.x.new_empty(args.x.shape[0]))
 
 
 _dropout_add_layer_norm = DifferentiableOp(

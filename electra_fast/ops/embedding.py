@@ -26,7 +26,8 @@ from electra_fast.ops._check import (
 )
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
-from electra_fast.ops._philox import dropout_reference, dropout_threshold
+from electra_fast.ops._philox import dropout_reference
+from electra_fast.ops._structs import Affine, Dropout, Normed, Tables, Tokens
 from electra_fast.ops.linear import LinearArguments, linear_cpu
 
 
@@ -105,9 +106,10 @@ def embedding(
         check_shape(name, "projection_bias", projection_bias, projection_bias.numel())
     for (label, tensor), table in zip(ids.items(), (word, token_type, position), strict=True):
         check_ids(name, label, tensor, table.shape[0])
-    numbers: dict[str, Any] = dict(eps=float(eps), dropout_p=check_probability(name, "dropout_p", dropout_p))
-    keys: dict[str, Any] = dict(row_ids=row_ids, seed=seed_tensor(name, seed, word.device))
-    return _embedding(EmbeddingArguments(**ids, **tables, **vectors, **projection, **keys, **numbers))
+    p = check_probability(name, "dropout_p", dropout_p)
+    seed = seed_tensor(name, seed, word.device)
+    tensors = (*ids.values(), *tables.values(), *vectors.values(), *projection.values())
+    return _embedding(EmbeddingArguments._make((*tensors, row_ids, seed, float(eps), p)))
 
 
 def embedding_reference(args: EmbeddingArguments) -> Tensor:
@@ -124,46 +126,34 @@ def _projection(args: EmbeddingArguments, x: Tensor) -> LinearArguments:
     return LinearArguments(x, args.projection_weight, args.projection_bias, gelu=False)
 
 
+def _tokens(args: EmbeddingArguments) -> Tokens:
+    input_ids, token_type_ids = args.input_ids.contiguous(), args.token_type_ids.contiguous()
+    return Tokens(input_ids, token_type_ids, args.position_ids.contiguous(), input_ids.shape[0])
+
+
 def _forward_cpu(args: EmbeddingArguments) -> tuple[Tensor, list[Tensor]]:
-    ids, tables = (args.input_ids, args.token_type_ids, args.position_ids), (args.word, args.position, args.token_type)
-    dense = [t.contiguous() for t in (*ids, *tables, args.norm_weight, args.norm_bias, args.row_ids)]
-    rows, width = args.input_ids.shape[0], args.word.shape[1]
-    new = args.word.new_empty
-    out, xhat, rstd = new(rows, width), new(rows, width), new(rows)
-    core.embedding_fwd(
-        *(t.data_ptr() for t in dense),
-        rows,
-        width,
-        args.seed.item(),
-        args.eps,
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in (out, xhat, rstd)),
-        torch.get_num_threads(),
-    )
+    rows, width, new = args.input_ids.shape[0], args.word.shape[1], args.word.new_empty
+    out, kept = new(rows, width), Normed(new(rows, width), new(rows))
+    tables, norm = Tables.of(args.word, args.position, args.token_type), Affine.of(args.norm_weight, args.norm_bias)
+    rule = (args.eps, Dropout.of(args.row_ids, args.seed, args.dropout_p))
+    core.embedding_fwd(_tokens(args), tables, norm, *rule, out, kept, torch.get_num_threads())
     if args.projection_weight is None:
-        return out, [xhat, rstd]
-    return linear_cpu.fwd(_projection(args, out))[0], [xhat, rstd, out]
+        return out, [*kept]
+    return linear_cpu.fwd(_projection(args, out))[0], [*kept, out]
 
 
 def _backward_cpu(grads: list[Tensor], args: EmbeddingArguments, saved: list[Tensor]) -> list[Tensor]:
-    out, xhat, rstd, *projected = saved
+    out, xhat, rstd, *projected = (t.contiguous() for t in saved)
     dout, dprojection = grads[0], []
     if projected:
         dout, *dprojection = linear_cpu.bwd(grads, _projection(args, *projected), [out])
-    ids = (args.input_ids, args.token_type_ids, args.position_ids)
-    dense = [t.contiguous() for t in (dout, xhat, rstd, args.norm_weight, args.row_ids, *ids)]
-    floats = (args.word, args.position, args.token_type, args.norm_weight, args.norm_bias)
-    gradients = [t.new_empty(t.shape) for t in floats]
-    core.embedding_bwd(
-        *(t.data_ptr() for t in dense),
-        *dout.shape,
-        *(t.shape[0] for t in (args.word, args.position, args.token_type)),
-        args.seed.item(),
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in gradients),
-        torch.get_num_threads(),
-    )
-    return gradients + dprojection
+    *tables, dweight, dbias = [
+        t.new_empty(t.shape) for t in (args.word, args.position, args.token_type, args.norm_weight, args.norm_bias)
+    ]
+    dropout = Dropout.of(args.row_ids, args.seed, args.dropout_p)
+    read = (dout.contiguous(), _tokens(args), args.norm_weight.contiguous(), dropout, Normed(xhat, rstd))
+    core.embedding_bwd(*read, Tables.of(*tables), Affine(dweight, dbias), torch.get_num_threads())
+    return [*tables, dweight, dbias, *dprojection]
 
 
 def _saves(args: EmbeddingArguments) -> list[Tensor]:

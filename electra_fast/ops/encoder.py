@@ -10,7 +10,6 @@ Source: Clark et al., ICLR 2020 (ELECTRA).
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from electra_fast.ops import _structs as structs
 from electra_fast.ops._check import (
     check_devices,
     check_floats,
@@ -30,7 +30,7 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, refuse_transforms
 from electra_fast.ops._library import LIBRARY, Size, backends, launcher, maker, schema_of
-from electra_fast.ops._philox import dropout_threshold
+from electra_fast.ops._structs import Rows, addresses, dropout_threshold
 from electra_fast.ops.attention_block import (
     AttentionBlockArguments,
     _attention_block,
@@ -233,33 +233,31 @@ def _saves(args: EncoderArguments) -> list[Tensor]:
     return [t for t in (*whole, *last) if t is not None]
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> array[int]:
-    return array("q", [0 if t is None else t.data_ptr() for t in tensors])
-
-
-def _shared(args: EncoderArguments) -> tuple[list[Tensor | None], list[int]]:
-    """What the core's forward and backward are given alike: tensors, then sizes."""
-    fewer = (None, None, None) if args.rows is None else (args.rows, args.cu_rows, args.row_ids[args.rows])
-    tensors = [t if t is None else t.contiguous() for t in (args.cu_seqlens, args.row_ids, *fewer, args.seeds)]
-    sizes = [_depth(args), args.cu_seqlens.numel() - 1, _count(args)]
-    return tensors, [*sizes, args.x.shape[0], args.num_heads, args.x.shape[1], _inner_width(args)]
+def _struct(args: EncoderArguments) -> structs.Encoder:
+    last = structs.Queries(None, None, None, args.x.shape[0])
+    if args.rows is not None and args.cu_rows is not None:
+        rows, ids = args.rows.contiguous(), args.row_ids[args.rows]
+        last = structs.Queries(rows, ids, args.cu_rows.contiguous(), rows.shape[0])
+    return structs.Encoder(
+        x=Rows.of(args.x),
+        cu_seqlens=args.cu_seqlens.contiguous(),
+        row_ids=args.row_ids.contiguous(),
+        seeds=args.seeds.contiguous(),
+        last=last,
+        L=_depth(args),
+        N=args.cu_seqlens.shape[0] - 1,
+        H=args.num_heads,
+        F=_inner_width(args),
+        eps=args.eps,
+        attention_threshold=dropout_threshold(args.attention_dropout_p),
+        threshold=dropout_threshold(args.dropout_p),
+    )
 
 
 def _run(args: EncoderArguments, kept: Sequence[Tensor | None]) -> None:
     """The core's forward, into what is kept."""
-    tensors, sizes = _shared(args)
-    x, weights = args.x.contiguous(), [t.contiguous() for t in args.layers]
-    arrays = _addresses(weights), _addresses(kept)
-    core.encoder_fwd(
-        x.data_ptr(),
-        *(numbers.buffer_info()[0] for numbers in arrays),
-        *_addresses(tensors),
-        *sizes,
-        args.eps,
-        dropout_threshold(args.attention_dropout_p),
-        dropout_threshold(args.dropout_p),
-        torch.get_num_threads(),
-    )
+    weights = [t.contiguous() for t in args.layers]
+    core.encoder_fwd(_struct(args), addresses(weights), addresses(kept), torch.get_num_threads())
 
 
 def _forward_cpu(args: EncoderArguments) -> tuple[Tensor, list[Tensor]]:
@@ -279,21 +277,10 @@ def _infer_cpu(args: EncoderArguments) -> Tensor:
 
 
 def _backward_cpu(grads: list[Tensor], args: EncoderArguments, saved: list[Tensor]) -> list[Tensor]:
-    (out, *kept), (tensors, sizes) = saved, _shared(args)
-    x, weights = args.x.contiguous(), [t.contiguous() for t in args.layers]
-    dx, gradients = x.new_empty(x.shape), [torch.empty_like(t) for t in weights]
-    arrays = _addresses(weights), _addresses([*kept, out]), _addresses(gradients)
-    core.encoder_bwd(
-        grads[0].data_ptr(),
-        x.data_ptr(),
-        *(numbers.buffer_info()[0] for numbers in arrays),
-        *_addresses(tensors),
-        *sizes,
-        dropout_threshold(args.attention_dropout_p),
-        dropout_threshold(args.dropout_p),
-        dx.data_ptr(),
-        torch.get_num_threads(),
-    )
+    (out, *kept), weights = saved, [t.contiguous() for t in args.layers]
+    dx, gradients = args.x.new_empty(args.x.shape), [torch.empty_like(t) for t in weights]
+    layers = (addresses(weights), addresses([*kept, out]), addresses(gradients))
+    core.encoder_bwd(grads[0].contiguous(), _struct(args), *layers, dx, torch.get_num_threads())
     return [dx, *gradients]
 
 

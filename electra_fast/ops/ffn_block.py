@@ -23,7 +23,7 @@ from electra_fast.ops._check import (
 )
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
-from electra_fast.ops._philox import dropout_threshold
+from electra_fast.ops._structs import Affine, Dropout, FfnKept, FfnWeights, Normed, Rows
 from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments, dropout_add_layer_norm_reference
 from electra_fast.ops.linear import LinearArguments, linear_reference
 
@@ -97,50 +97,42 @@ def ffn_block_reference(args: FfnBlockArguments) -> Tensor:
     return dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(down, args.x, *norm))
 
 
-def _run(args: FfnBlockArguments, out: Tensor, inner: Tensor | None, xhat: Tensor, rstd: Tensor) -> None:
-    """The core's forward; inner may be None, and xhat may be out."""
-    weights = (args.up_weight, args.up_bias, args.down_weight, args.down_bias, args.norm_weight, args.norm_bias)
-    dense = [t.contiguous() for t in (args.x, *weights, args.row_ids)]
-    core.ffn_block_fwd(
-        *(t.data_ptr() for t in dense),
-        *out.shape,
-        args.up_weight.shape[0],
-        args.seed.item(),
-        args.eps,
-        dropout_threshold(args.dropout_p),
-        *(0 if t is None else t.data_ptr() for t in (out, inner, xhat, rstd)),
-        torch.get_num_threads(),
+def _weights(args: FfnBlockArguments) -> FfnWeights:
+    return FfnWeights(
+        Affine.of(args.up_weight, args.up_bias),
+        Affine.of(args.down_weight, args.down_bias),
+        Affine.of(args.norm_weight, args.norm_bias),
     )
+
+
+def _run(args: FfnBlockArguments, out: Tensor, kept: FfnKept) -> None:
+    """The core's forward; kept.norm.xhat may be out."""
+    rule = (args.eps, Dropout.of(args.row_ids, args.seed, args.dropout_p))
+    inner = args.up_weight.shape[0]
+    core.ffn_block_fwd(Rows.of(args.x), _weights(args), inner, *rule, out, kept, torch.get_num_threads())
 
 
 def _forward_cpu(args: FfnBlockArguments) -> tuple[Tensor, list[Tensor]]:
     out, saved = args.x.new_empty(args.x.shape), _saves(args)
-    _run(args, out, *saved)
+    inner, *norm = saved
+    _run(args, out, FfnKept(inner, Normed(*norm)))
     return out, saved
 
 
 def _infer_cpu(args: FfnBlockArguments) -> Tensor:
     out = args.x.new_empty(args.x.shape)
-    _run(args, out, None, out, args.x.new_empty(args.x.shape[0]))
+    _run(args, out, FfnKept(None, Normed(out, args.x.new_empty(args.x.shape[0]))))
     return out
 
 
 def _backward_cpu(grads: list[Tensor], args: FfnBlockArguments, saved: list[Tensor]) -> list[Tensor]:
-    _out, inner, xhat, rstd = saved
-    read = (grads[0], args.x, args.up_weight, args.down_weight, args.norm_weight, args.row_ids, inner, xhat, rstd)
-    dense = [t.contiguous() for t in read]
-    weights = (args.up_weight, args.up_bias, args.down_weight, args.down_bias, args.norm_weight, args.norm_bias)
-    gradients = [t.new_empty(t.shape) for t in (args.x, *weights)]
-    core.ffn_block_bwd(
-        *(t.data_ptr() for t in dense),
-        *args.x.shape,
-        args.up_weight.shape[0],
-        args.seed.item(),
-        dropout_threshold(args.dropout_p),
-        *(t.data_ptr() for t in gradients),
-        torch.get_num_threads(),
-    )
-    return gradients
+    _out, inner, *norm = (t.contiguous() for t in saved)
+    dropout = Dropout.of(args.row_ids, args.seed, args.dropout_p)
+    weights, dx = _weights(args), args.x.new_empty(args.x.shape)
+    gradients = [Affine(*(t.new_empty(t.shape) for t in layer)) for layer in weights]
+    read = (grads[0].contiguous(), Rows.of(args.x), weights, inner.shape[1], dropout, FfnKept(inner, Normed(*norm)))
+    core.ffn_block_bwd(*read, dx, FfnWeights(*gradients), torch.get_num_threads())
+    return [dx, *(t for layer in gradients for t in layer)]
 
 
 def _saves(args: FfnBlockArguments) -> list[Tensor]:

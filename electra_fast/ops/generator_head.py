@@ -31,6 +31,7 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
 from electra_fast.ops._philox import philox
+from electra_fast.ops._structs import Affine, Rows, Sampling
 
 TILE = 128  # words of the vocabulary; part of the convention: another tile draws other samples
 LOGITS = 2**23  # logits that the reference holds at once: from 32 MiB on, glibc's malloc leaves no holes behind
@@ -157,43 +158,30 @@ def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
 
 
 def _forward_cpu(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, list[Tensor]]:
-    hidden, weight, bias, labels = _as_the_core_reads(args)
-    row_ids = args.row_ids.contiguous()
-    loss, lse, sampled = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), torch.empty_like(labels)
-    core.generator_head_fwd(
-        *(t.data_ptr() for t in (hidden, weight, bias, labels, row_ids)),
-        hidden.shape[0],
-        *weight.shape,
-        args.seed.item(),
-        args.temperature,
-        args.disallow_correct,
-        *(t.data_ptr() for t in (loss, sampled, lse)),
-        torch.get_num_threads(),
-    )
+    hidden, words, labels = _as_the_core_reads(args)
+    (loss, sampled), lse = _fake(args), args.hidden.new_empty(args.hidden.shape[0])
+    seed = int(args.seed.item())
+    sampling = Sampling(args.row_ids.contiguous(), seed, args.temperature, args.disallow_correct)
+    read = (hidden, words, args.weight.shape[0], labels, sampling)
+    core.generator_head_fwd(*read, loss, sampled, lse, torch.get_num_threads())
     return loss, sampled, [lse]
 
 
 def _backward_cpu(grads: list[Tensor], args: GeneratorHeadArguments, saved: list[Tensor]) -> list[Tensor]:
-    hidden, weight, bias, labels = _as_the_core_reads(args)
+    hidden, words, labels = _as_the_core_reads(args)
     _loss, _sampled, lse = saved
-    grad, lse = grads[0].contiguous(), lse.contiguous()
-    gradients = [t.new_empty(t.shape) for t in (hidden, weight, bias)]
-    core.generator_head_bwd(
-        *(t.data_ptr() for t in (grad, hidden, weight, bias, labels, lse)),
-        hidden.shape[0],
-        *weight.shape,
-        *(t.data_ptr() for t in gradients),
-        torch.get_num_threads(),
-    )
-    return gradients
+    dhidden, *dwords = [t.new_empty(t.shape) for t in (args.hidden, args.weight, args.bias)]
+    read = (grads[0].contiguous(), hidden, words, args.weight.shape[0], labels, lse.contiguous())
+    core.generator_head_bwd(*read, dhidden, Affine(*dwords), torch.get_num_threads())
+    return [dhidden, *dwords]
 
 
-def _as_the_core_reads(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden, weight, bias and labels, contiguous, and without NaN in the rows left out."""
+def _as_the_core_reads(args: GeneratorHeadArguments) -> tuple[Rows, Affine, Tensor]:
+    """The rows, without NaN in those left out, the word table with its bias, and the labels."""
     hidden, left_out = args.hidden, args.labels == -100
     if left_out.any():
         hidden = _without_nan(hidden, left_out)
-    return hidden.contiguous(), args.weight.contiguous(), args.bias.contiguous(), args.labels.contiguous()
+    return Rows.of(hidden), Affine.of(args.weight, args.bias), args.labels.contiguous()
 
 
 def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:

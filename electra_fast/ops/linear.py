@@ -15,6 +15,7 @@ from torch import Tensor
 from electra_fast.ops._check import check_devices, check_floats, check_matrix, check_shape
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._structs import Affine, Rows
 
 
 class LinearArguments(NamedTuple):
@@ -51,34 +52,20 @@ def linear_reference(args: LinearArguments) -> Tensor:
 
 
 def _forward_cpu(args: LinearArguments) -> tuple[Tensor, list[Tensor]]:
-    x, weight, bias = args.x.contiguous(), args.weight.contiguous(), args.bias.contiguous()
-    out = x.new_empty(x.shape[0], weight.shape[0])
-    inner = [torch.empty_like(out)] if args.gelu else []
-    core.linear_fwd(
-        *(t.data_ptr() for t in (x, weight, bias)),
-        *x.shape,
-        weight.shape[0],
-        inner[0].data_ptr() if args.gelu else 0,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out, inner
+    out = _fake(args)[0]
+    inner = torch.empty_like(out) if args.gelu else None
+    linear = Affine.of(args.weight, args.bias)
+    core.linear_fwd(Rows.of(args.x), linear, out.shape[1], inner, out, torch.get_num_threads())
+    return out, [] if inner is None else [inner]
 
 
 def _backward_cpu(grads: list[Tensor], args: LinearArguments, saved: list[Tensor]) -> list[Tensor]:
-    dout, x, weight = grads[0].contiguous(), args.x.contiguous(), args.weight.contiguous()
-    gradients = [t.new_empty(t.shape) for t in (x, weight, args.bias)]
-    _out, *inner = saved
-    core.linear_bwd(
-        *(t.data_ptr() for t in (dout, x, weight)),
-        inner[0].data_ptr() if args.gelu else 0,
-        *x.shape,
-        weight.shape[0],
-        False,
-        *(t.data_ptr() for t in gradients),
-        torch.get_num_threads(),
-    )
-    return gradients
+    dout, x, weight = grads[0].contiguous(), Rows.of(args.x), args.weight.contiguous()
+    dx, *gradients = [t.new_empty(t.shape) for t in (args.x, args.weight, args.bias)]
+    inner = saved[-1] if args.gelu else None
+    threads = torch.get_num_threads()
+    core.linear_bwd(dout, x, weight, weight.shape[0], inner, False, dx, Affine(*gradients), threads)
+    return [dx, *gradients]
 
 
 def _fake(args: LinearArguments) -> tuple[Tensor]:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from electra_fast.ops import _structs as structs
 from electra_fast.ops._check import (
     check_cu_seqlens,
     check_devices,
@@ -34,6 +35,7 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._library import Size, define, launcher
 from electra_fast.ops._philox import philox
+from electra_fast.ops._structs import MaskingRule, Slots, Text
 
 
 class MaskingArguments(NamedTuple):
@@ -172,27 +174,14 @@ def masking_reference(args: MaskingArguments) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _masking_cpu(args: MaskingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ids, cu, owned, rows = (t.contiguous() for t in (args.input_ids, args.cu_seqlens, args.slots, args.row_ids))
+    ids, cu_seqlens = args.input_ids.contiguous(), args.cu_seqlens.contiguous()
+    text = Text(ids, args.row_ids.contiguous(), ids.numel(), cu_seqlens, cu_seqlens.numel() - 1)
     special = torch.tensor(args.special_ids, dtype=torch.int64)
-    masked_ids = torch.empty_like(ids)
-    positions, labels, sample_rows = (ids.new_empty(args.num_slots) for _ in range(3))
-    core.masking(
-        ids.data_ptr(),
-        ids.numel(),
-        cu.data_ptr(),
-        cu.numel() - 1,
-        owned.data_ptr(),
-        rows.data_ptr(),
-        special.data_ptr(),
-        special.numel(),
-        args.mask_id,
-        args.threshold,
-        args.faithful,
-        args.seed.item(),
-        *(t.data_ptr() for t in (masked_ids, positions, labels, sample_rows)),
-        torch.get_num_threads(),
-    )
-    return masked_ids, positions, labels, sample_rows
+    numbers = (args.mask_id, args.threshold, args.faithful, int(args.seed.item()))
+    rule = MaskingRule(special, special.numel(), *numbers)
+    out = structs.Masked(torch.empty_like(ids), *(ids.new_empty(args.num_slots) for _ in range(3)))
+    core.masking(text, args.slots.contiguous(), rule, out, torch.get_num_threads())
+    return out.ids, out.positions, out.labels, out.sample_rows
 
 
 def _masking_fake(args: MaskingArguments) -> tuple[Tensor, ...]:
@@ -247,18 +236,10 @@ def corrupt_reference(args: CorruptArguments) -> tuple[Tensor, Tensor]:
 
 
 def _corrupt_cpu(args: CorruptArguments) -> tuple[Tensor, Tensor]:
-    ids, positions = args.input_ids.contiguous(), args.positions.contiguous()
-    labels, sampled = args.labels.contiguous(), args.sampled_ids.contiguous()
+    ids, positions, labels = args.input_ids.contiguous(), args.positions.contiguous(), args.labels.contiguous()
     corrupted, replaced = torch.empty_like(ids), torch.empty(ids.shape, dtype=torch.bool)
-    core.corrupt(
-        ids.data_ptr(),
-        ids.numel(),
-        *(t.data_ptr() for t in (positions, labels, sampled)),
-        positions.numel(),
-        args.faithful,
-        corrupted.data_ptr(),
-        replaced.data_ptr(),
-    )
+    slots = Slots(positions, labels, args.sampled_ids.contiguous(), positions.numel())
+    core.corrupt(ids, ids.numel(), slots, args.faithful, corrupted, replaced)
     return corrupted, replaced
 
 

@@ -95,7 +95,7 @@ def test_import_starts_no_thread():
 
 @built
 def test_forked_child_works_after_a_parallel_region():
-    mask = "core.dropout_mask(1, rows.data_ptr(), 1024, 256, 26, 0, {}.data_ptr(), 2)\n"
+    mask = "core.dropout_mask((rows, 1, 26), 1024, 256, 0, {}, 2)\n"
     code = (
         f"import os, signal, torch\n{IMPORT}"
         "rows = torch.arange(1024)\n"

@@ -30,14 +30,9 @@ def philox(seed: int, row, group, plane) -> list[np.ndarray]:
     return [c0, c1, c2, c3]
 
 
-def call(op, *args) -> None:
-    """Arrays pass as addresses; empty ones as 0, as torch gives them."""
-    op(*((a.ctypes.data if a.size else 0) if isinstance(a, np.ndarray) else a for a in args))
-
-
 def words(ops, seed: int, rows: np.ndarray, group: int, plane: int) -> np.ndarray:
     out = np.zeros((len(rows), 4), np.uint32)
-    call(ops.philox_words, seed, rows, len(rows), group, plane, out)
+    ops.philox_words(seed, rows, len(rows), group, plane, out)
     return out
 
 
@@ -65,7 +60,7 @@ def test_words_and_seeds(ops, seed):
     assert (words(ops, seed, ROWS, 7, 3) == np.stack(philox(seed, ROWS, 7, 3), -1)).all()
     for step in (0, 5, 2**32 + 1):
         out = np.zeros(9, np.int64)
-        call(ops.derive_seeds, seed, step, 3, 9, out)
+        ops.derive_seeds(seed, step, 3, 9, out)
         w0, w1, _, _ = philox(seed, step, 3 + np.arange(9), 0)
         assert (out == (w0 | w1 << np.uint64(32)).view(np.int64)).all()
 
@@ -77,7 +72,7 @@ def test_dropout_mask(ops, columns, threshold):
         bytes_ = np.stack(philox(seed, ROWS[:, None], np.arange((columns + 15) // 16), plane), -1)
         bytes_ = bytes_.astype("<u4").view(np.uint8).reshape(len(ROWS), -1)[:, :columns]
         out = np.full((len(ROWS) + 1, columns), 77, np.uint8)
-        call(ops.dropout_mask, seed, ROWS, len(ROWS), columns, threshold, plane, out, 1)
+        ops.dropout_mask((ROWS, seed, threshold), len(ROWS), columns, plane, out, 1)
         assert (out[:-1] == (bytes_ >= threshold)).all()
         assert (out[-1] == 77).all(), "wrote past the last row"
 
@@ -85,11 +80,11 @@ def test_dropout_mask(ops, columns, threshold):
 def test_dropout_mask_threads_and_rate(ops):
     rows = np.arange(2048)
     one, two = np.zeros((2, 2048, 257), np.uint8)
-    call(ops.dropout_mask, 11, rows, 2048, 257, 26, 0, one, 1)
-    call(ops.dropout_mask, 11, rows, 2048, 257, 26, 0, two, 2)
+    ops.dropout_mask((rows, 11, 26), 2048, 257, 0, one, 1)
+    ops.dropout_mask((rows, 11, 26), 2048, 257, 0, two, 2)
     assert (one == two).all()
     assert abs(one.mean() - 230 / 256) < 5 * (0.1 * 0.9 / one.size) ** 0.5
-    call(ops.dropout_mask, 11, rows[:0], 0, 257, 26, 0, one[:0], 2)  # no rows: nothing to do
+    ops.dropout_mask((None, 11, 26), 0, 257, 0, None, 2)  # no rows: nothing to do
 
 
 def plain_masking(ids, cu, slots, rows, special, mask_id, threshold, faithful, seed):
@@ -134,9 +129,9 @@ def random_case(rng):
 
 def masking(ops, ids, cu, slots, rows, special, mask_id, threshold, faithful, seed, threads=1):
     masked, (positions, labels, sample_rows) = np.full(len(ids), -7), np.full((3, slots[-1]), -7)
-    sizes = (ids, len(ids), cu, len(cu) - 1, slots, rows, special, len(special))
+    text, rule = (ids, rows, len(ids), cu, len(cu) - 1), (special, len(special), mask_id, threshold, faithful, seed)
     outputs = (masked, positions, labels, sample_rows)
-    call(ops.masking, *sizes, mask_id, threshold, faithful, seed, *outputs, threads)
+    ops.masking(text, slots, rule, outputs, threads)
     return outputs
 
 
@@ -159,8 +154,7 @@ def test_masking_and_corrupt(ops):
             samples = sampled[(positions == i) & (labels != -100)]
             wanted[i] = samples.sum() // len(samples)
         corrupted, is_replaced = np.full(len(ids), -7), np.full(len(ids), 7, np.uint8)
-        inputs = (ids, len(ids), positions, labels, sampled, len(positions), faithful)
-        call(ops.corrupt, *inputs, corrupted, is_replaced)
+        ops.corrupt(ids, len(ids), (positions, labels, sampled, len(positions)), faithful, corrupted, is_replaced)
         assert np.array_equal(corrupted, wanted), case
         assert np.array_equal(is_replaced, wanted != ids), case
         replaced += is_replaced.sum()
@@ -180,7 +174,7 @@ def of_vectors(op, x: np.ndarray, outputs: int = 1) -> list[np.ndarray]:
     x = x.astype(np.float32)
     padded = np.append(x, np.ones(-len(x) % 16, np.float32))
     found = [np.zeros_like(padded) for _ in range(outputs)]
-    call(op, padded, len(padded), *found)
+    op(padded, len(padded), *found)
     return [out[: len(x)].astype(np.float64) for out in found]
 
 

@@ -100,11 +100,12 @@ def test_the_core_writes_where_it_is_told(isa, width):
     cu, longest, seed = given["cu_seqlens"], given["max_seqlen"], torch.tensor([given["seed"]])
     leaves, upstream = [given[n].detach().requires_grad_() for n in "qkv"], torch.randn(total, 5, heads, width)[:, 2]
     offsets = (cu, longest, cu, longest, given["row_ids"])
-    _held, values = module._common(module.AttentionArguments(*leaves, *offsets, seed, 0.3, given["dropout_p"]))
+    struct = module._struct(module.AttentionArguments(*leaves, *offsets, seed, 0.3, given["dropout_p"]))
     memory, lse = torch.full((total, 4, heads, width + 3), math.nan), torch.empty(total, heads)
     out, *grads = memory[..., :width].unbind(1)
-    getattr(core, isa).attention_fwd(*values, *module._places(out), lse.data_ptr(), 1)
-    getattr(core, isa).attention_bwd(*values, lse.data_ptr(), *module._places(upstream, *grads), 1)
+    heads_of = module.Heads.of
+    getattr(core, isa).attention_fwd(struct, heads_of(out), lse, 1)
+    getattr(core, isa).attention_bwd(heads_of(upstream), struct, lse, *map(heads_of, grads), 1)
     plain = attention(**given | dict(zip("qkv", leaves, strict=True)), softmax_scale=0.3)
     for found, expected in zip((out, *grads), (plain, *torch.autograd.grad(plain, leaves, upstream)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
