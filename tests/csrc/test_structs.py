@@ -83,6 +83,10 @@ def test_what_is_no_address_or_no_struct_is_refused() -> None:
         core.dropout_mask((3.5, 1, 26), 3, 4, 0, out, 1)
     with pytest.raises(ValueError, match="contiguous"):
         core.dropout_mask((np.arange(6)[::2], 1, 26), 3, 4, 0, out, 1)
-    for dropout in ((rows, 1), (rows, 1, 26, 0), 7):
-        with pytest.raises(TypeError, match="incompatible function arguments"):
+    for dropout in ((rows, 1), (rows, 1, 26, 0), rows, 7):
+        with pytest.raises(TypeError, match=r"Dropout is a tuple of \(row_ids, seed, threshold\), not a "):
             core.dropout_mask(dropout, 3, 4, 0, out, 1)
+    with pytest.raises(TypeError, match="(?s)dropout_mask.*; 2 arguments were given"):
+        core.dropout_mask((rows, 1, 26), 3)
+    with pytest.raises(OverflowError, match="out of its range"):
+        core.dropout_mask((rows, 1, 2**40), 3, 4, 0, out, 1)
