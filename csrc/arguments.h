@@ -137,7 +137,7 @@ struct LayerKept {
 };
 
 // The rows that are queries in the last layer: of x those at `rows` (R,), with their ids (R,) and their offsets (N +
-// 1,); where rows is null, all.
+// 1,); where offsets is null, all (rows is null when R is 0, too).
 struct Queries {
   const int64_t *rows, *row_ids;
   const int32_t* offsets;

@@ -12,7 +12,7 @@ struct LayerRows {
   AttentionBlock block;
 
   LayerRows(const Encoder& encoder, const float* x, int64_t layer)
-      : fewer(layer + 1 == encoder.L && encoder.last.rows), gathered(fewer ? encoder.last.R * encoder.x.width : 0) {
+      : fewer(layer + 1 == encoder.L && encoder.last.offsets), gathered(fewer ? encoder.last.R * encoder.x.width : 0) {
     const int64_t D = encoder.x.width;
     const Queries& last = encoder.last;
     const Rows all = {x, encoder.x.length, D};
@@ -50,7 +50,7 @@ void encoder_fwd(const Encoder& encoder, const Layer<const float>* layers, const
 void encoder_bwd(const float* dout, const Encoder& encoder, const Layer<const float>* layers,
                  const LayerKept<const float>* kept, const Layer<float>* dlayers, float* dx, Threads threads) {
   const int64_t D = encoder.x.width;
-  const Floats dqueries(encoder.last.rows ? encoder.last.R * D : 0);
+  const Floats dqueries(encoder.last.offsets ? encoder.last.R * D : 0);
   for (int64_t i = encoder.L - 1; i >= 0; --i) {
     const LayerKept<const float>& k = kept[i];
     const LayerRows rows(encoder, i > 0 ? kept[i - 1].out : encoder.x.data, i);

@@ -137,7 +137,7 @@ class FfnKept(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """The rows that are queries in an encoder's last layer; where rows is None, all."""
+    """The rows that are queries in an encoder's last layer; where offsets is None, all."""
 
     rows: Tensor | None  # (R,) int64
     row_ids: Tensor | None  # (R,) int64

@@ -13,6 +13,7 @@ from numerics import DEVICES, check, chi_squared, laid_out, philox
 
 from electra_fast.ops import generator_head
 from electra_fast.ops._core import core, why
+from electra_fast.ops._structs import Affine, Rows, Sampling
 from electra_fast.ops.generator_head import GeneratorHeadArguments, generator_head_reference
 
 in_every_isa = pytest.mark.parametrize(
@@ -284,20 +285,14 @@ def in_core(isa, given, grad, threads, **options):
     hidden, weight, bias, labels, row_ids = (
         given[n].contiguous() for n in ("hidden", "weight", "bias", "labels", "row_ids")
     )
-    (rows, width), words = hidden.shape, len(bias)
+    rows, vocabulary = len(hidden), len(bias)
     loss, lse = torch.full((2, rows), math.nan)
     found = torch.full((rows,), -7)
-    gradients = [torch.full_like(t, math.nan) for t in (hidden, weight, bias)]
-    ops, tensors, shape = getattr(core, isa), (hidden, weight, bias, labels), (rows, words, width)
-
-    def addresses(*given):
-        return (t.data_ptr() for t in given)
-
+    dhidden, *dwords = gradients = [torch.full_like(t, math.nan) for t in (hidden, weight, bias)]
+    ops, read = getattr(core, isa), (Rows.of(hidden), Affine(weight, bias), vocabulary, labels)
     options = (options.get("temperature", 1.0), options.get("disallow_correct", False))
-    ops.generator_head_fwd(
-        *addresses(*tensors, row_ids), *shape, given["seed"], *options, *addresses(loss, found, lse), threads
-    )
-    ops.generator_head_bwd(*addresses(grad, *tensors, lse), *shape, *addresses(*gradients), threads)
+    ops.generator_head_fwd(*read, Sampling(row_ids, given["seed"], *options), loss, found, lse, threads)
+    ops.generator_head_bwd(grad, *read, lse, dhidden, Affine(*dwords), threads)
     return dict(loss=loss, sampled=found, hidden=gradients[0], weight=gradients[1], bias=gradients[2])
 
 
