@@ -34,7 +34,7 @@ struct Parts {
         few(rows <= 256),
         unit(few ? kPanel : kSliver),
         count(rows * flops_of_a_row < 200000 ? 1 : smaller(threads, ceiling(rows, unit))) {
-    const int64_t fit = kBlockFloats / width;
+    const int64_t fit = kBlockFloats / (width > 0 ? width : 1);
     height = (fit < 48 ? 48 : smaller(fit, 384)) / unit * unit;
   }
   int64_t start(int64_t part) const { return smaller(rows, ceiling(ceiling(rows, unit) * part, count) * unit); }

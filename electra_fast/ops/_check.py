@@ -63,8 +63,9 @@ def check_ids(
     table: str = "table",
     advice: str = "the text was encoded with another vocabulary, or the model's is too small",
 ) -> None:
-    """Every id within its table; the first that is not is named. Checked on the host alone: on a GPU it would sync."""
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+    """Raises IndexError that names the first id outside its table. On a GPU it would wait for the device, so only
+    implementations on the CPU call it."""
+    if ids.numel() == 0:
         return
     least, most = (t.item() for t in ids.aminmax())
     if least < 0 or most >= size:
@@ -74,13 +75,17 @@ def check_ids(
         )
 
 
-def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest: int | None = None) -> None:
-    """(N + 1,) int32, starting at 0, never falling, ending at the number of rows; values on the host alone."""
-    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
-        kind = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+def check_offsets(op: str, name: str, offsets: Tensor) -> None:
+    """Raises ValueError unless the offsets are (N + 1,) int32."""
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.numel() < 1:
+        kind = f"{offsets.dtype} of shape {tuple(offsets.shape)}"
         raise ValueError(f"{op}: {name} is {kind}; (N + 1,) torch.int32 is needed")
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
+
+
+def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest: int | None = None) -> None:
+    """Raises ValueError unless the offsets start at 0, never fall, end at the number of rows, and no sequence is longer
+    than `longest`. On a GPU it would wait for the device, so only implementations on the CPU call it."""
+    check_offsets(op, name, cu_seqlens)
     values = cu_seqlens.tolist()
     lengths = list(map(sub, values[1:], values)) or [0]
     if values[0] != 0 or values[-1] != total or min(lengths) < 0:
@@ -96,20 +101,30 @@ def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, total: int, longest
 
 
 def check_queries(op: str, args: Any, max_rows: int | None) -> None:
-    """Checks the sequences of x (T, D), the heads, which must divide D, and the rows that are queries, if not all are.
+    """Checks the heads, which must divide the width of x (T, D), and the shapes of the sequences' and queries' places.
 
     args: arguments of attention_block or encoder; max_rows: that of the caller, where it is 0 in args without rows.
     """
-    if args.x.shape[1] % args.num_heads:
+    if args.num_heads < 1 or args.x.shape[1] % args.num_heads:
         raise ValueError(f"{op}: width {args.x.shape[1]} is not a multiple of num_heads {args.num_heads}")
     if (args.rows is None) != (args.cu_rows is None) or (args.rows is None) != (max_rows is None):
         raise ValueError(f"{op}: rows, cu_rows and max_rows come together; give all three or none")
     check_shape(op, "row_ids", args.row_ids, args.x.shape[0])
-    check_cu_seqlens(op, "cu_seqlens", args.cu_seqlens, args.x.shape[0], args.max_seqlen)
+    check_offsets(op, "cu_seqlens", args.cu_seqlens)
     if args.rows is not None:
         check_shape(op, "rows", args.rows, args.rows.numel())
         check_shape(op, "cu_rows", args.cu_rows, *args.cu_seqlens.shape)
-        check_cu_seqlens(op, "cu_rows", args.cu_rows, args.rows.shape[0], max_rows)
+        check_offsets(op, "cu_rows", args.cu_rows)
+
+
+def check_query_values(op: str, args: Any) -> None:
+    """Checks on the CPU that sequences and queries lie within x, which a compiled graph and a direct call of the
+    dispatcher op reach unchecked."""
+    check_queries(op, args, None if args.rows is None else args.max_rows)
+    check_integers(op, torch.int64, row_ids=args.row_ids, rows=args.rows)
+    check_cu_seqlens(op, "cu_seqlens", args.cu_seqlens, args.x.shape[0], args.max_seqlen)
+    if args.rows is not None:
+        check_cu_seqlens(op, "cu_rows", args.cu_rows, args.rows.shape[0], args.max_rows)
         check_ids(op, "rows", args.rows, args.x.shape[0], "batch", "rows index its packed tokens")
 
 

@@ -89,7 +89,8 @@ class DifferentiableOp(Generic[A]):
     """`op(args) -> outputs`, differentiable in the arguments that `differentiable` names.
 
     `cpu` is the C++ implementation in float32, `cuda` the Triton one in float32, float16 and bfloat16; without one, or
-    without the core or triton, the reference runs.
+    without the core or triton, the reference runs. On the CPU, `check` comes first in every implementation, forward and
+    backward: it refuses values that would otherwise lead to wrong addresses.
     """
 
     def __init__(
@@ -103,11 +104,12 @@ class DifferentiableOp(Generic[A]):
         fake: Callable[[A], tuple[Tensor, ...]],
         cpu: Backend[A] | None = None,
         cuda: Backend[A] | None = None,
+        check: Callable[[A], None] = lambda args: None,
     ) -> None:
         self.name, self.outputs, self.make = name, len(outputs), maker(arguments)
         self.cpu, self.cuda = cpu if core is not None else None, cuda if HAS_TRITON else None
         self.plain = self.through_autograd(reference)
-        self.fake = fake
+        self.fake, self.check = fake, check
         self.slots = [arguments._fields.index(d) for d in differentiable]  # type: ignore[attr-defined]
         schema, returns = schema_of(arguments), ", ".join(f"Tensor {output}" for output in outputs)
         choices = self._on_reference, self._on_cpu, self._on_cuda
@@ -147,6 +149,7 @@ class DifferentiableOp(Generic[A]):
 
     def _on_cpu(self, args: A, values: Sequence[Any]) -> Backend[A]:
         narrow = in_float32(self.name, values)
+        self.check(args)
         return self.plain if self.cpu is None or not narrow else self.cpu
 
     def _on_cuda(self, args: A, values: Sequence[Any]) -> Backend[A]:

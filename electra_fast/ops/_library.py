@@ -68,6 +68,7 @@ def define(
     floats: bool = True,
     cuda: Callable[[A], Any] | None = None,
     limit: str = "",
+    check: Callable[[A], None] | None = None,
 ) -> Any:
     """Register the plain op `electra_fast::name`, which has no gradients, and return its overload.
 
@@ -76,6 +77,7 @@ def define(
     reference, fake: the formula in PyTorch, and tensors shaped as its results.
     cpu: the C++ implementation, used where the core is built and, if the op takes floats, for float32 alone.
     floats: whether any argument is of floating point.
+    check: comes first in every implementation on the CPU; refuses values that would otherwise lead to wrong addresses.
     cuda: launches the Triton kernel, or chooses between it and the reference; `limit` says by what.
     """
     make = maker(arguments)
@@ -85,7 +87,10 @@ def define(
 
     def on_cpu(*values: Any) -> Any:
         narrow = not floats or in_float32(name, values)
-        return (cpu if narrow and cpu is not None and core is not None else reference)(make(values))
+        args = make(values)
+        if check is not None:
+            check(args)
+        return (cpu if narrow and cpu is not None and core is not None else reference)(args)
 
     schema = f"({schema_of(arguments)}) -> {returns}"
     register(name, schema, of_values(reference), of_values(fake), on_cpu, cuda and of_values(cuda))

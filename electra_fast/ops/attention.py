@@ -20,6 +20,7 @@ from electra_fast.ops._check import (
     check_devices,
     check_floats,
     check_integers,
+    check_offsets,
     check_probability,
     check_shape,
     seed_tensor,
@@ -93,10 +94,10 @@ def attention(
     check_shape("attention", "v", v, *k.shape)
     check_shape("attention", "row_ids", row_ids, q.shape[0])
     check_shape("attention", "cu_seqlens_k", cu_k, *cu_seqlens.shape)
-    check_cu_seqlens("attention", "cu_seqlens", cu_seqlens, q.shape[0], max_seqlen)
-    check_cu_seqlens("attention", "cu_seqlens_k", cu_k, k.shape[0], max_k)
+    check_offsets("attention", "cu_seqlens", cu_seqlens)
+    check_offsets("attention", "cu_seqlens_k", cu_k)
     p = check_probability("attention", "dropout_p", dropout_p)
-    scale = 1 / math.sqrt(q.shape[2]) if softmax_scale is None else float(softmax_scale)
+    scale = 1 / math.sqrt(max(1, q.shape[2])) if softmax_scale is None else float(softmax_scale)
     seed = seed_tensor("attention", seed, q.device)
     return _attention(AttentionArguments(q, k, v, cu_seqlens, max_seqlen, cu_k, max_k, row_ids, seed, scale, p))
 
@@ -134,6 +135,14 @@ def _padded(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
     start, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     index = start + place
     return torch.where(index < end, index, 0), index < end
+
+
+def _check(args: AttentionArguments) -> None:
+    check_integers("attention", torch.int64, row_ids=args.row_ids)
+    check_shape("attention", "row_ids", args.row_ids, args.q.shape[0])
+    check_shape("attention", "cu_seqlens_k", args.cu_seqlens_k, *args.cu_seqlens.shape)
+    check_cu_seqlens("attention", "cu_seqlens", args.cu_seqlens, args.q.shape[0], args.max_seqlen)
+    check_cu_seqlens("attention", "cu_seqlens_k", args.cu_seqlens_k, args.k.shape[0], args.max_seqlen_k)
 
 
 def _struct(args: AttentionArguments) -> Attention:
@@ -180,4 +189,5 @@ _attention = DifferentiableOp(
         takes=lambda args: 0 < args.q.shape[2] <= 128,
         limit="heads up to 128 wide",
     ),
+    check=_check,
 )

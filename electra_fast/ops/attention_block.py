@@ -23,6 +23,7 @@ from electra_fast.ops._check import (
     check_matrix,
     check_probability,
     check_queries,
+    check_query_values,
     check_shape,
     seed_tensor,
 )
@@ -159,7 +160,7 @@ def attention_block_reference(args: AttentionBlockArguments) -> Tensor:
     q = F.linear(asking.x, weight[:width], bias[:width])
     k, v = F.linear(x, weight[width:], bias[width:]).split(width, 1)
     q, k, v = (t.unflatten(1, (heads, width // heads)) for t in (q, k, v))
-    scale = 1 / math.sqrt(width // heads)
+    scale = 1 / math.sqrt(max(1, width // heads))
     offsets = (asking.cu_seqlens, asking.max_seqlen, args.cu_seqlens, args.max_seqlen)
     read = attention_reference(
         AttentionArguments(q, k, v, *offsets, asking.row_ids, args.seed, scale, args.attention_dropout_p)
@@ -269,4 +270,5 @@ _attention_block = DifferentiableOp(
         takes=lambda args: args.x.shape[1] <= min(4096, 128 * args.num_heads),
         limit="rows up to 4096 wide and heads up to 128",
     ),
+    check=lambda args: check_query_values("attention_block", args),
 )

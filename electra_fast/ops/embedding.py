@@ -104,8 +104,6 @@ def embedding(
     if projection_weight is not None and projection_bias is not None:
         check_shape(name, "projection_weight", projection_weight, projection_bias.numel(), width)
         check_shape(name, "projection_bias", projection_bias, projection_bias.numel())
-    for (label, tensor), table in zip(ids.items(), (word, token_type, position), strict=True):
-        check_ids(name, label, tensor, table.shape[0])
     p = check_probability(name, "dropout_p", dropout_p)
     seed = seed_tensor(name, seed, word.device)
     tensors = (*ids.values(), *tables.values(), *vectors.values(), *projection.values())
@@ -124,6 +122,14 @@ def _projection(args: EmbeddingArguments, x: Tensor) -> LinearArguments:
     """The linear layer that projects x (T, E)."""
     assert args.projection_weight is not None and args.projection_bias is not None
     return LinearArguments(x, args.projection_weight, args.projection_bias, gelu=False)
+
+
+def _check(args: EmbeddingArguments) -> None:
+    ids = dict(input_ids=args.input_ids, token_type_ids=args.token_type_ids, position_ids=args.position_ids)
+    check_integers("embedding", torch.int64, **ids, row_ids=args.row_ids)
+    for (name, tensor), table in zip(ids.items(), (args.word, args.token_type, args.position), strict=True):
+        check_shape("embedding", name, tensor, *args.row_ids.shape)
+        check_ids("embedding", name, tensor, table.shape[0])
 
 
 def _tokens(args: EmbeddingArguments) -> Tokens:
@@ -197,4 +203,5 @@ _embedding = DifferentiableOp(
         takes=lambda args: args.word.shape[1] <= 4096,
         limit="rows up to 4096 wide",
     ),
+    check=_check,
 )

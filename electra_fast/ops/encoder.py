@@ -10,8 +10,7 @@ Source: Clark et al., ICLR 2020 (ELECTRA).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,49 +24,20 @@ from electra_fast.ops._check import (
     check_matrix,
     check_probability,
     check_queries,
+    check_query_values,
     check_shape,
 )
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import Backend, DifferentiableOp, refuse_transforms
-from electra_fast.ops._library import LIBRARY, Size, backends, launcher, maker, schema_of
+from electra_fast.ops._encoder_cuda import encoder_cuda
+from electra_fast.ops._encoder_layers import ATTENTION, FFN, EncoderArguments, depth_of, layers_of
+from electra_fast.ops._library import LIBRARY, backends, maker, schema_of
 from electra_fast.ops._structs import Rows, addresses, dropout_threshold
 from electra_fast.ops.attention_block import (
-    AttentionBlockArguments,
     _attention_block,
     attention_block_reference,
-    saves_read,
 )
-from electra_fast.ops.attention_block import saves_cuda as attention_saves_cuda
-from electra_fast.ops.ffn_block import FfnBlockArguments, _ffn_block, ffn_block_reference, in_one_launch
-from electra_fast.ops.ffn_block import saves_cuda as ffn_saves_cuda
-
-ATTENTION = ("qkv_weight", "qkv_bias", "out_weight", "out_bias", "attention_norm_weight", "attention_norm_bias")
-FFN = ("up_weight", "up_bias", "down_weight", "down_bias", "ffn_norm_weight", "ffn_norm_bias")
-
-
-class EncoderArguments(NamedTuple):
-    """The arguments of `encoder`, in the order of the dispatcher op; max_rows is 0 without rows."""
-
-    x: Tensor
-    layers: list[Tensor]  # of each layer the tensors that ATTENTION and FFN name
-    cu_seqlens: Tensor
-    max_seqlen: Size
-    row_ids: Tensor
-    num_heads: int
-    rows: Tensor | None
-    cu_rows: Tensor | None
-    max_rows: Size
-    seeds: Tensor
-    eps: float
-    attention_dropout_p: float
-    dropout_p: float
-
-
-class Layer(NamedTuple):
-    """The arguments of one layer's blocks; x of each is replaced by the rows that reach it."""
-
-    attention: AttentionBlockArguments
-    ffn: FfnBlockArguments
+from electra_fast.ops.ffn_block import _ffn_block, ffn_block_reference
 
 
 class Kept(NamedTuple):
@@ -164,28 +134,6 @@ def encoder(
     return torch.ops.electra_fast.encoder(*args)
 
 
-def _depth(args: EncoderArguments) -> int:
-    """L, the number of layers."""
-    return len(args.layers) // len(ATTENTION + FFN)
-
-
-def layers_of(args: EncoderArguments) -> Iterator[Layer]:
-    """The arguments of each layer's blocks. Of all layers but the last, every row is a query."""
-    tensors, seeds, depth = iter(args.layers), iter(args.seeds.split(1)), _depth(args)
-    for i in range(depth):
-        queries: tuple[Any, ...] = (None, None, 0)
-        ids = args.row_ids
-        if args.rows is not None and i == depth - 1:
-            queries, ids = (args.rows, args.cu_rows, args.max_rows), args.row_ids[args.rows]
-        sequences = (args.cu_seqlens, args.max_seqlen, args.row_ids, args.num_heads, *queries)
-        numbers = (args.eps, args.attention_dropout_p, args.dropout_p)
-        weights = [*islice(tensors, len(ATTENTION))]
-        attention = AttentionBlockArguments._make([args.x, *weights, *sequences, next(seeds), *numbers])
-        weights = [*islice(tensors, len(FFN))]
-        ffn = FfnBlockArguments._make([args.x, *weights, ids, next(seeds), args.eps, args.dropout_p])
-        yield Layer(attention, ffn)
-
-
 def encoder_reference(args: EncoderArguments) -> Tensor:
     x = args.x
     for layer in layers_of(args):
@@ -228,7 +176,7 @@ def _kept(args: EncoderArguments, count: int) -> Kept:
 
 def _saves(args: EncoderArguments) -> list[Tensor]:
     """What each layer makes, but for what the last one gives, which is the output."""
-    whole = [t for _ in range(_depth(args) - 1) for t in _kept(args, args.x.shape[0])]
+    whole = [t for _ in range(depth_of(args) - 1) for t in _kept(args, args.x.shape[0])]
     *last, _out = _kept(args, _count(args))
     return [t for t in (*whole, *last) if t is not None]
 
@@ -244,7 +192,7 @@ def _struct(args: EncoderArguments) -> structs.Encoder:
         row_ids=args.row_ids.contiguous(),
         seeds=args.seeds.contiguous(),
         last=last,
-        L=_depth(args),
+        L=depth_of(args),
         N=args.cu_seqlens.shape[0] - 1,
         H=args.num_heads,
         F=_inner_width(args),
@@ -270,7 +218,7 @@ def _infer_cpu(args: EncoderArguments) -> Tensor:
     """In the memory of one layer, but that what one layer gives is what goes into the next."""
     made, (out,) = _kept(args, args.x.shape[0]), _fake(args)
     turns = made.out, torch.empty_like(made.out)
-    layers = [made._replace(inner=None, out=turns[i % 2]) for i in range(_depth(args) - 1)]
+    layers = [made._replace(inner=None, out=turns[i % 2]) for i in range(depth_of(args) - 1)]
     layers.append(made._replace(inner=None, out=out))
     _run(args, [t for layer in layers for t in layer])
     return out
@@ -282,48 +230,6 @@ def _backward_cpu(grads: list[Tensor], args: EncoderArguments, saved: list[Tenso
     layers = (addresses(weights), addresses([*kept, out]), addresses(gradients))
     core.encoder_bwd(grads[0].contiguous(), _struct(args), *layers, dx, torch.get_num_threads())
     return [dx, *gradients]
-
-
-def _forward_cuda(args: EncoderArguments) -> tuple[Tensor, list[Tensor]]:
-    out, saved = launcher("encoder", "encoder_fwd")(args.x, list(layers_of(args)))
-    return out, [t for layer in saved for t in layer.tensors]
-
-
-def _backward_cuda(grads: list[Tensor], args: EncoderArguments, saved: list[Tensor]) -> list[Tensor]:
-    from electra_fast.kernels.encoder import Saved  # which imports triton
-
-    (out, *rest), layers = saved, list(layers_of(args))
-    tensors, first = iter(rest), layers[0]
-    inside, whole = int(saves_read(first.attention)), in_one_launch(first.ffn)
-    kept = []
-    for i, layer in enumerate(layers):
-        fewer = layer.attention.rows is not None
-        attention = list(islice(tensors, 5 + fewer + inside))
-        x = next(tensors) if fewer and i else None
-        kept.append(Saved(attention, x, list(islice(tensors, 3 if whole else 5))))
-    return launcher("encoder", "encoder_bwd")(grads, args.x, layers, out, kept)
-
-
-def _infer_cuda(args: EncoderArguments) -> Tensor:
-    """In the memory of one layer."""
-    x = args.x
-    for layer in layers_of(args):
-        x, _ = launcher("attention_block", "attention_block_fwd")(*layer.attention._replace(x=x))
-        x, _ = launcher("ffn_block", "ffn_block_fwd")(*layer.ffn._replace(x=x))
-    return x
-
-
-def _saves_cuda(args: EncoderArguments) -> list[Tensor]:
-    """What the blocks save; of the last layer, where only some rows are queries, its x too if that is not the
-    encoder's."""
-    saved: list[Tensor] = []
-    x = args.x
-    for layer in layers_of(args):
-        kept = attention_saves_cuda(layer.attention._replace(x=x))
-        saved += kept if not saved or layer.attention.rows is None else [*kept, x]
-        x, *_ = kept
-        saved += ffn_saves_cuda(layer.ffn._replace(x=x))
-    return saved
 
 
 def _composed(*values: Any) -> Tensor:
@@ -350,14 +256,8 @@ _encoder = DifferentiableOp(
     reference=encoder_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
-    cuda=Backend(
-        _forward_cuda,
-        _backward_cuda,
-        saves=_saves_cuda,
-        infer=_infer_cuda,
-        takes=lambda args: args.x.shape[1] <= min(4096, 128 * args.num_heads),
-        limit="rows up to 4096 wide and heads up to 128",
-    ),
+    cuda=encoder_cuda,
+    check=lambda args: check_query_values("encoder", args),
 )
 LIBRARY.define(f"encoder({schema_of(EncoderArguments)}) -> Tensor")
 LIBRARY.impl("encoder", _composed, "CompositeImplicitAutograd")

@@ -66,14 +66,14 @@ def generator_head(
     weight: (V, E), the word table.
     bias: (V,).
     labels: (M,) int64, the word that was masked; -100 leaves a row out.
-    temperature: what the logits are divided by for the sample; 0 takes the most likely word.
+    temperature: what the logits are divided by for the sample, 1e-30 to 1e30; 0 takes the most likely word.
     seed: 64 bits, an int or a one-element int64 tensor, for the samples.
     row_ids: (M,) int64, the ids of the rows that key the samples; by default they count from 0.
     disallow_correct: whether the label's logit is lowered by 1,000, for the sample alone, as Google's code has it.
 
     Returns loss (M,) and sampled (M,) int64.
     Raises IndexError on a label outside [0, V) that is not -100 on the CPU (elsewhere its loss is NaN), ValueError on a
-    temperature below 0 or NaN and on shapes, TypeError on mixed dtypes, RuntimeError on mixed devices.
+    temperature that is none of these and on shapes, TypeError on mixed dtypes, RuntimeError on mixed devices.
     """
     name = "generator_head"
     check_matrix(name, hidden=hidden, weight=weight)
@@ -85,10 +85,7 @@ def generator_head(
     check_shape(name, "bias", bias, weight.shape[0])
     check_shape(name, "labels", labels, hidden.shape[0])
     check_shape(name, "row_ids", row_ids, hidden.shape[0])
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"{name}: temperature is {temperature}; 0 (the most likely word) or a finite number above it")
-    if weight.shape[0] == 0:
-        raise ValueError(f"{name}: weight has no rows; a vocabulary of at least one word is needed")
+    _check_sampling(temperature, weight)
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = (labels != -100) & ((labels < 0) | (labels >= weight.shape[0]))
         if wrong.any():
@@ -98,6 +95,23 @@ def generator_head(
             )
     numbers = (seed_tensor(name, seed, hidden.device), float(temperature), disallow_correct)
     return _generator_head(GeneratorHeadArguments(hidden, weight, bias, labels, row_ids, *numbers))
+
+
+def _check_sampling(temperature: float, weight: Tensor) -> None:
+    if temperature != 0 and not 1e-30 <= temperature <= 1e30:
+        raise ValueError(
+            f"generator_head: temperature is {temperature}; 0 (the most likely word) or a finite number above it, from "
+            f"1e-30 to 1e30, is needed, by which float32 can divide"
+        )
+    if weight.shape[0] == 0:
+        raise ValueError("generator_head: weight has no rows; a vocabulary of at least one word is needed")
+
+
+def _check(args: GeneratorHeadArguments) -> None:
+    _check_sampling(args.temperature, args.weight)
+    check_integers("generator_head", torch.int64, labels=args.labels, row_ids=args.row_ids)
+    for name, tensor in dict(labels=args.labels, row_ids=args.row_ids).items():
+        check_shape("generator_head", name, tensor, args.hidden.shape[0])
 
 
 def generator_head_reference(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
@@ -206,4 +220,5 @@ _generator_head = DifferentiableOp(
         ("generator_head", "generator_head_bwd"),
         saves=lambda args: [args.hidden.new_empty(args.hidden.shape[0], dtype=torch.float32)],
     ),
+    check=_check,
 )

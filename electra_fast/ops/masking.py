@@ -28,6 +28,7 @@ from electra_fast.ops._check import (
     check_devices,
     check_ids,
     check_integers,
+    check_offsets,
     check_probability,
     check_shape,
     seed_tensor,
@@ -124,13 +125,23 @@ def masking(
     check_integers("masking", torch.int64, input_ids=input_ids, row_ids=row_ids)
     check_shape("masking", "row_ids", row_ids, *input_ids.shape)
     check_shape("masking", "slots", slots, *cu_seqlens.shape)
-    check_cu_seqlens("masking", "cu_seqlens", cu_seqlens, input_ids.shape[0])
-    check_cu_seqlens("masking", "slots", slots, num_slots, max_slots)
+    check_offsets("masking", "cu_seqlens", cu_seqlens)
+    check_offsets("masking", "slots", slots)
+    if slots.device.type == "cpu" and not torch.compiler.is_compiling():  # the op itself does not need max_slots
+        check_cu_seqlens("masking", "slots", slots, num_slots, max_slots)
     threshold = round(check_probability("masking", "replace_prob", replace_prob) * 2**32)
     seed = seed_tensor("masking", seed, input_ids.device)
     rule = (special_ids, mask_id, threshold, faithful, seed)
     masked_ids, positions, labels, sample_rows = _masking(input_ids, cu_seqlens, slots, num_slots, row_ids, *rule)
     return Masked(masked_ids, positions, labels, sample_rows, slots, max_slots)
+
+
+def _check_masking(args: MaskingArguments) -> None:
+    check_integers("masking", torch.int64, input_ids=args.input_ids, row_ids=args.row_ids)
+    check_shape("masking", "row_ids", args.row_ids, *args.input_ids.shape)
+    check_shape("masking", "slots", args.slots, *args.cu_seqlens.shape)
+    check_cu_seqlens("masking", "cu_seqlens", args.cu_seqlens, args.input_ids.shape[0])
+    check_cu_seqlens("masking", "slots", args.slots, args.num_slots)
 
 
 def masking_reference(args: MaskingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -197,6 +208,7 @@ _masking = define(
     cpu=_masking_cpu,
     floats=False,
     cuda=lambda args: launcher("masking", "masking_fwd")(*args),
+    check=_check_masking,
 )
 
 
@@ -222,8 +234,16 @@ def corrupt(
     check_shape("corrupt", "positions", positions, positions.numel())
     check_shape("corrupt", "labels", labels, *positions.shape)
     check_shape("corrupt", "sampled_ids", sampled_ids, *positions.shape)
-    check_ids("corrupt", "positions", positions, input_ids.shape[0], "batch", "positions index its packed tokens")
     return _corrupt(*tensors.values(), faithful)
+
+
+def _check_corrupt(args: CorruptArguments) -> None:
+    slots = dict(positions=args.positions, labels=args.labels, sampled_ids=args.sampled_ids)
+    check_integers("corrupt", torch.int64, input_ids=args.input_ids, **slots)
+    for name, tensor in slots.items():
+        check_shape("corrupt", name, tensor, args.positions.numel())
+    size = args.input_ids.shape[0]
+    check_ids("corrupt", "positions", args.positions, size, "batch", "positions index its packed tokens")
 
 
 def corrupt_reference(args: CorruptArguments) -> tuple[Tensor, Tensor]:
@@ -256,4 +276,5 @@ _corrupt = define(
     cpu=_corrupt_cpu,
     floats=False,
     cuda=lambda args: launcher("masking", "corrupt_fwd")(*args),
+    check=_check_corrupt,
 )

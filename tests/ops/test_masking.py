@@ -22,8 +22,10 @@ def implementation(request, monkeypatch):
     if request.param == "reference":
         module = sys.modules["electra_fast.ops.masking"]
         for name, arguments in (("masking", module.MaskingArguments), ("corrupt", module.CorruptArguments)):
-            reference = getattr(module, f"{name}_reference")
-            positional = lambda *values, f=reference, make=arguments: f(make(*values))  # noqa: E731
+            reference, check = getattr(module, f"{name}_reference"), getattr(module, f"_check_{name}")
+            positional = lambda *values, f=reference, check=check, make=arguments: (  # noqa: E731
+                check(make(*values)) or f(make(*values))
+            )
             monkeypatch.setattr(module, f"_{name}", positional)
 
 
