@@ -328,3 +328,22 @@ def test_threads_change_no_bit_of_loss_and_samples(isa):
                 assert torch.equal(one[name], other[name]), name
             torch.testing.assert_close(one["hidden"], other["hidden"])
         assert torch.equal(others[1]["hidden"], others[2]["hidden"])
+
+
+@in_every_isa
+@pytest.mark.parametrize("row_id", [20922799, 25266344], ids=["of the tile", "within the tile"])
+@pytest.mark.parametrize("vocabulary", [5, 128, 300])
+def test_a_random_number_that_rounds_to_1_takes_the_last_word(isa, row_id, vocabulary):
+    """Words from 2**32 - 128 on are 1.0 in float32: no running sum exceeds that share of the whole. With seed 7, that is
+    the first word of one row and the second of the other. The vocabulary's last words have probability 0."""
+    seed, likely, rows = 7, vocabulary - 2, 3
+    words = philox(seed, np.array([row_id]))[0, :2]
+    assert (words >= 2**32 - 128).any()
+    given = example(rows, 1, vocabulary, seed) | dict(hidden=torch.zeros(rows, 1), row_ids=torch.full((rows,), row_id))
+    given["bias"] = torch.where(torch.arange(vocabulary) < likely, 0.0, -1e4)
+    found = in_core(isa, given, torch.ones(rows), 1)["sampled"]
+    assert ((found >= 0) & (found < likely)).all()
+    if words[0] >= 2**32 - 128:  # of the tiles, the last one that holds a likely word
+        assert (found // 128 == (likely - 1) // 128).all()
+    else:  # of its tile's words, the last likely one
+        assert (found == torch.minimum((found // 128 + 1) * 128, torch.tensor(likely)) - 1).all()

@@ -1,0 +1,46 @@
+"""Threads of the core share no buffer that one of them writes: the same call has the same bits every time, and with
+more threads than cores, which interrupts them anywhere."""
+
+import pytest
+import test_attention
+import test_discriminator_head
+import test_dropout_add_layer_norm
+import test_embedding
+import test_ffn_block
+import test_generator_head
+import test_linear
+import torch
+from numerics import floats_of, run
+
+from electra_fast import ops
+from electra_fast.ops._core import core, why
+
+pytestmark = pytest.mark.skipif(core is None, reason=why)
+THREADS, RUNS = 5, 40
+CASES = {  # several parts, each of several blocks of rows
+    "linear": lambda: test_linear.example(3000, 65, 130),
+    "ffn_block": lambda: test_ffn_block.example(3000, 48, 130),
+    "discriminator_head": lambda: test_discriminator_head.example(3000, 65),
+    "dropout_add_layer_norm": lambda: test_dropout_add_layer_norm.example(3000, 65),
+    "embedding": lambda: test_embedding.example(3000, 48, 65),
+    "attention": lambda: test_attention.example([130, 70, 33, 90] * 5, 3, 40),
+    "generator_head": lambda: test_generator_head.example(700, 48, 1500),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_many_runs_have_the_same_bits(name: str) -> None:
+    torch.manual_seed(0)
+    op, given = getattr(ops, name), CASES[name]()
+    upstream = [torch.randn_like(output) for output in floats_of(op(**given))]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run(op, given, upstream)
+        torch.set_num_threads(THREADS)
+        first, *others = (run(op, given, upstream) for _ in range(RUNS))
+    finally:
+        torch.set_num_threads(before)
+    for label, value in first.items():
+        torch.testing.assert_close(value, alone[label], rtol=0, atol=1e-5 * alone[label].abs().max().item(), msg=label)
+        assert all(torch.equal(value, other[label]) for other in others), label
