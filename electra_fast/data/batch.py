@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops.masking import count_slots
+from electra_fast.ops.sequences import cu_seqlens_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,7 +76,7 @@ class Batch:
             types[keep].long(),
             columns[keep],
             (names[:, None] * PLACES + place)[keep],
-            torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32),
+            cu_seqlens_of(lengths),
             lengths.cpu(),
             width,
         )

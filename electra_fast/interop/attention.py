@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function
 
 from electra_fast import ops
+from electra_fast.ops.sequences import cu_seqlens_of
 
 NAME = "electra_fast"
 UNUSED = ("position_bias", "softcap", "sliding_window", "s_aux", "cu_seq_lens_q", "output_attentions")
@@ -92,7 +93,7 @@ def attend(
         lengths = attention_mask.sum(1)
         rows = attention_mask.flatten().nonzero().squeeze(1)
         k, v, longest = k[rows], v[rows], int(lengths.max())
-        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
+        offsets = cu_seqlens_of(lengths)
     seed = torch.randint(2**62, (1,)).to(query.device) if dropout else 0
     read = ops.attention(q, k, v, steps * columns, columns, offsets, longest, scaling, dropout, seed)
     return read.unflatten(0, (sequences, columns)), None

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from electra_fast import ops
 from electra_fast.data.batch import Batch
 from electra_fast.ops._philox import derive_seeds
+from electra_fast.ops.sequences import cu_seqlens_of
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Keys:
     def of(cls, keep: Tensor) -> Keys:
         """keep (B, S) bool."""
         lengths = keep.sum(1)
-        cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
+        cu_seqlens = cu_seqlens_of(lengths)
         return cls(keep.flatten().nonzero().squeeze(1), cu_seqlens, int(lengths.max()))
 
 

@@ -37,6 +37,7 @@ from electra_fast.ops._core import core
 from electra_fast.ops._library import Size, define, launcher
 from electra_fast.ops._philox import philox
 from electra_fast.ops._structs import MaskingRule, Slots, Text
+from electra_fast.ops.sequences import cu_seqlens_of
 
 
 class MaskingArguments(NamedTuple):
@@ -86,7 +87,7 @@ def count_slots(lengths: Tensor, mask_prob: float, max_predictions: int | None =
     """
     counts = torch.round(lengths.double() * mask_prob).long().clamp(min=1, max=max_predictions)
     counts = torch.where(lengths > 0, counts, 0)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
+    return cu_seqlens_of(counts)
 
 
 def masking(

@@ -334,8 +334,8 @@ def test_threads_change_no_bit_of_loss_and_samples(isa):
 @pytest.mark.parametrize("row_id", [20922799, 25266344], ids=["of the tile", "within the tile"])
 @pytest.mark.parametrize("vocabulary", [5, 128, 300])
 def test_a_random_number_that_rounds_to_1_takes_the_last_word(isa, row_id, vocabulary):
-    """Words from 2**32 - 128 on are 1.0 in float32: no running sum exceeds that share of the whole. With seed 7, that is
-    the first word of one row and the second of the other. The vocabulary's last words have probability 0."""
+    """Words from 2**32 - 128 on are 1.0 in float32, a share of the whole that no running sum exceeds. With seed 7, the
+    first word of one row and the second of the other are such. The vocabulary's last words have probability 0."""
     seed, likely, rows = 7, vocabulary - 2, 3
     words = philox(seed, np.array([row_id]))[0, :2]
     assert (words >= 2**32 - 128).any()

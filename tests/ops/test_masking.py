@@ -11,6 +11,7 @@ from numerics import DEVICES, chi_squared, laid_out, offsets, philox
 from electra_fast import Electra, ElectraConfig
 from electra_fast.ops import corrupt, masking
 from electra_fast.ops.masking import count_slots
+from electra_fast.ops.sequences import cu_seqlens_of
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = [PAD, CLS, SEP, MASK]
@@ -280,3 +281,9 @@ def test_corrupt_rejects_shapes_that_disagree(name):
     given = slots_example()
     with pytest.raises(ValueError, match=f"corrupt: {name} has shape"):
         corrupt(**given | {name: given[name][:-1]})
+
+
+@pytest.mark.parametrize("lengths, expected", [([5, 0, 3], [0, 5, 5, 8]), ([], [0])])
+def test_offsets_of_lengths(lengths: list[int], expected: list[int]) -> None:
+    found = cu_seqlens_of(torch.tensor(lengths, dtype=torch.int64))
+    assert found.tolist() == expected and found.dtype == torch.int32
