@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from electra_fast.config import ElectraConfig
 from electra_fast.model.flops import encoder_flops
 from electra_fast.model.networks import Discriminator
-from electra_fast.reference import ReferenceDiscriminator
+from electra_fast.reference.networks import ReferenceDiscriminator
 from electra_fast.storage.names import to_huggingface
 
 SHAPES = ("1x128", "32x128", "32x128 ragged")  # sequences x columns

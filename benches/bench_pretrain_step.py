@@ -5,7 +5,7 @@
 flops of a step: three times the forward's products (electra_fast/flops.py): both encoders over all tokens, the
 generator's vocabulary product over the masked rows alone, whatever a contestant computes beyond that. Rivals:
 
-    reference              electra_fast/reference.py, logits of the masked rows alone, fused AdamW
+    reference              electra_fast/reference, logits of the masked rows alone, fused AdamW
     reference-all-rows     the same with logits of every row, as padded ports compute them
     hf-as-written          transformers as people write it: all logits, then those that were masked
     hf-eager               the same with attn_implementation="eager": all probabilities too
@@ -53,7 +53,7 @@ from electra_fast.config import ElectraConfig, NetworkConfig
 from electra_fast.data.budget import Budget
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.flops import step_flops
-from electra_fast.reference import ReferenceElectra, mask_tokens
+from electra_fast.reference.electra import ReferenceElectra, mask_tokens
 from electra_fast.train.graph import StepGraph
 
 LEARNING_RATE = 5e-4

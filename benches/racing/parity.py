@@ -1,4 +1,4 @@
-"""reference.py made to follow our keys: the same weights, masks, samples and dropout bits as an Electra.
+"""electra_fast.reference made to follow our keys: the same weights, masks, samples and dropout bits as an Electra.
 
 So a whole optimiser step of ours, dropout on, can be held against it: the gate before any step of ours is timed.
 """
@@ -16,7 +16,8 @@ from electra_fast import Batch, Electra, ElectraConfig, ElectraOutput, PretrainC
 from electra_fast.data.batch import PLACES
 from electra_fast.model.seeds import DISCRIMINATOR, GENERATOR
 from electra_fast.ops._philox import derive_seeds, dropout_mask, dropout_scale, dropout_threshold
-from electra_fast.reference import ReferenceAdamW, ReferenceElectra, ReferenceOutput
+from electra_fast.reference.adamw import ReferenceAdamW
+from electra_fast.reference.electra import ReferenceElectra, ReferenceOutput
 from electra_fast.storage.names import from_huggingface, to_huggingface
 from electra_fast.train.schedule import learning_rate
 

@@ -1,4 +1,4 @@
-"""Ours and reference.py from the same weights on the same batches and masks: do the loss curves lie on each other?
+"""Loss curves of ours and of electra_fast.reference, from the same weights on the same batches and masks.
 
     python benches loss_curves --corpus DIR --steps 1000 --json benches/results/loss_curves.jsonl
 
@@ -21,13 +21,14 @@ from tqdm import trange
 from electra_fast import Batch, Electra, ElectraConfig, PretrainConfig, Pretrainer
 from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.ops.masking import Masked
-from electra_fast.reference import ReferenceAdamW, ReferenceElectra, ReferenceOutput
+from electra_fast.reference.adamw import ReferenceAdamW
+from electra_fast.reference.electra import ReferenceElectra, ReferenceOutput
 from electra_fast.storage.names import to_huggingface
 from electra_fast.train.schedule import learning_rate
 
 
 class ReferenceTrainer:
-    """reference.py trained as Pretrainer trains: the same weights to begin with, schedule, masks and optimiser."""
+    """The reference, trained as Pretrainer trains: from the same weights, with its schedule, masks and optimiser."""
 
     def __init__(self, model: Electra, config: PretrainConfig) -> None:
         self.config, self.steps_done = config, 0
@@ -93,7 +94,7 @@ def plot(rows: list[dict[str, float]], path: Path, window: int = 25) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("generator_loss", "discriminator_loss"), strict=True):
-        for prefix, label, style in (("reference_", "reference.py", "-"), ("", "electra_fast", "--")):
+        for prefix, label, style in (("reference_", "reference", "-"), ("", "electra_fast", "--")):
             values = torch.tensor([row[prefix + name] for row in rows])
             smooth = values.unfold(0, min(window, len(rows)), 1).mean(1)
             axes.plot(range(len(rows) - len(smooth), len(rows)), smooth, style, label=label, lw=1.5)

@@ -1,4 +1,4 @@
-"""Steps on real text: ours and reference.py from one start stay together, as far as float32 holds anything."""
+"""Steps on real text: ours and electra_fast.reference stay together from one start, as far as float32 allows."""
 
 import dataclasses
 import lzma

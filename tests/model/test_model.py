@@ -1,4 +1,4 @@
-"""The networks and the objective against reference.py: logits, losses, every gradient, packing, files."""
+"""The networks and the objective against electra_fast.reference: logits, losses, every gradient, packing, files."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from electra_fast import Batch, Discriminator, Electra, ElectraConfig, Generator
 from electra_fast.data.batch import PLACES
-from electra_fast.reference import ReferenceDiscriminator, ReferenceGenerator
+from electra_fast.reference.networks import ReferenceDiscriminator, ReferenceGenerator
 
 SIZES = dict(vocab_size=90, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
 CONFIG = ElectraConfig.small(**SIZES, intermediate_size=64, generator_size=0.5, max_position_embeddings=40)

@@ -10,13 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig, NetworkConfig
-from electra_fast.reference import (
-    ReferenceAdamW,
-    ReferenceDiscriminator,
-    ReferenceElectra,
-    ReferenceGenerator,
-    mask_tokens,
-)
+from electra_fast.reference.adamw import ReferenceAdamW
+from electra_fast.reference.electra import ReferenceElectra, mask_tokens
+from electra_fast.reference.networks import ReferenceDiscriminator, ReferenceGenerator
 
 SHAPES = [  # embedding, hidden, heads, ffn, layers, vocabulary
     (128, 256, 4, 1024, 3, 3000),

@@ -1,4 +1,4 @@
-"""The optimiser as Google's code has it, worked out by hand and against reference.py."""
+"""The optimiser as Google's code has it, worked out by hand and against electra_fast.reference."""
 
 import math
 
@@ -8,7 +8,7 @@ from test_model import CONFIG
 from torch import nn
 
 from electra_fast.objectives.electra import Electra
-from electra_fast.reference import ReferenceAdamW
+from electra_fast.reference.adamw import ReferenceAdamW
 from electra_fast.train.optimizer import AdamW, decays
 from electra_fast.train.schedule import learning_rate
 from electra_fast.train.settings import PretrainConfig
