@@ -1,17 +1,19 @@
 """A corpus: training examples on disk, and the order in which a run reads them.
 
 A corpus is a directory: `corpus.json` (what it was made with, and size and sha256 of every shard), `tokenizer/`, and
-memory-mapped shards `<split>-00000.bin` (see shards.py).
+shards `<split>-00000.bin`, which are read an example at a time (see shards.py).
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
+from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ class Corpus:
         self.special_ids: dict[str, int] = manifest["special_ids"]  # pad, unk, cls, sep, mask
         self.tokens: int = sum(shard["tokens"] for shard in manifest["splits"][split])
         self._shards = [Shard(self.path, entry, self.vocab_size, self.max_length) for entry in self._entries]
-        self._ends = np.cumsum([shard.examples for shard in self._shards])
+        self._ends = list(itertools.accumulate(shard.examples for shard in self._shards))
 
     def __len__(self) -> int:
         return self.splits[self.split]
@@ -95,9 +97,9 @@ class Corpus:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)} in split {self.split!r} of {self.path}")
         index %= len(self)
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = bisect_right(self._ends, index)
         shard = self._shards[number]
-        return shard.example(index - int(self._ends[number]) + shard.examples)
+        return shard.example(index - self._ends[number] + shard.examples)
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Path, str]]:
         return Corpus, (self.path, self.split)  # a process that it is sent to opens and checks the files itself
@@ -133,7 +135,8 @@ class Corpus:
         """Read all of the split: hash every shard and hold every id against the vocabulary. Raises ValueError."""
         _ = self.tokenizer
         for shard, entry in zip(self._shards, self._entries, strict=True):
-            shard.verify(entry["sha256"])
+            shard.check_digest(entry["sha256"])
+            shard.check_ids()
 
 
 def examples_at(corpus: Corpus, seed: int, start: int, count: int) -> list[tuple[np.ndarray, int]]:

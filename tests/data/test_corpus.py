@@ -1,5 +1,6 @@
 """Shards on disk: what is written is read, and every damage is refused by name."""
 
+import errno
 import hashlib
 import io
 import json
@@ -281,6 +282,50 @@ def test_verify_finds_ids_outside_the_vocabulary(corpus):
     patch(corpus, size - 2, struct.pack("<H", 21))
     with pytest.raises(ValueError, match=r"train-00000.bin: token \d+ is 21, outside the vocabulary of 21"):
         Corpus(corpus).verify()
+
+
+@pytest.mark.parametrize("size", [0, 64, 64 + 8, 200, -1])
+def test_a_shard_cut_short_while_it_is_open_is_named(corpus, size):
+    """Wherever it is cut: within the offsets, the starts or the tokens. A mapped page that is gone would be SIGBUS."""
+    opened = Corpus(corpus)
+    size %= shard(corpus).stat().st_size
+    os.truncate(shard(corpus), size)
+    with pytest.raises(
+        ValueError, match=rf"shard {shard(corpus)} has {size} bytes, and had .* cut short or overwritten"
+    ):
+        for index in range(count(corpus) if size >= HEADER.size else 1):
+            _ = opened[index]
+    with pytest.raises(ValueError, match=rf"shard {shard(corpus)} has {size} bytes, "):
+        opened.verify()
+
+
+def test_a_shard_overwritten_while_it_is_open_is_read_within_bounds(corpus):
+    opened = Corpus(corpus)
+    whole = shard(corpus).read_bytes()
+    for at, value in ((offset(0), 1 << 40), (offset(1), 1 << 40), (offset(1), 0)):
+        shard(corpus).write_bytes(whole)
+        number(corpus, at, value)
+        with pytest.raises(ValueError, match=rf"shard {shard(corpus)}: example 0 has offsets .* must rise by 1 to 16"):
+            _ = opened[0]
+    shard(corpus).write_bytes(whole)
+    assert opened[0][0].tolist() == make_examples(1)[0][0]
+
+
+def test_a_disk_that_fails_is_told_with_the_file(corpus, monkeypatch):
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    opened = Corpus(corpus)
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(OSError, match=rf"Input/output error: '{shard(corpus)}'"):
+        _ = opened[0]
+
+
+def test_a_corpus_that_is_dropped_closes_its_files(corpus):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        Corpus(corpus)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_another_tokenizer_is_refused(corpus):
