@@ -145,13 +145,13 @@ class Shard:
     def check_digest(self, sha256: str, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Read the whole file, and raise ValueError unless its SHA-256 is `sha256`, which corpus.json has of it.
 
-        cancelled: is asked after every megabyte; True ends the reading without a verdict.
+        cancelled: is asked before every megabyte; True ends the reading without a verdict.
         """
         digest = hashlib.sha256()
         for begin in range(0, self._size, CHECKED_AT_ONCE):
-            digest.update(self._read(begin, min(CHECKED_AT_ONCE, self._size - begin)))
             if cancelled():
                 return
+            digest.update(self._read(begin, min(CHECKED_AT_ONCE, self._size - begin)))
         self._expect("sha256", sha256, digest.hexdigest(), "its content has changed since it was written")
 
     def check_ids(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.data.ngrams import LARGEST_VOCABULARY, NGrams
+from electra_fast.data.verification import Verification
 from electra_fast.device import chosen_device
 from electra_fast.objectives.base import Objective
 from electra_fast.report.log import Callback, Log, Progress, measured_peak
@@ -53,7 +54,8 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
     config: the optimiser's settings.
     callback: called as callback(step, figures) with every row of metrics.jsonl.
 
-    Returns how the run ended. SIGTERM, SIGINT and SIGHUP end it after a checkpoint (see signals.Stop).
+    Returns how the run ended. SIGTERM, SIGINT and SIGHUP end it after a checkpoint (see signals.Stop). The digests of
+    the data are checked beside the training, and no checkpoint is written before all of them are found right.
 
     Raises ValueError (CheckpointError and InUseError among them) for settings, data or checkpoints that do not fit,
     OSError where OUT cannot be written, FloatingPointError for a loss that is not finite.
@@ -123,7 +125,7 @@ class _Run:
         if trainer.steps_done == 0:
             self._evaluate()
         self.progress = Progress(trainer.steps_done, config.steps, measured_peak(self.device))
-        with self.stop:
+        with self.stop, Verification(self.corpus) as self.verification:
             try:
                 while trainer.steps_done < config.steps and self.stop.signal is None:
                     self._step()
@@ -137,6 +139,7 @@ class _Run:
     def _step(self) -> None:
         """One optimiser step, and what is due after it."""
         run, config, trainer = self.run, self.config, self.trainer
+        self.verification.check()
         first = trainer.steps_done * config.batch_size
         names = range(first, first + config.batch_size)
         batch = Batch.from_examples(examples_at(self.corpus, config.seed, first, config.batch_size), names)
@@ -164,6 +167,7 @@ class _Run:
     def _save(self) -> None:
         """Write a checkpoint; a disk that is full costs the checkpoint and not the run, unless it is the last one."""
         trainer = self.trainer
+        self.verification.wait(lambda: say(f"checking the digests of {self.corpus.path} before the first checkpoint"))
         state = state_of(self.run, trainer, self.corpus)
         try:
             checkpoint.save(self.run.out, trainer.steps_done, trainer.state_dict(), state, self.run.keep)

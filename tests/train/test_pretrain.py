@@ -93,6 +93,23 @@ def test_resumed_equals_uninterrupted(corpus: Path, tmp_path: Path, monkeypatch:
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_flipped_bit_in_the_data_ends_the_run_before_a_checkpoint(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture, split: str
+) -> None:
+    """The last token of a shard becomes its neighbour in the vocabulary, which only the digest can tell."""
+    shutil.copytree(corpus, tmp_path / "data")
+    shard = tmp_path / "data" / f"{split}-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    for options in (["--save-every", "1"], ["--steps", "1"]):
+        assert run(tmp_path / "data", tmp_path / "out", *options) == 1
+        said = capsys.readouterr().err
+        assert f"shard {shard}: sha256 " in said and "its content has changed since it was written" in said
+        assert "Traceback" not in said and not checkpoint.checkpoints(tmp_path / "out")
+
+
 def test_a_second_signal_leaves_at_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = checkpoint.save
 
