@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from electra_fast.data.alphabet import alphabet_of
 from electra_fast.data.normalizer import Normalizer, TrainingText
+from electra_fast.data.published import ADDED, CONFIG, SPECIAL_MAP, Rules, added_tokens, read_rules, read_vocabulary
 from electra_fast.storage.digests import verify, write_files
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a vocabulary trained here
 LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
-CHARACTERS_AT_ONCE = 1 << 20  # that are counted
 SMALLEST, LARGEST = 32, 4_000_000  # entries of a vocabulary that can be asked for
 
 
@@ -48,49 +45,59 @@ class Tokenizer:
                 f"written to a vocab.txt: number the entries without holes"
             )
         self._content = content
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.added = {token.content: id for id, token in added.items() if token.content not in SPECIAL_TOKENS}
+        if any(added[id].special for id in self.added.values()):
+            self._tokenizer = tokenizers.Tokenizer.from_str(_without_special_additions(content))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # a text that speaks of "[MASK]" must not hold the token
-        added = self._tokenizer.get_added_tokens_decoder().values()
         self._normalize = None
-        if isinstance(self._tokenizer.normalizer, normalizers.BertNormalizer) and all(token.special for token in added):
+        if isinstance(self._tokenizer.normalizer, normalizers.BertNormalizer) and not self.added:
             self._normalize = Normalizer(self._tokenizer.normalizer)
             self._bare = tokenizers.Tokenizer(self._tokenizer.model)
             self._bare.pre_tokenizer = self._tokenizer.pre_tokenizer
         special = [ids[token] for token in SPECIAL_TOKENS]
         self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id = special
         self.vocab_size = len(ids)
+        # How many entries stand before the tokens added at the end: a model may not have been enlarged for these yet.
+        additions = set(self.added.values())
+        self.base_size = next(size for size in range(len(ids), 0, -1) if size - 1 not in additions)
 
     @classmethod
     def load(cls, path: str | Path, *, lowercase: bool | None = None, strip_accents: bool | None = None) -> Tokenizer:
         """From a tokenizer.json, a vocab.txt (a token a line), or a directory that holds either.
 
-        lowercase and strip_accents are for a vocab.txt, which does not say how its text was cut: None takes them from
-        a tokenizer_config.json beside it, else lower-cases, and strips accents as it lower-cases. A tokenizer.json
-        carries its own rules. Raises FileNotFoundError or ValueError naming the file.
+        Beside a vocab.txt, or in the directory, stand the tokens that were added to the vocabulary, and for a vocab.txt
+        how text is cut (see published.py); lowercase and strip_accents overrule that. A tokenizer.json carries its own
+        rules. Raises FileNotFoundError or ValueError naming the file.
         """
         path = Path(path)
-        if path.is_dir():
+        is_directory = path.is_dir()
+        if is_directory:
             names = [name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
             if not names:
                 raise FileNotFoundError(
                     f"{path} holds neither tokenizer.json nor vocab.txt; name a directory that does"
                 )
-            verify(path, names[0])
+            verify(path, names[0], CONFIG, SPECIAL_MAP, ADDED)
             path = path / names[0]
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer {path}; name a tokenizer.json, a vocab.txt or a directory")
         if path.suffix != ".json":
-            config = _config_beside(path)
-            lowercase = config.get("do_lower_case") is not False if lowercase is None else lowercase
-            strip_accents = config.get("strip_accents") if strip_accents is None else strip_accents
-            return cls(_wordpiece(_read_vocabulary(path), lowercase, strip_accents), str(path))
+            rules = read_rules(path.parent)
+            lowercase = rules.lowercase if lowercase is None else lowercase
+            strip_accents = rules.strip_accents if strip_accents is None else strip_accents
+            rules = rules._replace(lowercase=lowercase, strip_accents=strip_accents)
+            return cls(_with_added(_wordpiece(read_vocabulary(path), rules), path), str(path))
         if lowercase is not None or strip_accents is not None:
             raise ValueError(
                 f"lowercase={lowercase}, strip_accents={strip_accents} are given with {path}, which carries its own "
                 f"rules; leave them out, or load the vocab.txt"
             )
-        return cls(path.read_bytes(), str(path))
+        tokenizer = cls(path.read_bytes(), str(path))
+        content = _with_added(tokenizer._content, path) if is_directory else tokenizer._content
+        return tokenizer if content == tokenizer._content else cls(content, str(path))
 
     @classmethod
     def train(
@@ -112,9 +119,10 @@ class Tokenizer:
             )
         if isinstance(documents, Iterator):
             raise ValueError("documents is an iterator, spent after one reading, and training reads twice; pass a list")
-        library = _empty(lowercase, strip_accents)
+        rules = Rules(lowercase, strip_accents)
+        library = _empty(rules)
         text = TrainingText(documents, Normalizer(library.normalizer), library.pre_tokenizer, LONGEST_WORD)
-        alphabet, pinned = _alphabet(library, documents, (vocab_size - len(SPECIAL_TOKENS)) // 2)
+        alphabet, pinned = alphabet_of(library, documents, (vocab_size - len(SPECIAL_TOKENS)) // 2)
         if not alphabet:
             raise ValueError("the text holds no words to train a vocabulary on; check the files")
         # Left alone, the trainer numbers the continuing characters in the order of a hash table, and equal counts are
@@ -130,7 +138,7 @@ class Tokenizer:
         library.normalizer = None  # done already
         library.train_from_iterator(text, trainer)
         ids = library.get_vocab()
-        return cls(_wordpiece(sorted(ids, key=ids.__getitem__), lowercase, strip_accents))
+        return cls(_wordpiece(sorted(ids, key=ids.__getitem__), rules))
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json, vocab.txt and the two files by which transformers.AutoTokenizer finds its way.
@@ -148,6 +156,9 @@ class Tokenizer:
             **self._rules(),
             **special,
         }
+        if self.added:
+            added = json.loads(self._content)["added_tokens"]
+            config["added_tokens_decoder"] = {str(entry.pop("id")): entry for entry in added}
         ids = self._tokenizer.get_vocab()
         texts = {
             "vocab.txt": "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)),
@@ -192,21 +203,27 @@ class Tokenizer:
         normalizer = self._tokenizer.normalizer
         if not isinstance(normalizer, normalizers.BertNormalizer):
             return {}
-        return {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents}
+        return {
+            "do_lower_case": normalizer.lowercase,
+            "strip_accents": normalizer.strip_accents,
+            "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+        }
 
 
-def _empty(lowercase: bool, strip_accents: bool | None) -> tokenizers.Tokenizer:
+def _empty(rules: Rules) -> tokenizers.Tokenizer:
     library = tokenizers.Tokenizer(models.WordPiece({}, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
-    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    library.normalizer = normalizers.BertNormalizer(
+        lowercase=rules.lowercase, strip_accents=rules.strip_accents, handle_chinese_chars=rules.split_chinese
+    )
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece()
     return library
 
 
-def _wordpiece(tokens: list[str], lowercase: bool, strip_accents: bool | None) -> bytes:
+def _wordpiece(tokens: list[str], rules: Rules) -> bytes:
     """The tokenizer.json of a vocabulary in the order of its ids."""
     ids = {token: number for number, token in enumerate(tokens)}
-    library = _empty(lowercase, strip_accents)
+    library = _empty(rules)
     library.model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
     if ids.keys() >= set(SPECIAL_TOKENS):  # else the constructor refuses it, naming what is missing
         library.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
@@ -214,73 +231,23 @@ def _wordpiece(tokens: list[str], lowercase: bool, strip_accents: bool | None) -
     return library.to_str(pretty=True).encode()
 
 
-def _alphabet(library: tokenizers.Tokenizer, documents: Iterable[list[str]], most: int) -> tuple[list[str], list[str]]:
-    """The characters that get entries of their own, and those entries: characters, then ## forms, each sorted.
+def _with_added(content: bytes, path: Path) -> bytes:
+    """A tokenizer.json with the tokens that the files beside `path` add to it; unchanged if there are none."""
+    library = tokenizers.Tokenizer.from_str(content.decode())
+    there = {token.content for token in library.get_added_tokens_decoder().values()}
+    added = [token for token in added_tokens(path.parent, library.get_vocab()) if token.content not in there]
+    if not added:
+        return content
+    library.add_tokens(added)
+    return library.to_str(pretty=True).encode()
 
-    Kept are the most frequent 1,000 and further ones up to 99.95 % of the text, so that Chinese keeps its thousands
-    and English does not spend its vocabulary on scattered foreign letters; never more than `most` entries.
+
+def _without_special_additions(content: bytes) -> str:
+    """A tokenizer.json in which only ELECTRA's special tokens are special, so that a text can hold the others.
+
+    The library either finds all special tokens in a text, [MASK] too, or none.
     """
-    raw = np.zeros(sys.maxunicode + 1, np.int64)  # by code point
-    for text in _batches(documents):
-        raw += np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32), minlength=len(raw))
-    counts: Counter[str] = Counter()
-    for code in raw.nonzero()[0].tolist():
-        for part in library.normalizer.normalize_str(chr(code)).strip():
-            counts[part] += int(raw[code])
-    total, covered, entries = sum(counts.values()), 0, 0
-    alphabet: list[str] = []
-    continuing: list[str] = []
-    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        glued = _continues_words(library, character)
-        entries += 2 if glued else 1
-        if entries > most or (len(alphabet) >= 1000 and covered >= 0.9995 * total):
-            break
-        covered += count
-        alphabet.append(character)
-        continuing += [f"##{character}"] if glued else []
-    return sorted(alphabet), sorted(alphabet) + sorted(continuing)
-
-
-def _batches(documents: Iterable[list[str]]) -> Iterator[str]:
-    """The text in strings of about CHARACTERS_AT_ONCE characters."""
-    lines: list[str] = []
-    size = 0
-    for line in chain.from_iterable(documents):
-        for start in range(0, len(line), CHARACTERS_AT_ONCE):
-            lines.append(line[start : start + CHARACTERS_AT_ONCE])
-            size += len(lines[-1])
-            if size >= CHARACTERS_AT_ONCE:
-                yield "".join(lines)
-                lines, size = [], 0
-    yield "".join(lines)
-
-
-def _continues_words(library: tokenizers.Tokenizer, character: str) -> bool:
-    """False for what always stands alone: punctuation, and the ideographs that the normaliser sets spaces around."""
-    normalized = library.normalizer.normalize_str(f"a{character}")
-    return any(len(word) > 1 for word, _ in library.pre_tokenizer.pre_tokenize_str(normalized))
-
-
-def _read_vocabulary(path: Path) -> list[str]:
-    try:
-        tokens = [line.rstrip("\r") for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); a vocab.txt holds one token a line") from error
-    seen: dict[str, int] = {}
-    for number, token in enumerate(tokens, 1):
-        if not token or token in seen:
-            what = f"repeats {token!r} of line {seen[token]}" if token else "is empty"
-            raise ValueError(f"{path}, line {number} {what}; ids are line numbers, so each line holds one new token")
-        seen[token] = number
-    return tokens
-
-
-def _config_beside(path: Path) -> dict[str, bool | None]:
-    config = path.parent / "tokenizer_config.json"
-    if not config.is_file():
-        return {}
-    try:
-        found = json.loads(config.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config} is no JSON ({error}); remove it, or say lowercase=") from error
-    return found if isinstance(found, dict) else {}
+    values = json.loads(content)
+    for token in values["added_tokens"]:
+        token["special"] = token["content"] in SPECIAL_TOKENS
+    return json.dumps(values)

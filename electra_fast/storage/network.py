@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from electra_fast.config import NetworkConfig
@@ -36,6 +37,9 @@ IGNORED = frozenset(  # keys that transformers 2 to 5 write and that change no n
 )
 
 
+OF_WORDS = ("word_embeddings.weight", "generator_lm_head.weight", "generator_lm_head.bias")  # a row for each word
+
+
 def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Read a Hugging Face directory.
 
@@ -55,6 +59,37 @@ def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
         )
     verify(directory, path.name)
     return read_config(directory), read_tensors(path)
+
+
+def enlarge(
+    config: NetworkConfig, tensors: dict[str, Tensor], vocab_size: int
+) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Give a network's word table rows for tokens that were added to its vocabulary.
+
+    A new row is the mean of the others plus noise of a standard deviation of initializer_range, so that a generator
+    does not prefer the new tokens; its new output biases are the mean of the others. The noise is always the same, so
+    that the two networks of a pair get equal rows.
+
+    config, tensors: what `read_network` returned.
+    vocab_size: rows that the table shall have; nothing changes where it has as many or more.
+
+    Returns both anew, with the rows. Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models",
+    2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html
+    """
+    if vocab_size <= config.vocab_size:
+        return config, tensors
+    more = vocab_size - config.vocab_size
+    enlarged = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != (config.vocab_size,) or not name.endswith(OF_WORDS):
+            continue
+        mean = tensor.float().mean(0, keepdim=True)
+        rows = mean.expand(more, *tensor.shape[1:])
+        if tensor.dim() == 2:
+            noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+            rows = rows + config.initializer_range * noise
+        enlarged[name] = torch.cat([tensor, rows.to(tensor.dtype)])
+    return dataclasses.replace(config, vocab_size=vocab_size), enlarged
 
 
 def write_network(

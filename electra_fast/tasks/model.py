@@ -19,7 +19,7 @@ from electra_fast.ops._philox import derive_seeds
 from electra_fast.storage.atomic import read_json
 from electra_fast.storage.digests import verify, write_files
 from electra_fast.storage.names import from_huggingface, to_huggingface
-from electra_fast.storage.network import match, read_network, write_network
+from electra_fast.storage.network import enlarge, match, read_network, write_network
 from electra_fast.tasks.batch import TaskBatch
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import check_kind
@@ -122,7 +122,8 @@ class TaskModel(nn.Module):
             ValueError: a file is missing or damaged, or the files do not fit each other; the message names them.
         """
         config, tensors = read_network(path)
-        tokenizer = fitting_tokenizer(path, config)
+        tokenizer = Tokenizer.load(path)
+        check_tokenizer(path, tokenizer, config)
         values = read_json(path / "config.json")
         if (path / "task.json").exists():
             task, settings = _read_task(path / "task.json")
@@ -161,6 +162,8 @@ class TaskModel(nn.Module):
 def load_encoder(path: Path, random_init: bool = False) -> tuple[Encoder, Tokenizer]:
     """Reads the encoder and the tokenizer of a Hugging Face directory, and leaves its head.
 
+    Where tokens were added to the tokenizer and the model has no embeddings for them, it gets new ones (see `enlarge`).
+
     Args:
         path: a directory of ElectraForMaskedLM (a generator), ElectraForPreTraining (a discriminator), ElectraModel or
             a fine-tuned model.
@@ -170,7 +173,9 @@ def load_encoder(path: Path, random_init: bool = False) -> tuple[Encoder, Tokeni
         ValueError: a file is missing or damaged, or the files do not fit each other; the message names them.
     """
     config, tensors = read_network(path)
-    tokenizer = fitting_tokenizer(path, config)
+    tokenizer = Tokenizer.load(path)
+    config, tensors = enlarge(config, tensors, tokenizer.vocab_size if tokenizer.base_size <= config.vocab_size else 0)
+    check_tokenizer(path, tokenizer, config)
     encoder = Encoder(config)
     if random_init:
         initialise(encoder, config.initializer_range)
@@ -184,18 +189,16 @@ def load_encoder(path: Path, random_init: bool = False) -> tuple[Encoder, Tokeni
     return encoder, tokenizer
 
 
-def fitting_tokenizer(path: Path, config: NetworkConfig) -> Tokenizer:
-    """Reads the tokenizer of a model. Raises ValueError if it has ids that the model has no embedding for.
+def check_tokenizer(path: Path, tokenizer: Tokenizer, config: NetworkConfig) -> None:
+    """Raises ValueError if a tokenizer has ids that its model has no embedding for.
 
     A model may have more embeddings than its tokenizer has ids: many are padded to a round number.
     """
-    tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{path} has a tokenizer of {tokenizer.vocab_size} entries and a model of {config.vocab_size}; put the "
             "tokenizer there that the model was trained with"
         )
-    return tokenizer
 
 
 def _read_task(path: Path) -> tuple[Task, FinetuneConfig]:

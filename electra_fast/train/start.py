@@ -22,7 +22,7 @@ from electra_fast.objectives.mlm import MaskedLanguageModel
 from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
 from electra_fast.storage.atomic import check_free, read_json, write_file
-from electra_fast.storage.network import read_network
+from electra_fast.storage.network import enlarge, read_network
 from electra_fast.train.settings import RECIPES, ObjectiveName, RunConfig
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -144,11 +144,10 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
         preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))
     networks: dict[str, Any] = {}
     if run.init_generator is not None:
-        networks["generator"] = _network(Generator, run.init_generator, dropout)
+        networks["generator"] = _network(Generator, run.init_generator, dropout, tokenizer)
     if run.init_discriminator is not None:
-        networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout)
-    for name, network in networks.items():
-        _check_words(getattr(run, f"init_{name}"), network.config.vocab_size, tokenizer)
+        networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout, tokenizer)
+    for network in networks.values():
         preset = dataclasses.replace(preset, **{size: getattr(network.config, size) for size in OF_EMBEDDINGS})
     objective = OBJECTIVES[run.objective]
     if leading := networks.get(objective.leading):
@@ -163,16 +162,17 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
 def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
     """Check that the weights to start from belong to the tokenizer of the data.
 
-    A word table may have more rows than the tokenizer has entries: published ones are filled up to a round number.
+    A word table may have more rows than the tokenizer has entries: published ones are filled up to a round number. The
+    tokenizer may have further entries that were added to those of the weights.
 
     path: the directory of the weights.
     rows: how many its word table has.
     tokenizer: the tokenizer that made the data.
 
-    Raises ValueError if the table has fewer rows than the tokenizer has entries, or if the directory holds a tokenizer
-    with other words.
+    Raises ValueError if the table has fewer rows than the tokenizer has entries without the added ones, or if the
+    directory holds a tokenizer with other words.
     """
-    if rows < tokenizer.vocab_size:
+    if rows < tokenizer.base_size:
         raise ValueError(
             f"{path} has a word table of {rows} rows, and the tokenizer of the data has {tokenizer.vocab_size} "
             f"entries; prepare the text with the tokenizer that these weights were trained with: --tokenizer PATH"
@@ -183,7 +183,7 @@ def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
     shared = min(own.vocab_size, tokenizer.vocab_size)
     pairs = ((i, own.token(i), tokenizer.token(i)) for i in range(shared))
     differing = next(((i, theirs, ours) for i, theirs, ours in pairs if theirs != ours), None)
-    if own.vocab_size != tokenizer.vocab_size or differing is not None:
+    if not tokenizer.base_size <= own.vocab_size <= tokenizer.vocab_size or differing is not None:
         where = f"{own.vocab_size} entries there and {tokenizer.vocab_size} in the data"
         if differing is not None:
             where += f", and {differing[0]} is {differing[1]!r} there and {differing[2]!r} in the data"
@@ -193,7 +193,12 @@ def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:
         )
 
 
-def _network(kind: type[Network], path: Path, dropout: dict[str, Any]) -> Network:
-    """Load a network from a Hugging Face directory, and change its dropout probabilities to `dropout`, if any."""
+def _network(kind: type[Network], path: Path, dropout: dict[str, Any], tokenizer: Tokenizer) -> Network:
+    """Load a network from a Hugging Face directory, with embeddings for tokens that were added to its tokenizer.
+
+    dropout: the probabilities to change, by name. tokenizer: that of the data. Raises as `_check_words` does.
+    """
     config, tensors = read_network(path)
+    _check_words(path, config.vocab_size, tokenizer)
+    config, tensors = enlarge(config, tensors, tokenizer.vocab_size)
     return kind.from_tensors(dataclasses.replace(config, **dropout), tensors, str(path))

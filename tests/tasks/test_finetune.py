@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from finetuning import FAST, FILES, GOOD, SIZES, cli, run_for
+from finetuning import BAD, FAST, FILES, GOOD, SIZES, cli, run_for
 
 from electra_fast.cli.main import main
 from electra_fast.config import NetworkConfig
@@ -263,6 +264,40 @@ def test_more_embeddings_than_the_tokenizer_has_ids(
     assert model.config.vocab_size == 256
     assert main(["evaluate", "--model", str(run.out / "model"), "--data", str(run.dev)]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+
+
+def test_tokens_added_to_the_vocabulary_get_embeddings_that_are_trained(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What tells the classes apart are two added tokens, which are pieces alike without added_tokens.json."""
+    base, tokenizer = load_encoder(world / "model")
+    shutil.copytree(world / "model", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    size = tokenizer.vocab_size
+    (tmp_path / "model" / "added_tokens.json").write_text(json.dumps({"[W1]": size, "[W2]": size + 1}))
+    assert tokenizer.encode(["[W1] film", "[W2] film"])[0].count(tokenizer.unk_token_id) > 0
+    given, larger = load_encoder(tmp_path / "model")
+    assert larger.encode(["[W1] film"])[0][0] == size and given.config.vocab_size == size + 2
+    table, old = given.embeddings.word.weight, base.embeddings.word.weight
+    assert torch.equal(table[:size], old) and not torch.equal(table[size], table[size + 1])
+    drift = (table[size:] - old.mean(0)).std() / given.config.initializer_range
+    assert 0.6 < drift < 1.5  # 32 numbers drawn with that deviation
+    rows = [{"text": f"[W{i}] a film of {word}", "label": str(i)} for i in (1, 2) for word in GOOD + BAD]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = run_for(
+        world, tmp_path / "out", model=tmp_path / "model", train=tmp_path / "t.jsonl", dev=tmp_path / "t.jsonl"
+    )
+    assert finetune(run, dataclasses.replace(FAST, epochs=12))["median"] == 1.0
+    model, _ = TaskModel.load(run.out / "model")
+    assert (model.encoder.embeddings.word.weight[size:] - table[size:]).abs().min() > 0
+    assert main(["evaluate", "--model", str(run.out / "model"), "--data", str(run.dev)]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+    with (tmp_path / "model" / "vocab.txt").open("a") as file:
+        file.write("another\n")  # not an added token: this is another vocabulary
+    (tmp_path / "model" / "added_tokens.json").unlink()
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match=f"a tokenizer of {size + 1} entries and a model of {size}; put the tokenizer"):
+        load_encoder(tmp_path / "model")
 
 
 def test_errors_hold_no_terminal_escape(world: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """What a run starts from: text prepared as the run says, and a model with the run's settings."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from electra_fast.data.corpus import Corpus
 from electra_fast.data.prepare import prepare
 from electra_fast.objectives.base import Objective
 from electra_fast.train.settings import RunConfig
@@ -66,3 +69,45 @@ def test_dropout_of_weights_to_start_from(run: RunConfig, tmp_path: Path) -> Non
         configs = [model.config, *(getattr(model, name).encoder.config for name in names)]
         assert {config.hidden_dropout_prob for config in configs} == {wanted}
         assert {config.attention_probs_dropout_prob for config in configs} == {wanted}
+
+
+def test_weights_to_start_from_grow_for_tokens_added_to_the_data(run: RunConfig, tmp_path: Path) -> None:
+    """Both networks get the same rows; the generator's new biases are the mean of the others."""
+    first = started(run)
+    with torch.no_grad():
+        first.generator.vocabulary_bias.normal_(generator=torch.Generator().manual_seed(1))
+    first.save_pretrained(tmp_path / "weights")
+    tokenizer = tmp_path / "tokenizer"
+    Corpus(run.out / "data").tokenizer.save(tokenizer)
+    (tokenizer / "tokenizer.json").unlink()
+    (tokenizer / "SHA256SUMS").unlink()
+    size = first.config.vocab_size
+    (tokenizer / "added_tokens.json").write_text(json.dumps({"[E1]": size, "[E2]": size + 1}))
+    (tmp_path / "text.txt").write_text(TEXT.replace(" of ", " [E1] "))
+    weights = {f"init_{name}": tmp_path / "weights" / name for name in ("generator", "discriminator")}
+    (tmp_path / "second").mkdir()
+    run = dataclasses.replace(run, out=tmp_path / "second", tokenizer=tokenizer, vocab_size=None, **weights)
+    corpus = open_corpus(run)
+    assert size in corpus[0][0].tolist()
+    model = build_model(run, corpus, seed=0)
+    old, new = (m.discriminator.encoder.embeddings.word.weight for m in (first, model))
+    assert model.config.vocab_size == len(new) == size + 2 and torch.equal(new[:size], old)
+    assert 0.5 < (new[size:] - old.mean(0)).std() / model.config.initializer_range < 2
+    assert torch.equal(model.generator.encoder.embeddings.word.weight, new)
+    bias = model.generator.vocabulary_bias
+    assert torch.equal(bias[:size], first.generator.vocabulary_bias) and torch.allclose(bias[size:], bias[:size].mean())
+
+
+def test_weights_with_fewer_words_than_the_data_are_refused(run: RunConfig, tmp_path: Path) -> None:
+    """The words of the data were not added to those of the weights."""
+    started(run).save_pretrained(tmp_path / "weights")
+    (tmp_path / "text.txt").write_text(TEXT + "\n\nmore words and others " * 9)
+    (tmp_path / "second").mkdir()
+    weights = {"init_discriminator": tmp_path / "weights" / "discriminator"}
+    run = dataclasses.replace(run, out=tmp_path / "second", vocab_size=80)
+    Corpus(tmp_path / "out" / "data").tokenizer.save(tmp_path / "weights" / "discriminator")
+    corpus = open_corpus(run)
+    with pytest.raises(
+        ValueError, match=rf"word table of \d+ rows, and the tokenizer of the data has {corpus.vocab_size}"
+    ):
+        build_model(dataclasses.replace(run, **weights), corpus, seed=0)
