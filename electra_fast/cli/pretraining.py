@@ -47,7 +47,7 @@ class PrepareOptions:
     """Keep accents: for languages that need them."""
 
     heldout: float = 0.01
-    """Share of the documents kept for evaluation."""
+    """Share of the text kept for evaluation."""
 
     processes: int | None = None
     """Worker processes; 1 works in this process, with threads. (default: chosen by the size of the text)"""

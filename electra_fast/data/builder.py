@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 
 from electra_fast.data.examples import pack_examples, pair_examples
+from electra_fast.data.normalizer import stripped_characters
 from electra_fast.data.shards import token_type
 from electra_fast.data.tokenizer import Tokenizer
 
@@ -27,6 +28,8 @@ class Part:
     tokens: int = 0  # of the text
     unknown: int = 0
     kept: int = 0  # tokens of the text that are in examples
+    characters: int = 0  # of the text
+    stripped: int = 0  # characters that the tokenizer takes a mark from
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         lengths, starts = (np.frombuffer(column, np.uint32) for column in (self.lengths, self.starts))
@@ -50,6 +53,9 @@ class Builder:
             part = parts.setdefault(split, Part(dtype.str))
             lines = [next(encoded) for _ in document]
             part.documents += 1
+            part.characters += sum(map(len, document))
+            if self.tokenizer.strips_accents:
+                part.stripped += sum(map(stripped_characters, document))
             part.tokens += sum(map(len, lines))
             part.unknown += sum(line.count(self.tokenizer.unk_token_id) for line in lines)
             if self.packing == "plain":

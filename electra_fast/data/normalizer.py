@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 from tokenizers import normalizers, pre_tokenizers
 
@@ -42,6 +43,19 @@ class _Forms(dict[int, str]):
             raise _OutOfOrder
         self[code] = form
         return form
+
+
+def stripped_characters(line: str) -> int:
+    """How many characters of a line lose a mark when accents are stripped, or are themselves a mark that is dropped.
+
+    Latin loses accents; Hindi and Thai lose vowel signs, and Japanese what tells ga from ka.
+    """
+    return 0 if line.isascii() else sum(map(_has_mark, line))
+
+
+@cache
+def _has_mark(character: str) -> bool:
+    return any(unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", character))
 
 
 class TrainingText:

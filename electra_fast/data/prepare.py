@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +21,18 @@ from electra_fast.data import text
 from electra_fast.data.builder import Builder, Chunk, Part
 from electra_fast.data.corpus import Corpus, CorpusWriter
 from electra_fast.data.embedded import embedded_documents
-from electra_fast.data.examples import MASK64, SHORTEST, mix64
+from electra_fast.data.examples import SHORTEST
+from electra_fast.data.heldout import HeldOut
 from electra_fast.data.shards import LONGEST, MANIFEST
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.data.workers import Processes, Threads, number_of_processes
+from electra_fast.report.terminal import say
 from electra_fast.storage.atomic import check_free
 
 PACKINGS = ("pairs", "plain")
 CHUNK = 1 << 18  # characters of a unit of work
+MUCH_UNKNOWN = 0.01  # of the tokens: more is told
+MUCH_STRIPPED = 0.02  # of the characters; 0.015 is usual in German, 0.035 in French
 
 
 def prepare(
@@ -50,10 +55,11 @@ def prepare(
     files: what `text.documents` reads; None: `embedded_documents`. vocab_size: of the vocabulary trained on the
     text (30,522 by default, less where the text is too small for that), with lowercase and strip_accents as its rules
     (None: strip as it lower-cases); tokenizer: one to use in its stead. max_length: tokens of an example. packing:
-    "pairs", Google's examples of two segments, or "plain", which drops nothing. heldout: the share of documents that
-    goes to the split "heldout", by a hash of the document's number; at least one where there are two. processes: None
+    "pairs", Google's examples of two segments, or "plain", which drops nothing. heldout: the share of the text that
+    goes to the split "heldout", in whole documents where they are many (see HeldOut). processes: None
     chooses by the size of the text; 1 works in this process with the library's threads. seed: of the examples.
-    progress: show a bar, and a table at the end.
+    progress: show a bar, and a table at the end. Warns where much of the text is lost ([UNK], marks that are stripped),
+    and where the text has too few documents to hold some out.
 
     Raises ValueError, FileNotFoundError or FileExistsError (out is not free) before any work is done, where it can.
     """
@@ -66,21 +72,25 @@ def prepare(
         )
     source = _Source(files, progress)
     began = time.monotonic()
+    is_trained = tokenizer is None
     if tokenizer is None:
         wanted = 30522 if vocab_size is None else vocab_size
         tokenizer = Tokenizer.train(source, wanted, lowercase=lowercase, strip_accents=strip_accents)
         if tokenizer.vocab_size < wanted and progress:
-            _say(f"The text yields a vocabulary of {tokenizer.vocab_size:,} entries; {wanted:,} were asked for.")
+            say(
+                f"The text yields a vocabulary of {tokenizer.vocab_size:,} entries; {wanted:,} were asked for.",
+                sys.stderr,
+            )
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer)
     builder = Builder(tokenizer, max_length, packing, seed)
     settings = {"builder": packing, "seed": seed, "heldout": heldout}
-    totals = _Totals()
+    totals, held = _Totals(), HeldOut(heldout)
     try:
         with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
             count = number_of_processes(processes, source.size)
             with Processes(builder, count) if count > 1 else Threads(builder) as workers:
-                for result in workers.build(source.chunks(heldout)):
+                for result in workers.build(source.chunks(held)):
                     for split, part in result.items():
                         writer.add(split, *part.arrays())
                         totals.add(split, part)
@@ -94,8 +104,10 @@ def prepare(
         raise OSError(
             f"{out} could not be written ({error}); nothing of it is left: free some space, or give another --out"
         ) from error
+    for warning in _warnings(totals, held, tokenizer, is_trained):
+        warnings.warn(warning, stacklevel=2)
     if progress:
-        _say(_table(totals, source.counts, tokenizer, time.monotonic() - began, packing))
+        say(_table(totals, source.counts, tokenizer, time.monotonic() - began, packing), sys.stderr)
     return Corpus(out)
 
 
@@ -105,7 +117,7 @@ def _check(max_length: int, packing: str, heldout: float, processes: int | None,
     if packing not in PACKINGS:
         raise ValueError(f"packing is {packing!r}; it must be one of {', '.join(PACKINGS)}")
     if not 0 <= heldout < 1:
-        raise ValueError(f"heldout is {heldout}; it is a share of the documents: 0 (none) up to, not including, 1")
+        raise ValueError(f"heldout is {heldout}; it is a share of the text: 0 (none) up to, not including, 1")
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1, or None to choose by the size of the text")
     if not -(2**63) <= seed < 2**63:
@@ -140,29 +152,23 @@ class _Source:
             counts.read += sum(len(line) for line in document)
             yield document
 
-    def chunks(self, heldout: float) -> Iterator[Chunk]:
-        """Chunks of documents with their splits, the last document seeing to it that neither split is empty."""
+    def chunks(self, heldout: HeldOut) -> Iterator[Chunk]:
+        """Chunks of documents with their splits."""
         self._label = "examples"
         chunk: Chunk = []
-        size, train, held = 0, 0, 0
-        last: tuple[int, list[str]] | None = None
+        size = 0
+        last: list[str] | None = None
         for number, document in enumerate(self):
             if last is not None:
-                split = "heldout" if _is_heldout(last[0], heldout) else "train"
-                train, held = train + (split == "train"), held + (split == "heldout")
-                chunk.append((split, *last))
-                size += sum(map(len, last[1]))
+                chunk.append((heldout.split(last), number - 1, last))
+                size += sum(map(len, last))
                 if size >= CHUNK:
                     yield chunk
                     chunk, size = [], 0
-            last = number, document
+            last = document
         if last is not None:
-            split = "heldout" if heldout and train and (not held or _is_heldout(last[0], heldout)) else "train"
-            yield [*chunk, (split, *last)]
-
-
-def _is_heldout(number: int, share: float) -> bool:
-    return mix64(number + 0x68656C646F7574 & MASK64) < share * 2.0**64  # "heldout": apart from other uses of mix64
+            number = heldout.documents
+            yield [*chunk, *((split, number, lines) for split, lines in heldout.split_last(last))]
 
 
 @dataclass
@@ -172,6 +178,8 @@ class _Totals:
     tokens: int = 0
     unknown: int = 0
     kept: int = 0
+    characters: int = 0
+    stripped: int = 0
 
     def add(self, split: str, part: Part) -> None:
         self.examples[split] = self.examples.get(split, 0) + len(part.lengths)
@@ -179,10 +187,45 @@ class _Totals:
         self.tokens += part.tokens
         self.unknown += part.unknown
         self.kept += part.kept
+        self.characters += part.characters
+        self.stripped += part.stripped
 
     def as_dict(self, counts: text.Counts) -> dict[str, Any]:
         text_counts = {name: value for name, value in vars(counts).items() if name not in ("read", "documents")}
         return {**vars(self), **text_counts}
+
+
+def _warnings(totals: _Totals, held: HeldOut, tokenizer: Tokenizer, is_trained: bool) -> Iterator[str]:
+    """A sentence on each thing that costs much of the text, with the option that helps."""
+    unknown, stripped = (
+        part / max(1, whole) for part, whole in ((totals.unknown, totals.tokens), (totals.stripped, totals.characters))
+    )
+    if unknown > MUCH_UNKNOWN:
+        remedy = (
+            "ask for a larger one by --vocab-size" if is_trained else "train one on the text: leave --tokenizer out"
+        )
+        yield f"{unknown:.1%} of the tokens are [UNK], which the vocabulary has no pieces for; {remedy}"
+    if stripped > MUCH_STRIPPED:
+        remedy = "--no-strip-accents" + ("" if is_trained else " in place of --tokenizer")
+        yield (
+            f"{stripped:.1%} of the characters lose a mark, which in many languages is a vowel or tells words apart; "
+            f"keep them by {remedy}"
+        )
+    if not held.share:
+        return
+    documents = f"{held.documents:,} document" + "s" * (held.documents > 1)
+    if held.divided:
+        yield (
+            f"the text has {documents}, too few to hold out {held.share:.3g} of it in whole ones, so "
+            f"the last {held.divided:,} lines of the last are held out; put a blank line between documents, or change "
+            f"--heldout"
+        )
+    elif not held.share / 2 <= held.share_found <= held.share * 2:
+        yield (
+            f"{held.share_found:.3g} of the text is held out where --heldout {held.share:.3g} was asked for, since it "
+            f"has {documents}, and the last has too few lines to divide it; give more text or more "
+            f"lines, or change --heldout"
+        )
 
 
 def _table(totals: _Totals, counts: text.Counts, tokenizer: Tokenizer, seconds: float, packing: str) -> str:
@@ -202,7 +245,3 @@ def _table(totals: _Totals, counts: text.Counts, tokenizer: Tokenizer, seconds: 
         "time": f"{seconds:.1f} s, {counts.bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)

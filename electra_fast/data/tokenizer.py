@@ -186,6 +186,13 @@ class Tokenizer:
         found = self._tokenizer.encode(line, add_special_tokens=False)
         return found.ids, found.offsets
 
+    @property
+    def strips_accents(self) -> bool:
+        """Whether marks are taken from the characters of a text: accents, and vowel signs of some scripts."""
+        rules = self._tokenizer.normalizer
+        strips = isinstance(rules, normalizers.BertNormalizer) and rules.strip_accents
+        return bool(rules.lowercase if strips is None else strips)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from electra_fast.data import prepare as module
 from electra_fast.data import text
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.examples import pack_examples, pair_examples
+from electra_fast.data.heldout import HeldOut
 from electra_fast.data.prepare import prepare
 
 DATA = Path(os.environ.get("ELECTRA_FAST_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -32,12 +34,11 @@ def test_examples_are_those_of_the_builder(book, tokenizer, tmp_path, monkeypatc
         pair_examples(tokenizer.encode(document), 64, **special, seed=5, index=index)
         for index, document in enumerate(documents)
     ]
-    held = [index for index in range(len(documents) - 1) if module._is_heldout(index, 0.1)]
-    assert 0.05 < len(held) / len(documents) < 0.15
+    chosen = HeldOut(0.1)
+    held = [index for index, document in enumerate(documents[:-1]) if chosen.split(document) == "heldout"]
+    assert chosen.split_last(documents[-1]) == [("train", documents[-1])]
+    assert 0.05 < len(held) / len(documents) < 0.15 and 0.08 <= chosen.share_found <= 0.15
     train = [found for index, group in enumerate(wanted) if index not in held for found in group]
-    if module._is_heldout(len(documents) - 1, 0.1):
-        held.append(len(documents) - 1)
-        train = train[: -len(wanted[-1])]
     assert contents(corpus) == train
     assert contents(Corpus(tmp_path / "c", "heldout")) == [found for index in held for found in wanted[index]]
     corpus.verify()
@@ -92,6 +93,68 @@ def test_held_out_share(tmp_path, tokenizer, number, share):
         assert abs(held - share * number) <= 15
 
 
+def test_a_text_without_blank_lines_is_divided(tmp_path, tokenizer):
+    """2,000 lines are two documents of 1,000; 1 % of the text are its last 20 lines, not half of it."""
+    (tmp_path / "a.txt").write_text("a few words\n" * 2000)
+    with pytest.warns(UserWarning, match=r"has 2 documents, too few to hold out 0.01 .* the last 20 lines of the last"):
+        corpus = prepare(tmp_path / "a.txt", tmp_path / "c", tokenizer=tokenizer, packing="plain", **QUIET)
+    tokens = len(tokenizer.encode(["a few words"])[0])
+    held = sum(len(ids) - 2 for ids, _ in contents(Corpus(tmp_path / "c", "heldout")))
+    assert held == 20 * tokens
+    assert sum(len(ids) - 2 for ids, _ in contents(corpus)) == 1980 * tokens + 1  # and a [SEP] between the documents
+
+
+def test_a_text_that_cannot_be_divided_as_asked_is_told(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("a few words\n\n" * 3)
+    with pytest.warns(
+        UserWarning, match="0.333 of the text is held out where --heldout 0.01 was asked for, since it has 3"
+    ):
+        prepare(tmp_path / "a.txt", tmp_path / "c", tokenizer=tokenizer, **QUIET)
+
+
+def test_unknown_words_are_told(book, saved, tmp_path):
+    (tmp_path / "a.txt").write_text("Привет, мир\n\n" * 200, "utf-8")
+    out = ["--out", str(tmp_path / "c"), "--tokenizer", str(saved), "--processes", "1"]
+    with pytest.warns(
+        UserWarning, match="^66.7% of the tokens are \\[UNK\\], .* pieces for; .*: leave --tokenizer out$"
+    ):
+        assert main(["prepare", str(tmp_path / "a.txt"), *out]) == 0
+    prepare_without_a_word(book, tmp_path / "d", tokenizer=saved)
+
+
+def prepare_without_a_word(*arguments, **options) -> Corpus:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return prepare(*arguments, **options, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("line", "share"),
+    [
+        ("हिन्दी में लिखा है", "22.2%"),  # the virama, e, anusvara and ai, of 18 characters
+        ("ภาษาไทยที่นี่", "30.8%"),  # two vowels and two tones of 13
+        ("がぎぐ ひらがな", "50.0%"),  # ga gi gu ga of 8
+    ],
+)
+def test_vowel_signs_that_are_dropped_are_told(tmp_path, line, share):
+    (tmp_path / "a.txt").write_text(f"{line}\n\n" * 200, "utf-8")
+    with pytest.warns(UserWarning, match=f"{share} of the characters lose a mark.*keep them by --no-strip-accents$"):
+        corpus = prepare(tmp_path / "a.txt", tmp_path / "c", vocab_size=100, **QUIET)
+    with pytest.warns(UserWarning, match="keep them by --no-strip-accents in place of --tokenizer"):
+        prepare(tmp_path / "a.txt", tmp_path / "d", tokenizer=corpus.tokenizer, **QUIET)
+    for number, rules in enumerate((dict(strip_accents=False), dict(lowercase=False))):
+        prepare_without_a_word(tmp_path / "a.txt", tmp_path / str(number), vocab_size=100, **rules)
+
+
+def test_accents_of_german_are_no_reason_to_warn(tmp_path):
+    path = DATA / "languages/german-small.txt.xz"
+    if not path.exists():
+        pytest.skip(f"needs {path}; set ELECTRA_FAST_DATA")
+    corpus = prepare_without_a_word(path, tmp_path / "c", vocab_size=4000)
+    counts = corpus.manifest["text"]
+    assert 0.01 < counts["stripped"] / counts["characters"] < 0.02
+
+
 def test_table_and_bar(book, tmp_path, capsys):
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"caf\xe9 " * 40 + b"\n")
@@ -140,7 +203,7 @@ def test_full_disk_leaves_nothing(book, tokenizer, tmp_path, monkeypatch):
         (dict(max_length=4), "max_length is 4; it must lie between 5 and 1048576, 128 is usual"),
         (dict(max_length=2**21), "max_length is 2097152; it must lie"),
         (dict(packing="tight"), "packing is 'tight'; it must be one of pairs, plain"),
-        (dict(heldout=1.0), "heldout is 1.0; it is a share of the documents"),
+        (dict(heldout=1.0), "heldout is 1.0; it is a share of the text"),
         (dict(heldout=float("nan")), "heldout is nan; it is a share"),
         (dict(processes=0), "processes is 0; it must be at least 1"),
         (dict(seed=2**63), "seed is 9223372036854775808; it must fit in 64 bits"),
