@@ -25,13 +25,9 @@ from torch import Tensor
 
 from electra_fast import ops
 from electra_fast.config import ElectraConfig
-from electra_fast.ops.masking import (
-    CorruptArguments,
-    MaskingArguments,
-    corrupt_reference,
-    count_slots,
-    masking_reference,
-)
+from electra_fast.ops.corrupt import CorruptArguments, corrupt_reference
+from electra_fast.ops.masking import MaskingArguments, count_slots, masking_reference
+from electra_fast.special_ids import SpecialIds
 
 SHAPES = ("16x128", "128x128")
 REPLACE = 0.85
@@ -68,7 +64,7 @@ class Case:
         if not options.ragged:
             lengths.fill_(columns)
         there = torch.arange(columns) < lengths[:, None]
-        special = [config.pad_token_id, config.cls_token_id, config.sep_token_id, config.mask_token_id]
+        special = SpecialIds.of(config).never_masked
         ids = torch.randint(1000, config.vocab_size, (rows, columns), generator=g)
         ids[:, 0] = config.cls_token_id
         ids[torch.arange(rows), lengths - 1] = config.sep_token_id

@@ -1,4 +1,4 @@
-"""The sizes of the networks and of the objective that trains them, as frozen dataclasses that check themselves."""
+"""The sizes of the networks, and the settings of the objective, as frozen dataclasses that check their fields."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from electra_fast.special_ids import SpecialIds
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -71,22 +73,55 @@ class PrecisionOptions:
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """One network (generator or discriminator), in Hugging Face's names."""
+class EncoderConfig:
+    """The sizes, dropout probabilities and initial weights of an encoder, in Hugging Face's names."""
 
     vocab_size: int = 30522
+    """Words of the vocabulary, which are the rows of the word table."""
+
     embedding_size: int = 128
+    """Width of the embedding tables. If it is not hidden_size, a linear layer projects the embeddings to that."""
+
     hidden_size: int = 256
+    """Width of the layers; a multiple of num_attention_heads."""
+
     num_hidden_layers: int = 12
+    """Transformer layers, each an attention block and an FFN block."""
+
     num_attention_heads: int = 4
+    """Attention heads of each layer."""
+
     intermediate_size: int = 1024
+    """Width between the two linear layers of an FFN block."""
+
     hidden_dropout_prob: float = 0.1
+    """Probability with which training sets an element of the embeddings and of each block's output to 0."""
+
     attention_probs_dropout_prob: float = 0.1
+    """Probability with which training sets an attention probability to 0."""
+
     max_position_embeddings: int = 512
+    """Rows of the position table: tokens of the longest sequence."""
+
     type_vocab_size: int = 2
+    """Rows of the token type table: a text's first and second segment."""
+
     layer_norm_eps: float = 1e-12
+    """Number that each LayerNorm adds to the variance; above 0."""
+
     initializer_range: float = 0.02
+    """Standard deviation of the initial weights; above 0."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig(EncoderConfig):
+    """The config of one network, generator or discriminator, in Hugging Face's names.
+
+    Raises ValueError if a field is out of its range.
+    """
+
     pad_token_id: int = 0
+    """Id of [PAD], kept for config.json: padding is told by the attention mask."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -105,45 +140,70 @@ class NetworkConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)
-class ElectraConfig:
-    """The pair of networks and the objective that trains them (Clark et al., ICLR 2020, table 6).
+class ElectraConfig(EncoderConfig):
+    """The config of generator and discriminator and of the objective that trains them.
 
-    The first fields are the discriminator's, in Hugging Face's names; the generator is `generator_size` as wide and
-    `generator_layers` as deep, with heads of 64. `faithful` reproduces Google's code where it is odd: masked positions
-    drawn with replacement, the ids of duplicates averaged, a learning rate of 0 at step 0.
+    The encoder's fields are the discriminator's. The generator has the same embeddings, a hidden_size of generator_size
+    times the discriminator's, heads 64 wide, and an intermediate_size of four times its hidden_size.
+
+    The methods `tiny`, `small`, `small_plus`, `base` and `large` make one with the sizes of that model. They take fields
+    as keyword arguments, which change it.
+
+    Raises ValueError if a field is out of its range, or if special tokens share an id or lie outside the vocabulary.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020, table 6.
     """
 
-    vocab_size: int = 30522
-    embedding_size: int = 128
-    hidden_size: int = 256
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 4
-    intermediate_size: int = 1024
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
     generator_size: float = 0.25
+    """Width of the generator as a share of the discriminator's; above 0, at most 4."""
+
     generator_layers: float = 1.0
-    mask_prob: float = 0.15  # share of a sequence's tokens that the generator predicts
-    replace_prob: float = 0.85  # share of those that it sees as [MASK]; the others it sees as they are
-    max_predictions: int | None = None  # cap for one sequence; Google's is int((mask_prob + .005) * length)
-    temperature: float = 1.0  # of the samples; 0 takes the most likely token
-    disallow_correct: bool = False  # never sample the original token
+    """Layers of the generator as a share of the discriminator's; above 0, at most 4."""
+
+    mask_prob: float = 0.15
+    """Share of a sequence's tokens that the generator predicts."""
+
+    replace_prob: float = 0.85
+    """Share of the predicted tokens that the generator sees as [MASK]; it sees the others unchanged."""
+
+    max_predictions: int | None = None
+    """Most predicted tokens of one sequence, or None for no limit. Google: int((mask_prob + 0.005) * length)."""
+
+    temperature: float = 1.0
+    """Number by which the generator's logits are divided for a sample; 0 takes the most likely token."""
+
+    disallow_correct: bool = False
+    """Whether the generator never samples the original token."""
+
     gen_weight: float = 1.0
+    """Weight of the generator's loss in the sum of both."""
+
     disc_weight: float = 50.0
+    """Weight of the discriminator's loss in the sum of both."""
+
     faithful: bool = False
+    """Whether Google's code is reproduced where it is odd: predicted positions are drawn with replacement, a position
+    that is drawn twice gets the mean of its samples' ids, and the learning rate is 0 in the first step."""
+
     pad_token_id: int = 0
+    """Id of [PAD]."""
+
     unk_token_id: int = 100
+    """Id of [UNK], the only special token that may be masked."""
+
     cls_token_id: int = 101
+    """Id of [CLS]."""
+
     sep_token_id: int = 102
+    """Id of [SEP]."""
+
     mask_token_id: int = 103
+    """Id of [MASK]."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -154,11 +214,11 @@ class ElectraConfig:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (the most likely token) or above")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"max_predictions is {self.max_predictions}; it must be at least 1, or None for no cap")
-        special = {name: getattr(self, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
+        special = SpecialIds.of(self).token_ids
         for name, value in special.items():
             if not 0 <= value < self.vocab_size:
                 raise ValueError(
-                    f"{name}_token_id is {value}, outside the vocabulary of {self.vocab_size}; "
+                    f"{name} is {value}, outside the vocabulary of {self.vocab_size}; "
                     f"take it from the tokenizer, or enlarge vocab_size"
                 )
         if len(set(special.values())) < len(special):
@@ -167,11 +227,13 @@ class ElectraConfig:
 
     @property
     def discriminator(self) -> NetworkConfig:
+        """The discriminator's config."""
         names = (field.name for field in dataclasses.fields(NetworkConfig))
         return NetworkConfig(**{name: getattr(self, name) for name in names})
 
     @property
     def generator(self) -> NetworkConfig:
+        """The generator's config."""
         hidden = round(self.hidden_size * self.generator_size)
         return dataclasses.replace(
             self.discriminator,
@@ -183,9 +245,9 @@ class ElectraConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> ElectraConfig:
-        """4 layers of 128: learns something in minutes on two cores.
+        """4 layers of 128, which learn something in minutes on two cores; not of the paper.
 
-        Initial weights are wider than BERT's 0.02, which is meant for widths of 768: 0.02 sqrt(768 / 128) = 0.05.
+        The initial weights' standard deviation is 0.02 sqrt(768 / 128) = 0.05, since BERT's 0.02 suits a width of 768.
         """
         sizes = dict(embedding_size=64, hidden_size=128, num_hidden_layers=4, num_attention_heads=2)
         rest = dict(intermediate_size=512, generator_size=0.5, initializer_range=0.05)
@@ -193,29 +255,32 @@ class ElectraConfig:
 
     @classmethod
     def small(cls, **changes: Any) -> ElectraConfig:
-        """ELECTRA-Small of the paper: 12 layers of 256, generator a quarter as wide."""
+        """ELECTRA-Small of the paper: 12 layers of 256, and a generator a quarter as wide."""
         return cls(**_ids(changes))
 
     @classmethod
     def small_plus(cls, **changes: Any) -> ElectraConfig:
-        """The released ELECTRA-Small++: as small, generator as wide as the discriminator."""
+        """ELECTRA-Small++ as released: 12 layers of 256, and a generator as wide as the discriminator."""
         return cls(**(dict(generator_size=1.0) | _ids(changes)))
 
     @classmethod
     def base(cls, **changes: Any) -> ElectraConfig:
-        """ELECTRA-Base: 12 layers of 768, generator a third as wide."""
+        """ELECTRA-Base: 12 layers of 768, and a generator a third as wide."""
         sizes = dict(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
         return cls(**(sizes | dict(generator_size=1 / 3) | _ids(changes)))
 
     @classmethod
     def large(cls, **changes: Any) -> ElectraConfig:
-        """ELECTRA-Large: 24 layers of 1024, a quarter of the tokens masked."""
+        """ELECTRA-Large: 24 layers of 1024, a generator a quarter as wide, and a quarter of the tokens masked."""
         sizes = dict(embedding_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
         return cls(**(sizes | dict(intermediate_size=4096, generator_size=0.25, mask_prob=0.25) | _ids(changes)))
 
 
 def _ids(changes: dict[str, Any]) -> dict[str, Any]:
-    """BERT's special ids (100-103) where the vocabulary has them, else the first five, as our tokenizer lays them."""
+    """The changes, with ids 0 to 4 for the special tokens if the vocabulary is too small to hold BERT's (100 to 103).
+
+    A tokenizer that is trained here has them there.
+    """
     if changes.get("vocab_size", 30522) > 103:
         return changes
-    return dict(pad_token_id=0, unk_token_id=1, cls_token_id=2, sep_token_id=3, mask_token_id=4) | changes
+    return SpecialIds(0, 1, 2, 3, 4).token_ids | changes

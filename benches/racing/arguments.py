@@ -13,13 +13,14 @@ from electra_fast.config import ElectraConfig, NetworkConfig
 from electra_fast.ops.adamw import AdamWArguments
 from electra_fast.ops.attention import AttentionArguments
 from electra_fast.ops.attention_block import AttentionBlockArguments
+from electra_fast.ops.corrupt import CorruptArguments
 from electra_fast.ops.discriminator_head import DiscriminatorHeadArguments
 from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments
 from electra_fast.ops.embedding import EmbeddingArguments
 from electra_fast.ops.ffn_block import FfnBlockArguments
 from electra_fast.ops.generator_head import GeneratorHeadArguments
 from electra_fast.ops.linear import LinearArguments
-from electra_fast.ops.masking import CorruptArguments, MaskingArguments, count_slots
+from electra_fast.ops.masking import MaskingArguments, count_slots
 
 EPS, P = 1e-12, 0.1
 LIMIT = 0xD9999999  # of masking's words: 85 of 100 are hidden

@@ -24,6 +24,7 @@ import numpy as np
 from electra_fast.data.examples import GOLDEN, mix64, random_words
 from electra_fast.data.shards import FORMAT, MANIFEST, REBUILD, Shard, read_manifest, token_type, write_shard
 from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.special_ids import SpecialIds
 from electra_fast.storage.atomic import check_free, sync
 
 
@@ -85,7 +86,7 @@ class Corpus:
             )
         self.max_length: int = manifest["max_length"]
         self.vocab_size: int = manifest["vocab_size"]
-        self.special_ids: dict[str, int] = manifest["special_ids"]  # pad, unk, cls, sep, mask
+        self.special_ids: dict[str, int] = manifest["special_ids"]  # by the names of SpecialIds
         self.tokens: int = sum(shard["tokens"] for shard in manifest["splits"][split])
         self._shards = [Shard(self.path, entry, self.vocab_size, self.max_length) for entry in self._entries]
         self._ends = list(itertools.accumulate(shard.examples for shard in self._shards))
@@ -179,9 +180,7 @@ class CorpusWriter:
             "format": FORMAT,
             "tokenizer_sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
-            "special_ids": {
-                name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")
-            },
+            "special_ids": SpecialIds.of(tokenizer)._asdict(),
             "max_length": max_length,
             **settings,
         }

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from electra_fast.data.examples import SHORTEST
+from electra_fast.special_ids import SpecialIds
 
 FORMAT = 1
 MANIFEST = "corpus.json"
@@ -202,7 +203,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     take(manifest, "vocab_size", int, "the corpus", 1)
     take(manifest, "tokenizer_sha256", str, "the corpus")
     special = take(manifest, "special_ids", dict, "the corpus")
-    for name in ("pad", "unk", "cls", "sep", "mask"):
+    for name in SpecialIds._fields:
         if take(special, name, int, "special_ids") >= manifest["vocab_size"]:
             raise ValueError(f"{path}: special id {name} is {special[name]}, outside the vocabulary; {REBUILD}")
     for split in take(manifest, "splits", dict, "the corpus"):

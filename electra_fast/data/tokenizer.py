@@ -14,9 +14,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from electra_fast.data.alphabet import alphabet_of
 from electra_fast.data.normalizer import Normalizer, TrainingText
 from electra_fast.data.published import ADDED, CONFIG, SPECIAL_MAP, Rules, added_tokens, read_rules, read_vocabulary
+from electra_fast.special_ids import SpecialIds
 from electra_fast.storage.digests import verify, write_files
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a vocabulary trained here
+SPECIAL_TOKENS = tuple(f"[{name.upper()}]" for name in SpecialIds._fields)  # ids 0 to 4 of a vocabulary trained here
 LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
 SMALLEST, LARGEST = 32, 4_000_000  # entries of a vocabulary that can be asked for
 
@@ -58,8 +59,9 @@ class Tokenizer:
             self._normalize = Normalizer(self._tokenizer.normalizer)
             self._bare = tokenizers.Tokenizer(self._tokenizer.model)
             self._bare.pre_tokenizer = self._tokenizer.pre_tokenizer
-        special = [ids[token] for token in SPECIAL_TOKENS]
-        self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id = special
+        self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id = SpecialIds(
+            *(ids[token] for token in SPECIAL_TOKENS)
+        )
         self.vocab_size = len(ids)
         # How many entries stand before the tokens added at the end: a model may not have been enlarged for these yet.
         additions = set(self.added.values())
@@ -146,9 +148,7 @@ class Tokenizer:
 
         Loaded there, the ids are the same. The directory is made if need be.
         """
-        special = dict(
-            zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
-        )
+        special = {f"{name}_token": token for name, token in zip(SpecialIds._fields, SPECIAL_TOKENS, strict=True)}
         config: dict[str, Any] = {
             # Not BertTokenizer: transformers 5 rebuilds that class from the vocabulary and so forgets the rules.
             "tokenizer_class": "PreTrainedTokenizerFast",

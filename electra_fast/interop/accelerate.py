@@ -1,8 +1,8 @@
-"""accelerate(): a transformers ELECTRA, in place, on this package's ops.
+"""accelerate(): make an ELECTRA of transformers run on this package's ops, in place.
 
-The modules that compute get a subclass of their own class with another `forward`; parameters, buffers, names and
-config stay the very objects they were, so optimisers, Trainer and saved files know no difference. (An instance's own
-`forward` would stay bound to the original in the copies that copy.deepcopy and DataParallel make; a class does not.)
+The modules that compute get a subclass of their own class with another `forward`. Parameters, buffers, names and config
+stay the same objects, so optimisers, Trainer and saved files see no difference. (A `forward` set on the instance would
+stay bound to the original in the copies that copy.deepcopy and DataParallel make; a class is not bound.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers.models.electra import modeling_electra
 
 from electra_fast import ops
 from electra_fast.interop.encoder import encode
+from electra_fast.interop.padding import READS
 from electra_fast.interop.structure import alteration, full_name, is_gelu, misfit, unlike, unserved
 
 TESTED = ("5.24.0",)
@@ -30,18 +31,28 @@ REPORT = "electra_fast_report"  # the attribute of an accelerated model
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Make this ELECTRA of transformers run on electra_fast's ops; returns a report that prints, and can `revert()`.
+    """Make an ELECTRA of transformers run on electra_fast's ops, in place; its results stay the same up to rounding.
 
-    model: ElectraModel, or ElectraFor- PreTraining, MaskedLM, SequenceClassification, TokenClassification,
-    QuestionAnswering or MultipleChoice. Padding inside is left out of the computation wherever the head does not read
-    it (see docs/transformers.md). A call that asks for what is not computed here (attentions, inputs_embeds, 4-D masks,
-    a cache, half precision on the CPU, adapters or hooks on the layers) runs transformers' own forward; the report
-    counts these. Dropout is transformers' in place and probability (rounded to 1/256), its masks from one seed a
-    forward, drawn from torch's generator: torch.manual_seed holds.
+    Padding is left out of the computation wherever the model's head does not read it (see docs/transformers.md).
+    Dropout has transformers' places and probabilities, rounded to 1/256. Each forward draws one seed for its masks from
+    torch's generator, so torch.manual_seed makes them repeatable.
 
-    Raises TypeError where the model is no such ELECTRA, ValueError where it is accelerated already, is a decoder, or
-    has parts of another kind; then nothing is changed. Warns on a version of transformers that was not tested, and
-    where adapters, quantised weights or hooks keep the encoder with transformers' code.
+    A call that asks for something that is not computed here (attentions, inputs_embeds, 4-D masks, a cache, 16-bit
+    types on the CPU, adapters or hooks on the layers) runs transformers' own forward, and the report counts it.
+
+    model: an ElectraModel or ElectraFor- PreTraining, MaskedLM, SequenceClassification, TokenClassification,
+        QuestionAnswering or MultipleChoice, on any device and of any floating-point dtype. It is changed in place.
+
+    Returns a report of what was replaced, which prints, counts the model's calls, and whose `revert()` undoes the
+    change. It is also model.electra_fast_report.
+
+    Raises TypeError if the model is none of these classes, ValueError if it is accelerated already, is a decoder, or
+    has parts of other classes; then nothing is changed. Warns if this version of transformers was not tested, and if
+    adapters, quantised weights or hooks keep transformers' own code in the encoder.
+
+    Cost: none at the call. For a step's time with and without it, see docs/results.md.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020, as transformers' modeling_electra.py computes it.
     """
     base = _checked(model)
     swapped: list[tuple[nn.Module, type]] = []
@@ -84,16 +95,25 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 @dataclass
 class Acceleration:
-    """What `accelerate` did to one model, and what became of its calls. Copies of the model have their own."""
+    """A report of what `accelerate` replaced in one model, and of its calls since. A copy of the model has its own."""
 
     name: str
-    replaced: dict[str, str]  # part -> by what
-    kept: dict[str, str]  # part that stayed transformers' -> why
+    """The class of the model."""
+
+    replaced: dict[str, str]
+    """Part of the model -> the ops that compute it now."""
+
+    kept: dict[str, str]
+    """Part that transformers' own code still computes -> the reason."""
+
     swapped: list[tuple[nn.Module, type]] = field(repr=False)
-    calls: Counter[str] = field(default_factory=Counter)  # "electra_fast", or why transformers' forward ran -> how many
+    """The modules whose class was changed, and the class that each had."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    """Number of calls of the model by what computed them: "electra_fast", or the reason why transformers did."""
 
     def revert(self) -> None:
-        """Make the model what it was. Raises ValueError if something else has changed its class since."""
+        """Give the model its own classes back. Raises ValueError if something else has changed a class since."""
         for module, kind in self.swapped:
             if type(module) is not accelerated(kind):
                 raise ValueError(
@@ -114,7 +134,8 @@ class Acceleration:
 
 
 class Accelerated:
-    """Marks the classes that `accelerated` makes. A pickle names their base, and how to make them again."""
+    """Marks the classes that `accelerated` makes, which no module holds, so a pickle stores their base class and how to
+    make them from it."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -127,8 +148,10 @@ def _revived(kind: type) -> Any:
 
 @functools.cache
 def accelerated(kind: type) -> type:
-    """The subclass of one of transformers' classes. It bears its name: config.json and the hooks that capture outputs
-    go by it."""
+    """The subclass of one of transformers' classes that computes on our ops.
+
+    It has that class's name, since config.json and the hooks that capture outputs look for the name.
+    """
     if issubclass(kind, modeling_electra.ElectraModel):
         forward = _model_forward(kind)
     elif issubclass(kind, modeling_electra.ElectraDiscriminatorPredictions):
@@ -144,10 +167,10 @@ def _model_forward(kind: Any) -> Callable[..., Any]:
 
     @torch.compiler.disable
     def run(self: Any, args: Any, kwargs: Any, reads_padding: bool) -> Any:
-        given = arguments(signature, self, args, kwargs)
-        why = unserved(self, given)
+        named = arguments(signature, self, args, kwargs)
+        why = unserved(self, named)
         self.electra_fast_report.calls[why or OURS] += 1
-        return kind.forward(self, *args, **kwargs) if why else encode(self, given, reads_padding)
+        return kind.forward(self, *args, **kwargs) if why else encode(self, named, reads_padding)
 
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, reads_padding: bool = True, **kwargs: Any) -> Any:
@@ -185,53 +208,17 @@ def _scores_forward(kind: Any) -> Callable[..., Any]:
 
 
 def arguments(signature: inspect.Signature, self: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """A call's arguments by name, those that transformers' **kwargs takes among them."""
-    given = signature.bind(self, *args, **kwargs).arguments
-    return {**given, **given.get("kwargs", {})}
+    """The arguments of a call by name, including those that transformers takes as **kwargs."""
+    named = signature.bind(self, *args, **kwargs).arguments
+    return {**named, **named.get("kwargs", {})}
 
 
-def _padding(given: dict[str, Any]) -> Tensor | None:
-    mask = given.get("attention_mask")
-    return None if mask is None else mask == 0
-
-
-def _never(model: Any, given: dict[str, Any]) -> bool:
-    """Its loss looks at the attention mask itself."""
-    return False
-
-
-def _if_labelled(model: Any, given: dict[str, Any]) -> bool:
-    """Its loss takes every position with a label other than -100."""
-    padding, labels = _padding(given), given.get("labels")
-    if padding is None or labels is None:
-        return False
-    return padding.shape != labels.shape or bool((padding & (labels != -100)).any())
-
-
-def _if_first(model: Any, given: dict[str, Any]) -> bool:
-    """It pools by the first column, which is padding where padding is on the left."""
-    padding = _padding(given)
-    return padding is not None and bool(padding[..., 0].any())
-
-
-def _if_summarised(model: Any, given: dict[str, Any]) -> bool:
-    return model.sequence_summary.summary_type != "first" or _if_first(model, given)
-
-
-READS: dict[Any, Callable[[Any, dict[str, Any]], bool]] = {
-    # which heads read the hidden state of padding, and when; those that are not here, and the bare model, may always
-    modeling_electra.ElectraForPreTraining.forward: _never,
-    modeling_electra.ElectraForMaskedLM.forward: _if_labelled,
-    modeling_electra.ElectraForTokenClassification.forward: _if_labelled,
-    modeling_electra.ElectraForSequenceClassification.forward: _if_first,
-    modeling_electra.ElectraForMultipleChoice.forward: _if_summarised,
-}
 HEADS = "PreTraining MaskedLM SequenceClassification TokenClassification QuestionAnswering MultipleChoice".split()
 NAMES = ("ElectraModel", *(f"ElectraFor{head}" for head in HEADS))
 
 
 def _checked(model: nn.Module) -> Any:
-    """The ElectraModel inside; all that can be wrong is found here, before anything is changed."""
+    """The ElectraModel inside the model. Everything that `accelerate` refuses is refused here, before any change."""
     if not isinstance(model, tuple(getattr(modeling_electra, name) for name in NAMES)):
         raise TypeError(
             f"accelerate: model is a {full_name(type(model))}; transformers' {', '.join(NAMES)} are allowed. "
@@ -256,6 +243,7 @@ def _checked(model: nn.Module) -> Any:
 
 
 def _misfit_of_scores(scores: Any) -> str:
+    """Why ops.discriminator_head cannot compute the discriminator's head, in words; "" if it can."""
     if not is_gelu(scores.activation):
         return "its activation is not the erf GELU"
     return unlike(scores.dense, nn.Linear) or unlike(scores.dense_prediction, nn.Linear)

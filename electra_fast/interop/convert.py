@@ -12,6 +12,7 @@ from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.interop.google import HEADS, NETWORKS, read_google
 from electra_fast.model.networks import Network
 from electra_fast.report.terminal import bytes_bar
+from electra_fast.special_ids import SpecialIds
 from electra_fast.storage.atomic import check_free, staged_directory
 from electra_fast.storage.digests import record, write_files
 from electra_fast.storage.names import to_huggingface
@@ -80,8 +81,7 @@ def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Ten
             path = staging / "optimizer.safetensors"
             record(staging, {path.name: write_tensors(path, moments, bar.update)})
         if words is not None:
-            names = ("pad", "unk", "cls", "sep", "mask")
-            ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in names}
+            ids = SpecialIds.of(words).token_ids
             write_files(staging, {"electra.json": json.dumps(ids, indent=2).encode() + b"\n"})
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from electra_fast.interop.crc32c import crc32c, masked
 
 LARGEST_INDEX, MOST_TENSORS = 16 << 20, 100_000  # a real index needs about 100 bytes a tensor
 DTYPES = {  # by TensorFlow's numbers
@@ -79,7 +80,7 @@ class Bundle:
                 f"{shard}: tensor {name!r:.100} is of another dtype than {allowed}; save it in one of them"
             )
         found = np.fromfile(shard, np.uint8, entry.size, offset=entry.offset)
-        if len(found) != entry.size or _masked(crc32c(found)) != entry.crc:
+        if len(found) != entry.size or masked(crc32c(found)) != entry.crc:
             raise ValueError(f"{shard}: the bytes of tensor {name!r:.100} do not give the sum in the index; {_AGAIN}")
         if entry.dtype == torch.bool and found.max(initial=0) > 1:
             raise ValueError(f"{shard}: tensor {name!r:.100} is bool and holds {found.max()}; {_AGAIN}")
@@ -170,7 +171,7 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     if offset + size + 5 > len(data) - _FOOTER or size < 4:
         raise ValueError(f"a block of {size} bytes at {offset} lies outside its {len(data)} bytes")
     content, kind = data[offset : offset + size], data[offset + size]
-    if _masked(crc32c(data[offset : offset + size + 1])) != int.from_bytes(data[offset + size + 1 :][:4], "little"):
+    if masked(crc32c(data[offset : offset + size + 1])) != int.from_bytes(data[offset + size + 1 :][:4], "little"):
         raise ValueError(f"the block at byte {offset} does not give its sum")
     if kind != 0:
         raise ValueError(f"the block at byte {offset} is compressed (kind {kind}), which TensorFlow does not write")
@@ -223,64 +224,3 @@ def _varints(data: bytes, count: int, at: int = 0) -> list[int]:
             raise ValueError("a number has more than ten bytes")
         found.append(value)
     return [*found, at]
-
-
-def crc32c(data: bytes | np.ndarray) -> int:
-    """CRC-32C (Castagnoli) of bytes, in numpy: 300 MB/s on one core.
-
-    The sum is linear: with Z the 32 x 32 bit matrix that feeds a word of zeros, it is
-    Z (w_n + Z w_n-1 + Z^2 w_n-2 + ...). So rows of 2^14 words are folded into one by Z^(2^14), then its halves into
-    each other down to a single word.
-    """
-    size = len(data)
-    if size < 4:
-        state = 0xFFFFFFFF
-        for byte in bytes(data):
-            state ^= byte
-            for _ in range(8):
-                state = state >> 1 ^ (state & 1) * _POLYNOMIAL
-        return state ^ 0xFFFFFFFF
-    power = min(14, (-(-size // 4) - 1).bit_length())
-    padded = np.zeros(-(-size // (4 << power)) * (4 << power), np.uint8)  # zeros in front change nothing
-    padded[len(padded) - size :] = np.frombuffer(data, np.uint8)
-    padded[len(padded) - size :][:4] ^= 255  # the sum begins with ones
-    first, *rows = padded.view("<u4").reshape(-1, 1 << power)
-    for row in rows:
-        first = _feed(first, power) ^ row
-    while power:
-        power -= 1
-        high, low = first.reshape(2, -1)
-        first = _feed(high, power) ^ low
-    return int(_feed(first, 0)[0]) ^ 0xFFFFFFFF
-
-
-_POLYNOMIAL = 0x82F63B78  # x^32 + x^28 + x^27 + x^26 + x^25 + ..., the lowest power at the highest bit
-
-
-def _feed(words: np.ndarray, power: int) -> np.ndarray:
-    """The register after 2^power words of zeros, of each word."""
-    low, high = _tables(power)
-    return low[words & 0xFFFF] ^ high[words >> 16]
-
-
-@cache
-def _tables(power: int) -> tuple[np.ndarray, np.ndarray]:
-    """What becomes of the lower and of the upper 16 bits of a register."""
-    images = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    if power == 0:
-        for _ in range(32):
-            images = images >> 1 ^ (images & 1) * np.uint32(_POLYNOMIAL)
-    else:
-        images = _feed(_feed(images, power - 1), power - 1)
-    halves = []
-    for half in images[:16], images[16:]:
-        table = np.zeros(1, np.uint32)
-        for image in half:
-            table = np.concatenate([table, table ^ image])
-        halves.append(table)
-    return halves[0], halves[1]
-
-
-def _masked(crc: int) -> int:
-    """As stored, so that sums of data that holds sums stay good sums."""
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

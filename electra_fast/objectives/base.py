@@ -16,6 +16,7 @@ from electra_fast.model.networks import Generator
 from electra_fast.model.seeds import GENERATOR, MASKING, SAMPLING, scalars
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.masking import Masked
+from electra_fast.special_ids import SpecialIds
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ class Objective(nn.Module):
 
     @property
     def special_ids(self) -> list[int]:
-        """Tokens that are never masked. [UNK] is not among them."""
-        config = self.config
-        return [config.pad_token_id, config.cls_token_id, config.sep_token_id, config.mask_token_id]
+        """The ids of the tokens that are never masked: all special ones but [UNK]."""
+        return SpecialIds.of(self.config).never_masked
 
     def replaceable(self, input_ids: Tensor) -> Tensor:
         """Which tokens may be masked and so replaced: all but the special ones.

@@ -3,6 +3,7 @@
 from electra_fast.ops.adamw import adamw
 from electra_fast.ops.attention import attention
 from electra_fast.ops.attention_block import attention_block
+from electra_fast.ops.corrupt import corrupt
 from electra_fast.ops.discriminator_head import discriminator_head
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from electra_fast.ops.embedding import embedding
@@ -10,7 +11,7 @@ from electra_fast.ops.encoder import encoder
 from electra_fast.ops.ffn_block import ffn_block
 from electra_fast.ops.generator_head import generator_head
 from electra_fast.ops.linear import linear
-from electra_fast.ops.masking import corrupt, masking
+from electra_fast.ops.masking import masking
 
 __all__ = [
     "adamw",

@@ -14,20 +14,19 @@ nothing is saved. The reference's backward is PyTorch's autograd through the pla
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from electra_fast.ops._backend import Backend, as_tuple
 from electra_fast.ops._core import core
 from electra_fast.ops._library import (
     HAS_TRITON,
     LIBRARY,
     A,
     in_float32,
-    launcher,
     maker,
     register,
     registered,
@@ -51,38 +50,7 @@ def refuse_transforms(name: str, args: Iterable[Any]) -> None:
         raise NotImplementedError(f"{name}: forward-mode differentiation is not implemented; use backward")
 
 
-@dataclass(frozen=True)
-class Backend(Generic[A]):
-    """A differentiable op on one device. Its functions take the op's arguments as their NamedTuple."""
-
-    fwd: Callable[[A], Any]  # (args) -> (*outputs, saved)
-    bwd: Callable[[list[Tensor], A, list[Tensor]], list[Tensor]]  # (grads, args, saved) -> gradients
-    saves: Callable[[A], Sequence[Tensor]] = lambda args: ()  # tensors shaped as `saved`, for the fake
-    takes: Callable[[A], bool] = lambda args: True  # whether it serves these shapes; if not, the reference does
-    limit: str = ""  # `takes` in words
-    infer: Callable[[A], Any] | None = None  # (args) -> outputs, where it is cheaper to save nothing
-
-    def forward(self, args: A, keep: bool = True) -> Any:
-        if keep:
-            return self.fwd(args)
-        outputs = self.fwd(args)[:-1] if self.infer is None else _tuple(self.infer(args))
-        return (*outputs, [])
-
-
 Choice = Callable[[Any, Sequence[Any]], Backend[Any]]  # (args, all values of the call) -> the backend that runs them
-
-
-def triton_backend(
-    forward: tuple[str, str],
-    backward: tuple[str, str],
-    saves: Callable[[A], Sequence[Tensor]] = lambda args: (),
-    takes: Callable[[A], bool] = lambda args: True,
-    limit: str = "",
-) -> Backend[A]:
-    """The backend of two launchers, each named by its file in kernels/ and its function, that take the arguments one by
-    one."""
-    fwd, bwd = launcher(*forward), launcher(*backward)
-    return Backend(lambda args: fwd(*args), lambda grads, args, saved: bwd(grads, *args, saved), saves, takes, limit)
 
 
 class DifferentiableOp(Generic[A]):
@@ -219,18 +187,14 @@ class DifferentiableOp(Generic[A]):
                     torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
                 for i in self.slots:
                     values[i] = _leaf(values[i])
-                outputs = [o for o in _tuple(function(self.make(values))) if o.is_floating_point()]
+                outputs = [o for o in as_tuple(function(self.make(values))) if o.is_floating_point()]
                 leaves = self._differentiated(values)
                 gradients = torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
             # An op may not return its input, and autograd hands a gradient through an addition as it is.
             inputs = {g.untyped_storage().data_ptr() for g in grads}
             return [g.clone() if g.untyped_storage().data_ptr() in inputs else g.contiguous() for g in gradients]
 
-        return Backend(lambda args: (*_tuple(function(args)), []), backward)
-
-
-def _tuple(value: Any) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
+        return Backend(lambda args: (*as_tuple(function(args)), []), backward)
 
 
 def _asks_for_gradients(args: Iterable[Any]) -> bool:

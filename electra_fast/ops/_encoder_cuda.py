@@ -1,4 +1,4 @@
-"""encoder on the GPU: what it saves, and how that becomes each layer's again for the backward (kernels/encoder.py)."""
+"""The encoder on the GPU: which tensors it saves, and how the backward finds each layer's among them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from electra_fast.ops._differentiable import Backend
+from electra_fast.ops._backend import Backend
 from electra_fast.ops._encoder_layers import EncoderArguments, layers_of
 from electra_fast.ops._library import launcher
 from electra_fast.ops.attention_block import saves_cuda as attention_saves_cuda
@@ -36,7 +36,7 @@ def _backward_cuda(grads: list[Tensor], args: EncoderArguments, saved: list[Tens
 
 
 def _infer_cuda(args: EncoderArguments) -> Tensor:
-    """In the memory of one layer."""
+    """The forward in the memory of one layer: nothing is kept for a backward."""
     x = args.x
     for layer in layers_of(args):
         x, _ = launcher("attention_block", "attention_block_fwd")(*layer.attention._replace(x=x))
@@ -45,8 +45,8 @@ def _infer_cuda(args: EncoderArguments) -> Tensor:
 
 
 def _saves_cuda(args: EncoderArguments) -> list[Tensor]:
-    """What the blocks save; of the last layer, where only some rows are queries, its x too if that is not the
-    encoder's."""
+    """What the blocks save; if only some rows of the last layer are queries, also that layer's input, unless
+    it is the encoder's own."""
     saved: list[Tensor] = []
     x = args.x
     for layer in layers_of(args):

@@ -20,7 +20,7 @@ class EncoderArguments(NamedTuple):
     """The arguments of `encoder`, in the order of the dispatcher op; max_rows is 0 without rows."""
 
     x: Tensor
-    layers: list[Tensor]  # of each layer the tensors that ATTENTION and FFN name
+    layers: list[Tensor]  # for each layer in turn the tensors that ATTENTION and FFN name
     cu_seqlens: Tensor
     max_seqlen: Size
     row_ids: Tensor
@@ -35,7 +35,7 @@ class EncoderArguments(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The arguments of one layer's blocks; x of each is replaced by the rows that reach it."""
+    """The arguments of one layer's two blocks. Callers replace their x by the layer's own input."""
 
     attention: AttentionBlockArguments
     ffn: FfnBlockArguments
@@ -46,8 +46,18 @@ def depth_of(args: EncoderArguments) -> int:
     return len(args.layers) // len(ATTENTION + FFN)
 
 
+def count_queries(args: EncoderArguments) -> int:
+    """R, the number of rows that are queries in the last layer."""
+    return (args.x if args.rows is None else args.rows).shape[0]
+
+
+def empty_output(args: EncoderArguments) -> Tensor:
+    """A new tensor (R, D) for the result."""
+    return args.x.new_empty(count_queries(args), args.x.shape[1])
+
+
 def layers_of(args: EncoderArguments) -> Iterator[Layer]:
-    """The arguments of each layer's blocks. Of all layers but the last, every row is a query."""
+    """The arguments of each layer's blocks. In all layers but the last, every row is a query."""
     tensors, seeds, depth = iter(args.layers), iter(args.seeds.split(1)), depth_of(args)
     for i in range(depth):
         queries: tuple[Any, ...] = (None, None, 0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from electra_fast.ops._backend import Backend, triton_backend
 from electra_fast.ops._check import (
     check_cu_seqlens,
     check_devices,
@@ -26,7 +27,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._differentiable import DifferentiableOp
 from electra_fast.ops._library import Size
 from electra_fast.ops._philox import dropout_mask, dropout_scale
 from electra_fast.ops._structs import Attention, Dropout, Heads, Sequences, dropout_threshold

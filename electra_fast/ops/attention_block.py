@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from electra_fast.ops._backend import Backend, triton_backend
 from electra_fast.ops._check import (
     check_devices,
     check_floats,
@@ -28,7 +29,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._differentiable import DifferentiableOp
 from electra_fast.ops._library import Size
 from electra_fast.ops._structs import (
     Affine,

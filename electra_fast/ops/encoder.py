@@ -1,9 +1,9 @@
 """encoder: the layers of a network one after the other, each an attention_block and an ffn_block.
 
-With `rows` (R,) only these rows are queries in the last layer, and the result is (R, D). All layers are one op: at
-ELECTRA-Small's size what happens between two blocks, in Python and PyTorch, costs the CPU a twentieth of a step; and on
-CUDA the rows between two blocks need not be kept, as the backward makes them again from what went into the norm before
-them. Where no backend has the whole, the op is its blocks, each with its own gradient.
+With `rows` (R,) only these rows are queries in the last layer, and the result is (R, D). All layers are one op for two
+reasons. On the CPU, at ELECTRA-Small's size, the Python and PyTorch code between two blocks would take a twentieth of a
+step. On CUDA, the rows between two blocks need not be kept: the backward computes them again from the input of the
+LayerNorm before them. If no backend has the whole encoder, the op runs its blocks, each with its own gradient.
 Cost: that of the blocks.
 Source: Clark et al., ICLR 2020 (ELECTRA).
 """
@@ -11,12 +11,11 @@ Source: Clark et al., ICLR 2020 (ELECTRA).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from electra_fast.ops import _structs as structs
 from electra_fast.ops._check import (
     check_devices,
     check_floats,
@@ -27,34 +26,13 @@ from electra_fast.ops._check import (
     check_query_values,
     check_shape,
 )
-from electra_fast.ops._core import core
-from electra_fast.ops._differentiable import Backend, DifferentiableOp, refuse_transforms
+from electra_fast.ops._differentiable import DifferentiableOp, refuse_transforms
+from electra_fast.ops._encoder_cpu import encoder_cpu
 from electra_fast.ops._encoder_cuda import encoder_cuda
-from electra_fast.ops._encoder_layers import ATTENTION, FFN, EncoderArguments, depth_of, layers_of
+from electra_fast.ops._encoder_layers import ATTENTION, FFN, EncoderArguments, empty_output, layers_of
 from electra_fast.ops._library import LIBRARY, backends, maker, schema_of
-from electra_fast.ops._structs import Rows, addresses, dropout_threshold
-from electra_fast.ops.attention_block import (
-    _attention_block,
-    attention_block_reference,
-)
+from electra_fast.ops.attention_block import _attention_block, attention_block_reference
 from electra_fast.ops.ffn_block import _ffn_block, ffn_block_reference
-
-
-class Kept(NamedTuple):
-    """What one layer of the C++ forward makes for its backward, all float32, for R queries; csrc/encoder.cpp has the
-    same order."""
-
-    between: Tensor  # (R, D): what the attention block gives
-    queries: Tensor  # (R, D)
-    keys_values: Tensor  # (T, 2 D)
-    read: Tensor  # (R, D): what attention read, before the output projection
-    lse: Tensor  # (R, H): the log-sum-exp of each query's scores
-    attention_xhat: Tensor  # (R, D): the rows that the attention block's norm normalised
-    attention_rstd: Tensor  # (R,): 1 / deviation of each
-    inner: Tensor | None  # (R, F): the GELU's argument; None where no backward follows
-    ffn_xhat: Tensor  # (R, D)
-    ffn_rstd: Tensor  # (R,)
-    out: Tensor  # (R, D): what the layer gives
 
 
 def encoder(
@@ -142,98 +120,8 @@ def encoder_reference(args: EncoderArguments) -> Tensor:
     return x
 
 
-def _fake(args: EncoderArguments) -> tuple[Tensor]:
-    return (args.x.new_empty(_count(args), args.x.shape[1]),)
-
-
-def _count(args: EncoderArguments) -> int:
-    """R, the number of queries of the last layer."""
-    return (args.x if args.rows is None else args.rows).shape[0]
-
-
-def _inner_width(args: EncoderArguments) -> int:
-    """F."""
-    return args.layers[len(ATTENTION)].shape[0]
-
-
-def _kept(args: EncoderArguments, count: int) -> Kept:
-    """Memory for what a layer makes when `count` rows are queries."""
-    new, (total, width) = args.x.new_empty, args.x.shape
-    return Kept(
-        between=new(count, width),
-        queries=new(count, width),
-        keys_values=new(total, 2 * width),
-        read=new(count, width),
-        lse=new(count, args.num_heads),
-        attention_xhat=new(count, width),
-        attention_rstd=new(count),
-        inner=new(count, _inner_width(args)),
-        ffn_xhat=new(count, width),
-        ffn_rstd=new(count),
-        out=new(count, width),
-    )
-
-
-def _saves(args: EncoderArguments) -> list[Tensor]:
-    """What each layer makes, but for what the last one gives, which is the output."""
-    whole = [t for _ in range(depth_of(args) - 1) for t in _kept(args, args.x.shape[0])]
-    *last, _out = _kept(args, _count(args))
-    return [t for t in (*whole, *last) if t is not None]
-
-
-def _struct(args: EncoderArguments) -> structs.Encoder:
-    last = structs.Queries(None, None, None, args.x.shape[0])
-    if args.rows is not None and args.cu_rows is not None:
-        rows, ids = args.rows.contiguous(), args.row_ids[args.rows]
-        last = structs.Queries(rows, ids, args.cu_rows.contiguous(), rows.shape[0])
-    return structs.Encoder(
-        x=Rows.of(args.x),
-        cu_seqlens=args.cu_seqlens.contiguous(),
-        row_ids=args.row_ids.contiguous(),
-        seeds=args.seeds.contiguous(),
-        last=last,
-        L=depth_of(args),
-        N=args.cu_seqlens.shape[0] - 1,
-        H=args.num_heads,
-        F=_inner_width(args),
-        eps=args.eps,
-        attention_threshold=dropout_threshold(args.attention_dropout_p),
-        threshold=dropout_threshold(args.dropout_p),
-    )
-
-
-def _run(args: EncoderArguments, kept: Sequence[Tensor | None]) -> None:
-    """The core's forward, into what is kept."""
-    weights = [t.contiguous() for t in args.layers]
-    core.encoder_fwd(_struct(args), addresses(weights), addresses(kept), torch.get_num_threads())
-
-
-def _forward_cpu(args: EncoderArguments) -> tuple[Tensor, list[Tensor]]:
-    (out,), saved = _fake(args), _saves(args)
-    _run(args, [*saved, out])
-    return out, saved
-
-
-def _infer_cpu(args: EncoderArguments) -> Tensor:
-    """In the memory of one layer, but that what one layer gives is what goes into the next."""
-    made, (out,) = _kept(args, args.x.shape[0]), _fake(args)
-    turns = made.out, torch.empty_like(made.out)
-    layers = [made._replace(inner=None, out=turns[i % 2]) for i in range(depth_of(args) - 1)]
-    layers.append(made._replace(inner=None, out=out))
-    _run(args, [t for layer in layers for t in layer])
-    return out
-
-
-def _backward_cpu(grads: list[Tensor], args: EncoderArguments, saved: list[Tensor]) -> list[Tensor]:
-    (out, *kept), weights = saved, [t.contiguous() for t in args.layers]
-    dx, gradients = args.x.new_empty(args.x.shape), [torch.empty_like(t) for t in weights]
-    layers = (addresses(weights), addresses([*kept, out]), addresses(gradients))
-    core.encoder_bwd(grads[0].contiguous(), _struct(args), *layers, dx, torch.get_num_threads())
-    return [dx, *gradients]
-
-
 def _composed(*values: Any) -> Tensor:
-    """The op of its blocks, each with its own gradient."""
+    """The op as a sequence of its blocks, each with its own gradient."""
     args = maker(EncoderArguments)(values)
     x = args.x
     for layer in layers_of(args):
@@ -243,7 +131,7 @@ def _composed(*values: Any) -> Tensor:
 
 
 def _on_cuda(*values: Any) -> Tensor:
-    """One op where the kernels take it; else its blocks, each of which may still be a kernel's."""
+    """The Triton encoder if it takes these arguments; else the blocks, each of which may still run in Triton."""
     args = maker(EncoderArguments)(values)
     return _encoder(args) if _encoder.on_triton(args) else _composed(*args)
 
@@ -254,8 +142,8 @@ _encoder = DifferentiableOp(
     outputs=("out",),
     differentiable=("x", "layers"),
     reference=encoder_reference,
-    fake=_fake,
-    cpu=Backend(_forward_cpu, _backward_cpu, _saves, infer=_infer_cpu),
+    fake=lambda args: (empty_output(args),),
+    cpu=encoder_cpu,
     cuda=encoder_cuda,
     check=lambda args: check_query_values("encoder", args),
 )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from electra_fast.ops._backend import Backend, triton_backend
 from electra_fast.ops._check import (
     check_devices,
     check_floats,
@@ -22,7 +23,7 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
-from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._differentiable import DifferentiableOp
 from electra_fast.ops._structs import Affine, Dropout, FfnKept, FfnWeights, Normed, Rows
 from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments, dropout_add_layer_norm_reference
 from electra_fast.ops.linear import LinearArguments, linear_reference

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from electra_fast.ops._backend import Backend, triton_backend
 from electra_fast.ops._check import check_devices, check_floats, check_matrix, check_shape
 from electra_fast.ops._core import core
-from electra_fast.ops._differentiable import Backend, DifferentiableOp, triton_backend
+from electra_fast.ops._differentiable import DifferentiableOp
 from electra_fast.ops._structs import Affine, Rows
 
 

@@ -1,4 +1,4 @@
-"""masking: choose the tokens to predict and hide them; corrupt: put the generator's samples in and label them.
+"""masking: choose the tokens that the generator predicts, and hide them.
 
 Sequence n owns slots[n + 1] - slots[n] prediction slots, round-half-even(mask_prob * length) of them (`count_slots`).
 Candidates are its tokens but for the special ids. With w0..w3 the words of a token's row id (_philox.py, group and
@@ -26,7 +26,6 @@ from electra_fast.ops import _structs as structs
 from electra_fast.ops._check import (
     check_cu_seqlens,
     check_devices,
-    check_ids,
     check_integers,
     check_offsets,
     check_probability,
@@ -36,7 +35,7 @@ from electra_fast.ops._check import (
 from electra_fast.ops._core import core
 from electra_fast.ops._library import Size, define, launcher
 from electra_fast.ops._philox import philox
-from electra_fast.ops._structs import MaskingRule, Slots, Text
+from electra_fast.ops._structs import MaskingRule, Text
 from electra_fast.ops.sequences import cu_seqlens_of
 
 
@@ -53,16 +52,6 @@ class MaskingArguments(NamedTuple):
     threshold: int
     faithful: bool
     seed: Tensor
-
-
-class CorruptArguments(NamedTuple):
-    """The arguments of `corrupt`, in the order of the dispatcher op."""
-
-    input_ids: Tensor
-    positions: Tensor
-    labels: Tensor
-    sampled_ids: Tensor
-    faithful: bool
 
 
 class Masked(NamedTuple):
@@ -210,72 +199,4 @@ _masking = define(
     floats=False,
     cuda=lambda args: launcher("masking", "masking_fwd")(*args),
     check=_check_masking,
-)
-
-
-def corrupt(
-    input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, faithful: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Puts the generator's samples into the text and says of each token whether it was replaced.
-
-    input_ids: (T,) int64, the original ids.
-    positions: (M,) int64, the token of each slot.
-    labels: (M,) int64, the original id of each slot; a slot with -100 changes nothing.
-    sampled_ids: (M,) int64, the generator's sample of each slot; one equal to the original id counts as original.
-    faithful: whether the samples of slots with one position are averaged, rounding down, as in Google's code.
-
-    Returns corrupted_ids (T,) int64 and is_replaced (T,) bool.
-    Raises IndexError on a position outside the batch (on the CPU), TypeError on other integer types, ValueError on
-    shapes, RuntimeError on mixed devices.
-    """
-    tensors = dict(input_ids=input_ids, positions=positions, labels=labels, sampled_ids=sampled_ids)
-    check_devices("corrupt", **tensors)
-    check_integers("corrupt", torch.int64, **tensors)
-    check_shape("corrupt", "input_ids", input_ids, input_ids.numel())
-    check_shape("corrupt", "positions", positions, positions.numel())
-    check_shape("corrupt", "labels", labels, *positions.shape)
-    check_shape("corrupt", "sampled_ids", sampled_ids, *positions.shape)
-    return _corrupt(*tensors.values(), faithful)
-
-
-def _check_corrupt(args: CorruptArguments) -> None:
-    slots = dict(positions=args.positions, labels=args.labels, sampled_ids=args.sampled_ids)
-    check_integers("corrupt", torch.int64, input_ids=args.input_ids, **slots)
-    for name, tensor in slots.items():
-        check_shape("corrupt", name, tensor, args.positions.numel())
-    size = args.input_ids.shape[0]
-    check_ids("corrupt", "positions", args.positions, size, "batch", "positions index its packed tokens")
-
-
-def corrupt_reference(args: CorruptArguments) -> tuple[Tensor, Tensor]:
-    used = (args.labels != -100).long()
-    count = torch.zeros_like(args.input_ids).index_add_(0, args.positions, used)
-    total = torch.zeros_like(args.input_ids).index_add_(0, args.positions, args.sampled_ids * used)
-    # Without duplicates (not faithful) the mean is the sample itself.
-    corrupted = torch.where(count > 0, total.div(count.clamp(min=1), rounding_mode="floor"), args.input_ids)
-    return corrupted, corrupted != args.input_ids
-
-
-def _corrupt_cpu(args: CorruptArguments) -> tuple[Tensor, Tensor]:
-    ids, positions, labels = args.input_ids.contiguous(), args.positions.contiguous(), args.labels.contiguous()
-    corrupted, replaced = torch.empty_like(ids), torch.empty(ids.shape, dtype=torch.bool)
-    slots = Slots(positions, labels, args.sampled_ids.contiguous(), positions.numel())
-    core.corrupt(ids, ids.numel(), slots, args.faithful, corrupted, replaced)
-    return corrupted, replaced
-
-
-def _corrupt_fake(args: CorruptArguments) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(args.input_ids), args.input_ids.new_empty(args.input_ids.shape, dtype=torch.bool)
-
-
-_corrupt = define(
-    "corrupt",
-    CorruptArguments,
-    "(Tensor, Tensor)",
-    reference=corrupt_reference,
-    fake=_corrupt_fake,
-    cpu=_corrupt_cpu,
-    floats=False,
-    cuda=lambda args: launcher("masking", "corrupt_fwd")(*args),
-    check=_check_corrupt,
 )

@@ -16,6 +16,7 @@ from electra_fast.reference.networks import (
     keep_mask,
     torch_dropout,
 )
+from electra_fast.special_ids import SpecialIds
 
 UNUSED = -100  # the label of a slot that predicts nothing
 
@@ -126,9 +127,8 @@ def mask_tokens(
     device; the slots that are left over have label -100.
     """
     rows, width = input_ids.shape
-    special = (config.cls_token_id, config.sep_token_id, config.mask_token_id, config.pad_token_id)
     candidate = attention_mask.bool()
-    for token in special:
+    for token in SpecialIds.of(config).never_masked:
         candidate = candidate & (input_ids != token)
     wanted = torch.round(attention_mask.sum(1, dtype=torch.float64) * config.mask_prob)
     wanted = wanted.clamp(min=1, max=config.max_predictions)

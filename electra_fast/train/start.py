@@ -20,6 +20,7 @@ from electra_fast.objectives.base import Objective
 from electra_fast.objectives.electra import Electra
 from electra_fast.objectives.mlm import MaskedLanguageModel
 from electra_fast.report.terminal import say
+from electra_fast.special_ids import SpecialIds
 from electra_fast.storage import checkpoint
 from electra_fast.storage.atomic import check_free, read_json, write_file
 from electra_fast.storage.network import enlarge, read_network
@@ -133,12 +134,11 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     tokenizer = corpus.tokenizer
     changes = {} if run.mask_prob is None else {"mask_prob": run.mask_prob}
     dropout = {} if run.dropout is None else dict.fromkeys(DROPOUTS, run.dropout)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
     preset = getattr(ElectraConfig, run.model)(
         vocab_size=corpus.vocab_size,
         faithful=run.faithful,
         max_position_embeddings=max(512, corpus.max_length),
-        **ids | changes | dropout,
+        **SpecialIds.of(tokenizer).token_ids | changes | dropout,
     )
     if run.faithful:
         preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))

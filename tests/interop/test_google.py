@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from electra_fast import Discriminator, Electra, ElectraConfig, Generator, PretrainConfig, Pretrainer
 from electra_fast.cli.main import main
 from electra_fast.interop import convert, google
-from electra_fast.interop.tensorflow import Bundle, _masked, crc32c
+from electra_fast.interop.crc32c import crc32c, masked
+from electra_fast.interop.tensorflow import Bundle
 from electra_fast.report import terminal
 from electra_fast.storage.atomic import staged_directory
 
@@ -187,7 +188,7 @@ def field(number, value):
 def block(pairs, kind=0):
     content = b"".join(b"\0" + varint(len(key)) + varint(len(value)) + key + value for key, value in pairs)
     content += bytes(4) + (1).to_bytes(4, "little")
-    return content + bytes([kind]) + _masked(crc32c(content + bytes([kind]))).to_bytes(4, "little")
+    return content + bytes([kind]) + masked(crc32c(content + bytes([kind]))).to_bytes(4, "little")
 
 
 def entry(dtype=1, shape=(2,), shard=0, offset=0, size=8, crc=0, extra=b""):
@@ -225,7 +226,7 @@ HOSTILE = {
     "Keras": (dict(entries=[(b"model/a/.ATTRIBUTES/VARIABLE_VALUE", entry())]), ["Keras", "TensorFlow 1"]),
     "a wrong sum": (dict(entries=[(b"generator_predictions/a", entry())]), ["do not give the sum"]),
     "a head alone": (
-        dict(entries=[(b"generator_predictions/a", entry(crc=_masked(crc32c(bytes(8)))))]),
+        dict(entries=[(b"generator_predictions/a", entry(crc=masked(crc32c(bytes(8)))))]),
         ["no matrix", "embeddings.word_embeddings"],
     ),
     "a group": (dict(entries=[(b"a", b"\x0b")]), ["field of kind 3"]),
@@ -240,7 +241,7 @@ def test_hostile(case, tmp_path, capsys):
 
 
 def test_a_tensor_that_does_not_give_its_sum(tmp_path):
-    write(tmp_path / "good", [(b"a", entry(crc=_masked(crc32c(bytes(8)))))])
+    write(tmp_path / "good", [(b"a", entry(crc=masked(crc32c(bytes(8)))))])
     assert Bundle(tmp_path / "good").tensor("a").tolist() == [0, 0]
     write(tmp_path / "bad", [(b"a", entry(crc=1))])
     with pytest.raises(ValueError, match="do not give the sum"):

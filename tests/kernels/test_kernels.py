@@ -28,7 +28,7 @@ from electra_fast.kernels import generator_head_chunked as chunked_kernels
 from electra_fast.kernels import masking as masking_kernels
 from electra_fast.ops._library import backends
 
-OPS = {name: sys.modules[f"electra_fast.ops.{name}"] for name in ("attention", "generator_head", "masking")}
+OPS = {name: sys.modules[f"electra_fast.ops.{name}"] for name in ("attention", "generator_head", "masking", "corrupt")}
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every op's own tests run the kernels")
 
 
@@ -38,7 +38,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("attention", "generator_head"):
         monkeypatch.setattr(OPS[name], f"_{name}", through_triton(getattr(OPS[name], f"_{name}")))
     monkeypatch.setattr(OPS["masking"], "_masking", masking_kernels.masking_fwd)
-    monkeypatch.setattr(OPS["masking"], "_corrupt", masking_kernels.corrupt_fwd)
+    monkeypatch.setattr(OPS["corrupt"], "_corrupt", masking_kernels.corrupt_fwd)
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
     for table in (attention_kernels.FWD, attention_kernels.BWD):  # large blocks: the interpreter pays by the block
         for key in [key for key in table if key[0] == 4]:
@@ -253,7 +253,7 @@ def test_corrupt_by_the_rule(total: int, slots: int, faithful: bool, monkeypatch
     monkeypatch.setattr(masking_kernels, "PROGRAMS", 2)
     given = test_masking.slots_example(total, slots, faithful and total > 1)
     with numerics.poisoned_memory():
-        corrupted, replaced = OPS["masking"].corrupt(**given, faithful=faithful)
+        corrupted, replaced = OPS["corrupt"].corrupt(**given, faithful=faithful)
     assert (corrupted.tolist(), replaced.tolist()) == test_masking.corrupt_truth(**given, faithful=faithful)
     assert replaced.dtype == torch.bool
     test_masking.test_unused_slots_change_nothing_whatever_they_hold()

@@ -18,7 +18,7 @@ from electra_fast.ops.encoder import ATTENTION, FFN
 @pytest.fixture(params=core.isas() if core else [])
 def isa(request, monkeypatch):
     """Each instruction set in turn is what the op runs."""
-    monkeypatch.setattr(sys.modules["electra_fast.ops.encoder"], "core", getattr(core, request.param))
+    monkeypatch.setattr(sys.modules["electra_fast.ops._encoder_cpu"], "core", getattr(core, request.param))
 
 
 def example(lengths=(5, 1, 9), width=16, heads=2, inner=20, depth=3, asking=None, p=0.1):
