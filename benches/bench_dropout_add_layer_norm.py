@@ -65,7 +65,8 @@ class Case:
 
 
 def ours(case: Case) -> Step:
-    return case.step(lambda *leaves: ops.dropout_add_layer_norm(*leaves, case.row_ids, EPS, case.p, SEED))
+    numbers: dict[str, Any] = dict(eps=EPS, dropout_p=case.p, seed=SEED)
+    return case.step(lambda *leaves: ops.dropout_add_layer_norm(*leaves, case.row_ids, **numbers))
 
 
 def reference(case: Case) -> Step:

@@ -34,7 +34,8 @@ def seeds(setting: Setting) -> Tensor:
 
 
 def ours(setting: Setting) -> Op:
-    sequences, numbers = bench_attention_block.packed(setting), dict(attention_dropout_p=setting.p, dropout_p=setting.p)
+    *sequences, heads = bench_attention_block.packed(setting)
+    numbers: dict[str, Any] = dict(num_heads=heads, attention_dropout_p=setting.p, dropout_p=setting.p)
     keys = seeds(setting)
     return lambda x, *flat: encoder(x, by_layer(flat), *sequences, eps=EPS, seeds=keys, **numbers)
 

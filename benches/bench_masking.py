@@ -108,7 +108,7 @@ def ours(case: Case, faithful: bool = False) -> Step:
     def step() -> Chosen:
         rule = dict(special_ids=special, mask_id=case.mask_id, replace_prob=REPLACE, faithful=faithful, seed=seed)
         found = ops.masking(ids, cu_seqlens, case.slots, *sizes, rows, **rule)
-        corrupted, replaced = ops.corrupt(ids, found.positions, found.labels, sampled, faithful)
+        corrupted, replaced = ops.corrupt(ids, found.positions, found.labels, sampled, faithful=faithful)
         return Chosen(found.masked_ids, found.positions, found.labels, corrupted, replaced)
 
     return step

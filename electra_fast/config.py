@@ -151,8 +151,8 @@ class ElectraConfig(EncoderConfig):
     The encoder's fields are the discriminator's. The generator has the same embeddings, a hidden_size of generator_size
     times the discriminator's, heads 64 wide, and an intermediate_size of four times its hidden_size.
 
-    The methods `tiny`, `small`, `small_plus`, `base` and `large` make one with the sizes of that model. They take fields
-    as keyword arguments, which change it.
+    The methods `tiny`, `small`, `small_plus`, `base` and `large` make one with the sizes of that model. They take any
+    field as a keyword argument, to change it.
 
     Raises ValueError if a field is out of its range, or if special tokens share an id or lie outside the vocabulary.
 

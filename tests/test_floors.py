@@ -1,10 +1,12 @@
 """The floors of the house: data flows one way, no folder imports one above it, and no two import each other.
 
-Every import counts, wherever it stands in a file and whether or not it is for types alone. `pytest -s -k floors` prints
-the floors.
+Every import counts, wherever it stands in a file and whether or not it is for types alone. `pytest -s -k circle` prints
+the floors. The last tests hold how arguments are passed.
 """
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ FLOORS = [  # from the ground; a room may import from the floors below it, and f
     {"cli"},
     {"__main__"},
 ]
+MOST_POSITIONAL = 10  # arguments of a function; what belongs together is a NamedTuple, a dataclass or a struct
 PACKAGE = sorted(path for path in (ROOT / "electra_fast").rglob("*.py") if "kernels" not in path.parts)
 
 
@@ -115,3 +118,50 @@ def test_public_names_are_where_the_package_looks_for_them() -> None:
     assert set(electra_fast.__all__) - {"info", "ops"} == set(electra_fast._MODULES) - of_transformers
     for name in {*electra_fast.__all__, *of_transformers}:
         assert getattr(electra_fast, name).__name__.split(".")[-1] == name
+
+
+def positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many arguments a function takes by position, self among them."""
+    return len(function.args.posonlyargs) + len(function.args.args)
+
+
+def test_no_python_function_takes_many_arguments_by_position() -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    many = {
+        f"{path.name}: {node.name}": positional(node)
+        for path in PACKAGE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds) and positional(node) > MOST_POSITIONAL
+    }
+    assert not many, "pass what belongs together as one argument, or options by name"
+
+
+def parameters(source: str) -> list[tuple[str, int]]:
+    """The parameter lists of C++ source, each with its number of parameters.
+
+    A list in parentheses is one of parameters, not a call's arguments, if it begins with a type and a name.
+    """
+    code = re.sub(r"//.*", "", source)
+    while (shorter := re.sub(r"<[^<>(){};]*>", "", code)) != code:  # commas in templates separate no parameters
+        code = shorter
+    lists = re.findall(r"[\w\]]\s*\(((?:[^()]|\([^()]*\))*)\)", code) + re.findall(r",\s*\(([^()]*)\)\)", code)
+    counts = [(" ".join(found.split()), re.sub(r"\([^()]*\)", "", found).count(",") + 1) for found in lists]
+    return [(text, count) for text, count in counts if re.match(r"(const )?[\w:]+[ *&]+\w+(,|$)", text)]
+
+
+def test_no_core_function_takes_many_arguments() -> None:
+    sources = [path for kind in ("*.h", "*.cpp", "*.inc") for path in ROOT.glob(f"csrc/**/{kind}")]
+    lists = {path.name: parameters(path.read_text()) for path in sources}
+    assert sum(map(len, lists.values())) > 150, "the pattern finds the declarations"
+    many = {name: text for name, found in lists.items() for text, count in found if count > MOST_POSITIONAL}
+    assert not many, "pass what belongs together as one struct"
+
+
+def test_ops_take_options_by_name() -> None:
+    """By position they take tensors, lists with an element for each tensor, and the lengths that tensors have."""
+    from electra_fast import ops
+
+    kinds = "Tensor, Tensor | None, list[Tensor], list[float], Sequence[Sequence[Tensor]], int, int | None".split(", ")
+    for name in ops.__all__:
+        for parameter in inspect.signature(getattr(ops, name)).parameters.values():
+            assert parameter.kind is parameter.KEYWORD_ONLY or parameter.annotation in kinds, f"{name}: {parameter}"

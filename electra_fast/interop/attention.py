@@ -95,5 +95,7 @@ def attend(
         k, v, longest = k[rows], v[rows], int(lengths.max())
         offsets = cu_seqlens_of(lengths)
     seed = torch.randint(2**62, (1,)).to(query.device) if dropout else 0
-    read = ops.attention(q, k, v, steps * columns, columns, offsets, longest, scaling, dropout, seed)
+    read = ops.attention(
+        q, k, v, steps * columns, columns, offsets, longest, softmax_scale=scaling, dropout_p=dropout, seed=seed
+    )
     return read.unflatten(0, (sequences, columns)), None

@@ -59,8 +59,8 @@ def encode(model: Any, given: dict[str, Any], reads_padding: bool) -> Any:
     states = [x]
     if keys is None and not wants_states and (numbers := _alike(model)) is not None:
         layers = [_tensors(layer) for layer in model.encoder.layer]
-        offsets = batch.cu_seqlens, batch.max_seqlen, batch.row_ids, config.num_attention_heads
-        states.append(ops.encoder(x, layers, *offsets, **numbers, seeds=seeds[1:]))
+        offsets, heads = (batch.cu_seqlens, batch.max_seqlen, batch.row_ids), config.num_attention_heads
+        states.append(ops.encoder(x, layers, *offsets, num_heads=heads, **numbers, seeds=seeds[1:]))
     else:
         for i, layer in enumerate(model.encoder.layer):
             function = partial(_layer, layer, batch, keys, seeds[1 + 2 * i : 3 + 2 * i])
@@ -129,11 +129,12 @@ def _layer(layer: Any, batch: Batch, keys: Keys | None, seeds: Tensor, x: Tensor
         k, v = k[keys.rows], v[keys.rows]
         offsets |= dict(cu_seqlens_k=keys.cu_seqlens, max_seqlen_k=keys.max_seqlen)
     read = ops.attention(q, k, v, **offsets, dropout_p=_attention_p(layer), seed=first, row_ids=batch.row_ids)
-    norm, p = attention.output.LayerNorm, _p(attention.output.dropout)
-    made = ops.linear(read.flatten(1), out, out_bias)
-    x = ops.dropout_add_layer_norm(made, x, norm.weight, norm.bias, batch.row_ids, norm.eps, p, first)
-    numbers = dict(eps=layer.output.LayerNorm.eps, dropout_p=_p(layer.output.dropout))
-    return ops.ffn_block(x, up, up_bias, down, down_bias, weight, bias, batch.row_ids, **numbers, seed=second)
+    norm, rows = attention.output.LayerNorm, batch.row_ids
+    projected = ops.linear(read.flatten(1), out, out_bias)
+    numbers: dict[str, Any] = dict(eps=norm.eps, dropout_p=_p(attention.output.dropout), seed=first)
+    x = ops.dropout_add_layer_norm(projected, x, norm.weight, norm.bias, rows, **numbers)
+    numbers = dict(eps=layer.output.LayerNorm.eps, dropout_p=_p(layer.output.dropout), seed=second)
+    return ops.ffn_block(x, up, up_bias, down, down_bias, weight, bias, rows, **numbers)
 
 
 def _tensors(layer: Any) -> list[Tensor]:

@@ -118,7 +118,7 @@ class Encoder(nn.Module):
             batch.cu_seqlens,
             batch.max_seqlen,
             batch.row_ids,
-            config.num_attention_heads,
+            num_heads=config.num_attention_heads,
             **queries,
             eps=config.layer_norm_eps,
             attention_dropout_p=config.attention_probs_dropout_prob if self.training else 0.0,

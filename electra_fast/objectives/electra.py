@@ -71,7 +71,8 @@ class Electra(Objective):
         used, tokens = denominators or ((masked.labels != -100).sum(), batch.tokens)
         generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
 
-        corrupted, is_replaced = ops.corrupt(batch.input_ids, masked.positions, masked.labels, sampled, config.faithful)
+        slots = (masked.positions, masked.labels, sampled)
+        corrupted, is_replaced = ops.corrupt(batch.input_ids, *slots, faithful=config.faithful)
         hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
         losses, logits = self.discriminator.score(hidden, is_replaced)
         discriminator_loss = batch.counted(losses).sum(dtype=generator_loss.dtype) / (tokens + 1e-6)

@@ -57,10 +57,10 @@ def attention(
     max_seqlen: int,
     cu_seqlens_k: Tensor | None = None,
     max_seqlen_k: int | None = None,
+    *,
     softmax_scale: float | None = None,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
-    *,
     causal: bool = False,
     row_ids: Tensor | None = None,
 ) -> Tensor:

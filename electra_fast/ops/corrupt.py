@@ -31,7 +31,7 @@ class CorruptArguments(NamedTuple):
 
 
 def corrupt(
-    input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, faithful: bool = False
+    input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, *, faithful: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Puts the generator's samples into the text and says of each token whether it was replaced.
 

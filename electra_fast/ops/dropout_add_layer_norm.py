@@ -49,6 +49,7 @@ def dropout_add_layer_norm(
     weight: Tensor,
     bias: Tensor,
     row_ids: Tensor | None = None,
+    *,
     eps: float = 1e-12,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,

@@ -56,6 +56,7 @@ def generator_head(
     weight: Tensor,
     bias: Tensor,
     labels: Tensor,
+    *,
     temperature: float = 1.0,
     seed: int | Tensor = 0,
     row_ids: Tensor | None = None,
@@ -123,7 +124,7 @@ def generator_head_reference(args: GeneratorHeadArguments) -> tuple[Tensor, Tens
     for start in range(0, hidden.shape[0], at_once):
         rows = slice(start, start + at_once)
         part = args._replace(hidden=hidden[rows], labels=args.labels[rows], row_ids=args.row_ids[rows])
-        loss, sampled = checkpoint(_loss_and_sample, *part, use_reentrant=False, preserve_rng_state=False)
+        loss, sampled = checkpoint(_loss_and_sample, part, use_reentrant=False, preserve_rng_state=False)
         losses.append(loss)
         samples.append(sampled)
     if not losses:
@@ -131,36 +132,27 @@ def generator_head_reference(args: GeneratorHeadArguments) -> tuple[Tensor, Tens
     return torch.cat(losses), torch.cat(samples)
 
 
-def _loss_and_sample(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-) -> tuple[Tensor, Tensor]:
-    hidden = _without_nan(hidden, labels == -100)
-    logits, vocabulary = F.linear(hidden, weight, bias), weight.shape[0]
+def _loss_and_sample(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
+    labels, vocabulary = args.labels, args.weight.shape[0]
+    logits = F.linear(_without_nan(args.hidden, labels == -100), args.weight, args.bias)
     loss = F.cross_entropy(logits, labels.clamp(0, vocabulary - 1), reduction="none")
     loss = torch.where((labels >= 0) & (labels < vocabulary), loss, math.nan)  # never a plausible loss, nor a bad read
     loss = torch.where(labels == -100, 0.0, loss)
     with torch.no_grad():
-        return loss, _sample(logits, labels, row_ids, seed, temperature, disallow_correct)
+        return loss, _sample(logits, args)
 
 
-def _sample(
-    logits: Tensor, labels: Tensor, row_ids: Tensor, seed: Tensor, temperature: float, disallow_correct: bool
-) -> Tensor:
+def _sample(logits: Tensor, args: GeneratorHeadArguments) -> Tensor:
+    """A word (M,) for each row of logits (M, V), drawn from softmax(logits / temperature)."""
     rows, vocabulary = logits.shape
-    scaled = logits / temperature if temperature else logits.clone()
-    if disallow_correct:
+    scaled = logits / args.temperature if args.temperature else logits.clone()
+    if args.disallow_correct:
+        labels = args.labels
         scaled[torch.arange(rows, device=logits.device), labels.clamp(0, vocabulary - 1)] -= 1000 * (labels >= 0)
-    if temperature == 0:
+    if args.temperature == 0:
         return scaled.argmax(1)
     weights = F.pad((scaled - scaled.amax(1, keepdim=True)).exp(), (0, -vocabulary % TILE)).unflatten(1, (-1, TILE))
-    u0, u1 = (((word + 0.5) / 2**32).to(weights.dtype) for word in philox(seed, row_ids, 0, 0)[:2])
+    u0, u1 = (((word + 0.5) / 2**32).to(weights.dtype) for word in philox(args.seed, args.row_ids, 0, 0)[:2])
     tile = _inverse_cdf(weights.sum(2), u0)
     return tile * TILE + _inverse_cdf(weights[torch.arange(rows, device=logits.device), tile], u1)
 

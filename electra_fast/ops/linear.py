@@ -28,7 +28,7 @@ class LinearArguments(NamedTuple):
     gelu: bool
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
     """f(x W^T + b), where f is the GELU or the identity.
 
     x: (T, K), of the floating-point dtype of all three tensors.

@@ -252,7 +252,9 @@ def test_unused_slots_change_nothing_whatever_they_hold():
     ids = torch.tensor([7, 8, 9])
     unused = torch.full((3,), -100)
     for faithful in (False, True):
-        corrupted, replaced = corrupt(ids, torch.zeros(3).long(), unused, torch.tensor([2**40, -5, 3]), faithful)
+        corrupted, replaced = corrupt(
+            ids, torch.zeros(3).long(), unused, torch.tensor([2**40, -5, 3]), faithful=faithful
+        )
         assert torch.equal(corrupted, ids) and not replaced.any()
 
 
