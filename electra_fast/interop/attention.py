@@ -1,7 +1,7 @@
-"""register_attention(): this package's attention for any transformers encoder, under the name "electra_fast".
+"""register_attention(): this package's attention for any encoder of transformers, under the name "electra_fast".
 
-transformers keeps two tables, of attentions and of masks; a name that stands in the first alone is given no mask and
-attends to padding without a word. Ours stands in both, and asks for the padding mask (B, Sk) and nothing else.
+transformers has two tables, one of attention functions and one of mask functions. A name that is only in the first gets
+no mask, and then attends to padding without an error. Ours is in both, and takes the padding mask (B, Sk).
 """
 
 from __future__ import annotations
@@ -17,16 +17,27 @@ from electra_fast import ops
 from electra_fast.ops.sequences import cu_seqlens_of
 
 NAME = "electra_fast"
-UNUSED = ("position_bias", "softcap", "sliding_window", "s_aux", "cu_seq_lens_q", "output_attentions")
+NOT_COMPUTED = ("position_bias", "softcap", "sliding_window", "s_aux", "cu_seq_lens_q", "output_attentions")
 
 
 def register_attention() -> None:
-    """Make attn_implementation="electra_fast" known to transformers.
+    """Make attn_implementation="electra_fast" known to transformers, for encoders of any kind.
 
-    For models whose attention goes through its interface: `model.set_attn_implementation("electra_fast")`, or the
-    argument of from_pretrained. Padding is left out of the keys, dropout's seed comes from torch's generator. What is
-    not bidirectional attention under a padding mask (causal, windows, biases, attention weights as an output) raises
-    NotImplementedError at the call. To call it twice changes nothing.
+        softmax(scaling Q K^T) V over the keys that are not padding
+
+    Afterwards choose it by `model.set_attn_implementation("electra_fast")`, or by the argument attn_implementation of
+    from_pretrained, for any model whose attention goes through transformers' AttentionInterface. The seed of dropout is
+    drawn from torch's generator. A second call changes nothing.
+
+    Returns None.
+
+    Raises nothing itself. A model that is called afterwards raises NotImplementedError if it needs more than
+    bidirectional attention under a padding mask, such as causal attention, windows, biases, or attention weights as an
+    output, and TypeError for 16-bit types on the CPU.
+
+    Cost: padding is left out of keys and values, so attention takes 4 H D sum(S S_k) flops forward over the real keys.
+
+    Source: Dao et al., NeurIPS 2022 (FlashAttention), for the algorithm.
     """
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, padding_mask)
@@ -40,11 +51,18 @@ def padding_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """transformers' (B, Sk) mask as bool, None without padding. Raises NotImplementedError on any other pattern."""
+    """The padding mask of a batch, in the form that `attend` takes; transformers calls it with these arguments.
+
+    q_length, kv_length: columns of the queries and of the keys.
+    mask_function: the pattern that the model asks for, which must be transformers' bidirectional one.
+    attention_mask: (B, Sk), 0 at padding, or None.
+
+    Returns (B, Sk) bool, or None if there is no padding. Raises NotImplementedError for another pattern.
+    """
     if mask_function is not bidirectional_mask_function:
         raise NotImplementedError(
-            f"{NAME} attends both ways within a padding mask; this model asks for another pattern (causal, a window, "
-            f"or several sequences in a row): use sdpa for it"
+            f"{NAME} computes bidirectional attention under a padding mask; this model asks for another pattern "
+            f"(causal, a window, or several sequences in a row): use sdpa for it"
         )
     if attention_mask is None:
         return None
@@ -69,15 +87,25 @@ def attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(scaling Q K^T) V: query (B, H, S, D), key and value (B, Hk, Sk, D), mask (B, Sk) -> (B, S, H, D), None.
+    """softmax(scaling Q K^T) V over the keys that are not padding; transformers calls it with these arguments.
 
-    Raises NotImplementedError in one sentence on what is not computed here, TypeError on half precision on the CPU.
+    module: the attention module, which may have a field is_causal.
+    query: (B, H, S, D).
+    key, value: (B, Hk, Sk, D), where Hk divides H: with fewer heads than queries, each serves H / Hk of them.
+    attention_mask: (B, Sk) bool, False at padding, or None.
+    dropout: the probability with which an attention probability is set to 0.
+    scaling: 1 / sqrt(D) by default.
+    is_causal: whether causal attention is asked for; by default as the module says.
+
+    Returns (B, S, H, D), and None in place of the attention weights. Raises NotImplementedError for anything else than
+    bidirectional attention under a padding mask, TypeError for 16-bit types on the CPU.
     """
-    if asked := [name for name in UNUSED if kwargs.get(name) is not None and kwargs[name] is not False]:
-        raise NotImplementedError(f"{NAME}: {', '.join(asked)} asked for, which it does not compute; use eager or sdpa")
+    beyond = [name for name in NOT_COMPUTED if kwargs.get(name) is not None and kwargs[name] is not False]
+    if beyond:
+        raise NotImplementedError(f"{NAME} does not compute {', '.join(beyond)}; use eager or sdpa for this model")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if causal and attention_mask is None and query.shape[2] > 1:
-        raise NotImplementedError(f"{NAME}: causal attention asked for by {type(module).__name__}; use sdpa for it")
+        raise NotImplementedError(f"{NAME}: {type(module).__name__} asks for causal attention; use sdpa for it")
     if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.dtype != torch.bool):
         raise NotImplementedError(
             f"{NAME}: attention_mask is {attention_mask.dtype} of shape {tuple(attention_mask.shape)}; a padding mask "

@@ -1,4 +1,4 @@
-"""Other people's weights to ours: Google's TensorFlow checkpoints, and directories of transformers."""
+"""Convert published weights to ours: Google's TensorFlow checkpoints, and directories of transformers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,28 @@ from electra_fast.storage.weights import write_tensors
 
 
 def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]:
-    """Write OUT/generator and OUT/discriminator, as far as the source holds them; returns a line on each thing done.
+    """Convert weights to OUT/generator and OUT/discriminator, as far as the source holds them.
 
-    source: a checkpoint of Google's TensorFlow code (a directory with one, or the path with or without .index), or a
-    directory of transformers' (config.json and model.safetensors, or generator/ and discriminator/ with those). The
-    sizes are read off the shapes; what these do not tell is taken from a config.json beside a checkpoint, else heads
-    are 64 wide. tokenizer goes with each network; None: that beside the weights, if there is one. Adam's moments go to
-    OUT/optimizer.safetensors under the names of Pretrainer's optimiser. Raises ValueError where the source is damaged,
-    is no ELECTRA or does not fit the tokenizer, and where OUT exists; then nothing is written.
+    The sizes follow from the tensors' shapes. The width of a head does not; it is taken from a config.json beside a
+    checkpoint, and is 64 without one. Adam's moments go to OUT/optimizer.safetensors under the names of Pretrainer's
+    optimiser.
+
+    source: a checkpoint of Google's TensorFlow code (a directory with one, or its path with or without .index), or a
+        directory of transformers (config.json and model.safetensors, or generator/ and discriminator/ with those).
+    out: the directory to write, which must not exist, or be empty.
+    tokenizer: a tokenizer.json, a vocab.txt or a directory with one, which is saved with each network; by default that
+        beside the weights, if there is one.
+
+    Returns lines that say what was written and left out.
+
+    Raises ValueError if the source is damaged, is no ELECTRA, or does not fit the tokenizer, and if OUT holds files.
+    Then nothing is written.
     """
     check_free(out)
     if not source.is_dir():
         prefix = source.with_name(source.name.removesuffix(".index"))
         if source.is_file() and source.suffix != ".index":
-            raise ValueError(
-                f"{source} is no checkpoint that is read; name PREFIX.index of a TensorFlow checkpoint or a directory"
-            )
+            raise ValueError(f"{source} is no checkpoint; name PREFIX.index of a TensorFlow checkpoint, or a directory")
         networks, moments, lines = read_google(prefix)
         beside = prefix.parent
     elif indexes := sorted(source.glob("*.index")):
@@ -53,7 +59,7 @@ def convert(source: Path, out: Path, tokenizer: Path | None = None) -> list[str]
         tokenizer = beside
     words = None if tokenizer is None else Tokenizer.load(tokenizer)
     for name, network in networks.items():
-        if words is not None and words.vocab_size > network.config.vocab_size:  # fewer: the table is filled up
+        if words is not None and words.vocab_size > network.config.vocab_size:  # a word table may have spare rows
             raise ValueError(
                 f"{tokenizer} has {words.vocab_size} entries and the {name} knows {network.config.vocab_size} words; "
                 f"name the tokenizer that it was trained with: --tokenizer PATH"
@@ -86,7 +92,10 @@ def _write(out: Path, networks: Mapping[str, Network], moments: Mapping[str, Ten
 
 
 def read_transformers(directory: Path) -> tuple[str, Network]:
-    """Which network a transformers directory holds, by its head, and the network."""
+    """Load the network of a transformers directory; its head tells whether it is a generator or a discriminator.
+
+    Returns "generator" or "discriminator", and the network. Raises ValueError if it is neither.
+    """
     _, tensors = read_network(directory)
     for name, head in HEADS.items():
         if any(key.startswith(head) for key in tensors):

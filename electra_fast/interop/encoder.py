@@ -1,7 +1,8 @@
-"""The forward of a transformers ElectraModel on this package's ops, with its modules' own parameters.
+"""The forward of a transformers ElectraModel on this package's ops, with the parameters of its own modules.
 
-Where nobody reads what comes out at padding, only real tokens are computed, packed, by ops.encoder, and padding is 0.
-Else every column is, with keys and values of the real tokens alone, as in transformers.
+If the model's head does not read the hidden states at padding, only the real tokens are computed, packed, and the
+hidden states at padding are 0. Otherwise every column is computed, as in transformers: padding attends to the real
+tokens, and no token attends to padding.
 """
 
 from __future__ import annotations
@@ -22,37 +23,41 @@ from electra_fast.ops.sequences import cu_seqlens_of
 
 @dataclass
 class Keys:
-    """The rows that are looked at, where they are fewer than those that look."""
+    """The real tokens, whose keys and values all columns attend to, padding included."""
 
-    rows: Tensor  # (K,) int64, of the batch
+    rows: Tensor  # (K,) int64: indices into the batch's rows
     cu_seqlens: Tensor  # (N + 1,) int32
     max_seqlen: int
 
     @classmethod
     def of(cls, keep: Tensor) -> Keys:
-        """keep (B, S) bool."""
+        """The keys of a batch in which keep (B, S) is True at real tokens."""
         lengths = keep.sum(1)
         cu_seqlens = cu_seqlens_of(lengths)
         return cls(keep.flatten().nonzero().squeeze(1), cu_seqlens, int(lengths.max()))
 
 
-def encode(model: Any, given: dict[str, Any], reads_padding: bool) -> Any:
-    """The arguments of ElectraModel.forward by name -> its output: last_hidden_state (B, S, D), and hidden_states.
+def encode(model: Any, arguments: dict[str, Any], reads_padding: bool) -> Any:
+    """Compute what ElectraModel.forward returns: last_hidden_state (B, S, D), and hidden_states if they are asked for.
 
-    Raises ValueError on more columns than there are positions, IndexError on an id outside its table (on the CPU).
+    model: the accelerated ElectraModel.
+    arguments: the arguments of its forward by name.
+    reads_padding: whether the model's head reads the hidden states at padding.
+
+    Raises ValueError if there are more columns than positions, and on the CPU IndexError for an id outside its table.
     """
-    config, ids, mask = model.config, given["input_ids"], given.get("attention_mask")
-    wants_states = given.get("output_hidden_states", getattr(config, "output_hidden_states", False))
+    config, ids, mask = model.config, arguments["input_ids"], arguments.get("attention_mask")
+    wants_states = arguments.get("output_hidden_states", getattr(config, "output_hidden_states", False))
     limit = model.embeddings.position_embeddings.num_embeddings
-    if given.get("position_ids") is None and ids.shape[1] > limit:
+    if arguments.get("position_ids") is None and ids.shape[1] > limit:
         raise ValueError(f"input_ids have {ids.shape[1]} columns, the model has {limit} positions; cut them to {limit}")
     keep = None if mask is None else mask != 0
     if keep is not None and bool(keep.all()):
         keep = None
     packed = keep is not None and not reads_padding and not wants_states
-    batch = Batch.from_padded(ids, keep if packed else None, given.get("token_type_ids"))
+    batch = Batch.from_padded(ids, keep if packed else None, arguments.get("token_type_ids"))
     seeds = _seeds(model, ids.device)
-    x = _embedded(model, batch, given.get("position_ids"), keep if packed else None, seeds)
+    x = _embedded(model, batch, arguments.get("position_ids"), keep if packed else None, seeds)
     if model.embeddings.word_embeddings._forward_hooks and torch.is_grad_enabled() and not x.requires_grad:
         x.requires_grad_()  # enable_input_require_grads: reentrant checkpoints over frozen embeddings need it
     keys = None if keep is None or packed else Keys.of(keep)
@@ -72,10 +77,16 @@ def encode(model: Any, given: dict[str, Any], reads_padding: bool) -> Any:
         last_hidden_state=batch.pad(states[-1]) if packed else states[-1].view(shape),
         hidden_states=tuple(state.view(shape) for state in states) if wants_states else None,
     )
-    return output if given.get("return_dict", getattr(config, "return_dict", True)) else output.to_tuple()
+    return output if arguments.get("return_dict", getattr(config, "return_dict", True)) else output.to_tuple()
 
 
 def _embedded(model: Any, batch: Batch, places: Tensor | None, keep: Tensor | None, seeds: Tensor) -> Tensor:
+    """The packed embeddings (T, D) of a batch.
+
+    places: position_ids of the call, (1, S) or (B, S); by default each token's column.
+    keep: (B, S) bool, the tokens that the batch was packed of, or None for all.
+    seeds: the first of them is that of the dropout.
+    """
     tables, projection = model.embeddings, getattr(model, "embeddings_project", None)
     if places is None:
         positions = batch.position_ids
@@ -83,9 +94,9 @@ def _embedded(model: Any, batch: Batch, places: Tensor | None, keep: Tensor | No
         every = places.expand(len(batch), batch.width)
         positions = (every.flatten() if keep is None else every[keep]).long()
     words = tables.word_embeddings
-    word, unlearned = words.weight, words.padding_idx
-    if unlearned is not None and torch.is_grad_enabled() and bool((batch.input_ids == unlearned).any()):
-        word = _WithoutRow.apply(word, unlearned)
+    word, frozen = words.weight, words.padding_idx
+    if frozen is not None and torch.is_grad_enabled() and bool((batch.input_ids == frozen).any()):
+        word = _WithoutRow.apply(word, frozen)
     return ops.embedding(
         batch.input_ids,
         batch.token_type_ids,
@@ -105,7 +116,7 @@ def _embedded(model: Any, batch: Batch, places: Tensor | None, keep: Tensor | No
 
 
 class _WithoutRow(torch.autograd.Function):
-    """A table whose row `index` learns nothing, as nn.Embedding's padding_idx has it."""
+    """The table itself, but with a gradient of 0 for row `index`, as nn.Embedding has for its padding_idx."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: int) -> Tensor:
@@ -118,7 +129,15 @@ class _WithoutRow(torch.autograd.Function):
 
 
 def _layer(layer: Any, batch: Batch, keys: Keys | None, seeds: Tensor, x: Tensor) -> Tensor:
-    """One layer from its pieces: x (T, D), seeds (2,) -> (T, D); all rows look, at `keys`."""
+    """One layer, composed of linear, attention, dropout_add_layer_norm and ffn_block.
+
+    layer: an ElectraLayer.
+    keys: the rows that all others attend to; all rows of their sequence if None.
+    seeds: (2,) int64, for the attention block and the FFN block.
+    x: (T, D).
+
+    Returns (T, D).
+    """
     qkv, qkv_bias, out, out_bias, _, _, up, up_bias, down, down_bias, weight, bias = _tensors(layer)
     attention = layer.attention
     projected = ops.linear(x, qkv, qkv_bias).unflatten(1, (3, attention.self.num_attention_heads, -1))
@@ -138,33 +157,38 @@ def _layer(layer: Any, batch: Batch, keys: Keys | None, seeds: Tensor, x: Tensor
 
 
 def _tensors(layer: Any) -> list[Tensor]:
-    """As ops.encoder takes them. To join the three projections and part their gradients takes 1.4 of the 670 ms that
-    ELECTRA-Small needs for 16 x 128 tokens."""
-    looks = [getattr(layer.attention.self, name) for name in ("query", "key", "value")]
+    """The twelve tensors of a layer as ops.encoder takes them.
+
+    To join the query, key and value projections, and to split their gradients, takes 1.4 of the 670 ms that a step of
+    ELECTRA-Small takes on 16 x 128 tokens on two cores.
+    """
+    projections = [getattr(layer.attention.self, name) for name in ("query", "key", "value")]
     ends = (layer.attention.output.dense, layer.attention.output.LayerNorm)
     ffn = (layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
-    joined = [torch.cat([m.weight for m in looks]), torch.cat([m.bias for m in looks])]
+    joined = [torch.cat([m.weight for m in projections]), torch.cat([m.bias for m in projections])]
     return joined + [t for m in (*ends, *ffn) for t in (m.weight, m.bias)]
 
 
 def _alike(model: Any) -> dict[str, Any] | None:
-    """The numbers all layers share, as ops.encoder takes them; None where some differ, or a layer is recomputed."""
+    """The numbers that ops.encoder takes for all layers, or None if the layers differ in one, or are checkpointed."""
     layers = model.encoder.layer
     if not len(layers) or any(_checkpoints(layer) for layer in layers):
         return None
     eps = {norm.eps for layer in layers for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm)}
     hidden = {_p(end.dropout) for layer in layers for end in (layer.attention.output, layer.output)}
     attention = {_attention_p(layer) for layer in layers}
-    if any(len(found) > 1 for found in (eps, hidden, attention)):
+    if any(len(values) > 1 for values in (eps, hidden, attention)):
         return None
     return dict(eps=eps.pop(), attention_dropout_p=attention.pop(), dropout_p=hidden.pop())
 
 
 def _checkpoints(layer: Any) -> bool:
+    """Whether transformers computes the layer again in the backward, to save memory (gradient checkpointing)."""
     return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
 
 
 def _p(dropout: nn.Dropout) -> float:
+    """The probability with which the module drops an element now: 0 in evaluation mode."""
     return dropout.p if dropout.training else 0.0
 
 
@@ -174,7 +198,7 @@ def _attention_p(layer: Any) -> float:
 
 
 def _seeds(model: Any, device: torch.device) -> Tensor:
-    """(1 + 2 L,) int64 from one number of torch's generator; in evaluation none is drawn."""
+    """Seeds (1 + 2 L,) int64, all derived from one number of torch's generator. In evaluation mode none is drawn."""
     drawn = torch.randint(2**62, (1,)) if model.training else torch.zeros(1, dtype=torch.int64)
     seed = drawn.to(device)
     return derive_seeds(seed, torch.zeros_like(seed), 0, 1 + 2 * len(model.encoder.layer))

@@ -1,4 +1,4 @@
-"""Whether a transformers ELECTRA has the structure that is computed here, and whether a call asks for more."""
+"""Whether our ops can compute an ELECTRA of transformers: its structure, its parts now, and the arguments of a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ SERVED = {  # arguments of ElectraModel.forward that are computed here or change
     "self", "kwargs", "input_ids", "attention_mask", "token_type_ids", "position_ids",
     "return_dict", "output_hidden_states", "output_attentions", "use_cache", "num_items_in_batch",
 }  # fmt: skip
-HOOKS = ("output_capturing_hook", "make_inputs_require_grads")  # transformers' own: one looks on, one encode() honours
+# transformers' own hooks: the first only records outputs, and encode() does what the second does.
+HOOKS = ("output_capturing_hook", "make_inputs_require_grads")
 
 
 def misfit(model: Any) -> str:
@@ -124,39 +125,43 @@ def full_name(kind: type) -> str:
 
 
 def _known(hook: Any) -> bool:
+    """Whether a hook is one of transformers' own that change nothing here."""
     module, name = (str(getattr(hook, label, "")) for label in ("__module__", "__name__"))
     return module.startswith("transformers.") and name in HOOKS
 
 
 def is_gelu(activation: Any) -> bool:
-    """The erf GELU, as transformers or torch name it."""
+    """Whether an activation is the erf GELU, as a function or module of torch or of transformers."""
     if isinstance(activation, nn.GELU):
         return activation.approximate == "none"
     return activation is nn.functional.gelu or getattr(activation, "act", None) is nn.functional.gelu
 
 
-def unserved(model: Any, given: dict[str, Any]) -> str:
-    """Why a call of ElectraModel.forward with these arguments is left to transformers; "" where it is not."""
-    if beyond := [name for name, value in given.items() if name not in SERVED and value is not None]:
+def unserved(model: Any, arguments: dict[str, Any]) -> str:
+    """Return why transformers must compute a call of ElectraModel.forward, in words; "" if our ops can.
+
+    arguments: the arguments of the call by name.
+    """
+    if beyond := [name for name, value in arguments.items() if name not in SERVED and value is not None]:
         return f"{', '.join(beyond)} given"
-    ids = given.get("input_ids")
+    ids = arguments.get("input_ids")
     if ids is None or ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         return "no input_ids of (sequences, columns)"
-    if given.get("output_attentions", getattr(model.config, "output_attentions", False)):
+    if arguments.get("output_attentions", getattr(model.config, "output_attentions", False)):
         return "output_attentions asked for"
-    if not isinstance(given.get("output_hidden_states") or False, bool):
+    if not isinstance(arguments.get("output_hidden_states") or False, bool):
         return "some of the hidden states asked for"
     rows, columns = ids.shape
     for name, allowed in (("attention_mask", (rows,)), ("token_type_ids", (rows,)), ("position_ids", (1, rows))):
-        tensor = given.get(name)
+        tensor = arguments.get(name)
         if tensor is not None and tuple(tensor.shape) not in [(count, columns) for count in allowed]:
             return f"{name} of shape {tuple(tensor.shape)}"
     if why := misfit(model) or alteration(model):
         return why
-    found = {(p.dtype, p.device) for p in model.parameters()}
-    if len(found) > 1 or any(device != ids.device for _, device in found):
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if len(kinds) > 1 or any(device != ids.device for _, device in kinds):
         return "parameters of several dtypes or devices, or input_ids on another"
-    dtype, device = next(iter(found))[0], ids.device.type
+    dtype, device = next(iter(kinds))[0], ids.device.type
     if device not in ("cpu", "cuda") or (device == "cpu" and dtype not in (torch.float32, torch.float64)):
         return f"{dtype} on {device}"
     return ""

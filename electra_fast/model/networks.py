@@ -1,4 +1,4 @@
-"""Generator and Discriminator: the two networks of ELECTRA, each with its files."""
+"""Generator and Discriminator, the two networks of ELECTRA."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 
 class Network(nn.Module):
-    """What generator and discriminator have in common: an encoder, and their files.
+    """The part that generator and discriminator share: an encoder, a forward of padded sequences, loading and saving.
 
     config: the network's sizes, in Hugging Face's names.
     embeddings: another network's embeddings, to share them; new ones by default.
     """
 
-    architecture: str  # transformers' class of the same weights
+    architecture: str
+    """The class of transformers that has the same weights."""
 
     def __init__(self, config: NetworkConfig, embeddings: Embeddings | None = None) -> None:
         super().__init__()
@@ -70,22 +71,40 @@ class Network(nn.Module):
         """
         write_network(Path(path), self.config, self.architecture, to_huggingface(self.state_dict()))
 
-    def encode_padded(
-        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, seed: int | None
-    ) -> tuple[Batch, Tensor]:
-        """Pack padded sequences (B, S) and encode them; the arguments are those of `forward`.
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of packed tokens (T, ...) from their hidden states (T, D)."""
+        raise NotImplementedError
 
-        Returns the packed batch and its hidden states (T, D).
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Compute logits of padded sequences; in evaluation mode they equal those of transformers' class.
+
+        input_ids: (B, S) int64.
+        attention_mask: (B, S), 0 at padding, which may be on either side or inside; all tokens are real by default.
+        token_type_ids: (B, S) int64, 0 by default.
+        seed: of dropout in training mode; drawn from torch's generator by default.
+
+        Returns logits in the parameters' dtype, 0 at padding: (B, S, V) of a generator, (B, S) of a discriminator.
+
+        Raises ValueError if S exceeds max_position_embeddings, and on the CPU IndexError for an id outside the word
+        table.
+
+        Cost: that of the real tokens alone, since padding is left out of the computation.
         """
         batch = Batch.from_padded(input_ids, attention_mask, token_type_ids)
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.training else 0
         key = torch.full((1,), seed, dtype=torch.int64, device=input_ids.device)
-        return batch, self.encoder(batch, batch.input_ids, key, torch.zeros_like(key), 0)
+        return batch.pad(self.logits(self.encoder(batch, batch.input_ids, key, torch.zeros_like(key), 0)))
 
 
 class Transform(nn.Module):
-    """The generator's head before the word table: hidden (M, D) -> LayerNorm(gelu(dense(hidden))) (M, E)."""
+    """The generator's head before the word table: LayerNorm(gelu(dense(hidden))), from (M, D) to (M, E)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -127,26 +146,14 @@ class Generator(Network):
         """
         return ops.generator_head(rows, self.encoder.embeddings.word.weight, self.vocabulary_bias, labels, **options)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        seed: int | None = None,
-    ) -> Tensor:
-        """Compute logits of padded sequences; in evaluation mode equal to transformers' ElectraForMaskedLM.
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of every word of the vocabulary.
 
-        input_ids: (B, S) int64.
-        attention_mask: (B, S), 0 at padding, which may be on either side or inside; all tokens are real by default.
-        token_type_ids: (B, S) int64, 0 by default.
-        seed: of dropout in training mode; drawn from torch's generator by default.
+        hidden: (T, D), what the encoder returns.
 
-        Returns logits (B, S, V) in the parameters' dtype, 0 at padding.
-
-        Raises ValueError if S exceeds max_position_embeddings, IndexError for an id outside the word table.
+        Returns (T, V).
         """
-        batch, hidden = self.encode_padded(input_ids, attention_mask, token_type_ids, seed)
-        return batch.pad(F.linear(self.transform(hidden), self.encoder.embeddings.word.weight, self.vocabulary_bias))
+        return F.linear(self.transform(hidden), self.encoder.embeddings.word.weight, self.vocabulary_bias)
 
 
 class Discriminator(Network):
@@ -180,24 +187,11 @@ class Discriminator(Network):
         dense, out = self.dense, self.out
         return ops.discriminator_head(hidden, dense.weight, dense.bias, out.weight, out.bias, labels)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        seed: int | None = None,
-    ) -> Tensor:
-        """Compute logits of padded sequences; in evaluation mode equal to transformers' ElectraForPreTraining.
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logit of each token.
 
-        input_ids: (B, S) int64.
-        attention_mask: (B, S), 0 at padding, which may be on either side or inside; all tokens are real by default.
-        token_type_ids: (B, S) int64, 0 by default.
-        seed: of dropout in training mode; drawn from torch's generator by default.
+        hidden: (T, D), what the encoder returns.
 
-        Returns logits (B, S) in the parameters' dtype, 0 at padding.
-
-        Raises ValueError if S exceeds max_position_embeddings, IndexError for an id outside the word table.
+        Returns (T,).
         """
-        batch, hidden = self.encode_padded(input_ids, attention_mask, token_type_ids, seed)
-        _, logits = self.score(hidden, torch.zeros_like(batch.input_ids, dtype=torch.bool))
-        return batch.pad(logits)
+        return self.score(hidden, torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device))[1]

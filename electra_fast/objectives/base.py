@@ -1,4 +1,4 @@
-"""What every objective here begins with: choose tokens, blank them, let a generator fill the blanks."""
+"""The part that all objectives share: choose tokens, hide them, and let a generator predict them."""
 
 from __future__ import annotations
 
@@ -21,38 +21,66 @@ from electra_fast.special_ids import SpecialIds
 
 @dataclass(frozen=True)
 class ElectraOutput:
-    """Losses are means over the prediction slots and over the tokens; M slots, T packed tokens.
+    """The losses of a batch, and what the networks computed on the way.
 
-    Without any slot in use, or any token, they are 0 and so are their gradients, where torch's own mean is NaN. T is 0
-    where no discriminator looks at the tokens.
+        loss = gen_weight * generator_loss + disc_weight * discriminator_loss
+
+    T is the number of packed tokens, M of prediction slots (Batch.slots). A slot of a sequence with too few tokens to
+    choose from is unused: its label is -100 and it adds nothing to a loss. T is 0 in the output of an objective without
+    a discriminator.
+
+    Without any used slot, or any token, a loss and its gradients are 0, where torch's mean would be NaN.
     """
 
-    loss: Tensor  # gen_weight * generator_loss + disc_weight * discriminator_loss
+    loss: Tensor
+    """Weighted sum of both losses, a scalar with gradients, in float32 or float64."""
+
     generator_loss: Tensor
+    """Cross-entropy in nats of the generator, a mean over the used slots; a scalar with gradients."""
+
     discriminator_loss: Tensor
-    corrupted_ids: Tensor  # (T,): the discriminator's input
-    is_replaced: Tensor  # (T,) bool
-    discriminator_logits: Tensor  # (T,)
-    slots: Masked  # with the slots that only fill
-    slot_samples: Tensor  # (M,)
-    slot_rows: Tensor  # (M, E): the generator's head before the word table
+    """Binary cross-entropy in nats of the discriminator, a mean over the tokens; a scalar with gradients."""
+
+    corrupted_ids: Tensor
+    """Input of the discriminator, (T,) int64: the text with the generator's samples in it."""
+
+    is_replaced: Tensor
+    """Labels of the discriminator, (T,) bool: True where the token is not the original one."""
+
+    discriminator_logits: Tensor
+    """Logits of the discriminator, (T,), without gradients: above 0 where a token looks replaced."""
+
+    slots: Masked
+    """Tokens that were chosen and hidden, in M slots, unused ones among them."""
+
+    slot_samples: Tensor
+    """Token that the generator sampled in each slot, (M,) int64."""
+
+    slot_rows: Tensor
+    """Rows that enter the generator's word table, (M, E), without gradients."""
 
     @property
     def masked_positions(self) -> Tensor:
-        """(M,) index into the packed tokens, of the slots in use."""
+        """Positions of the used slots, int64 indices into the packed tokens."""
         return self.slots.positions[self.slots.labels != -100]
 
     @property
     def sampled_ids(self) -> Tensor:
-        """(M,) the generator's samples at masked_positions."""
+        """The generator's samples at masked_positions, int64."""
         return self.slot_samples[self.slots.labels != -100]
 
 
 class Objective(nn.Module):
-    """A model that a Pretrainer can train: called with a batch and its keys, it gives an ElectraOutput."""
+    """A model that a Pretrainer can train: it is called with a batch, a seed and a step, and returns an ElectraOutput.
+
+    config: the sizes of the networks and the settings of the objective.
+    """
 
     generator: Generator
-    leading: ClassVar[str]  # the network that the config's first fields describe
+    """The network that predicts the hidden tokens."""
+
+    leading: ClassVar[str]
+    """Name of the network that has the sizes of the config's first fields: generator or discriminator."""
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
@@ -64,18 +92,28 @@ class Objective(nn.Module):
         return SpecialIds.of(self.config).never_masked
 
     def replaceable(self, input_ids: Tensor) -> Tensor:
-        """Which tokens may be masked and so replaced: all but the special ones.
+        """Tell which tokens may be masked, and so replaced: all but the special ones.
 
-        input_ids (T,) int64 -> (T,) bool. Figures of a discriminator are of these tokens alone, as [CLS] and [SEP] are
-        never replaced and easy to tell.
+        Only these tokens count in a discriminator's AUC, precision and recall, since [CLS] and [SEP] are never replaced
+        and easy to tell.
+
+        input_ids: (T,) int64.
+
+        Returns (T,) bool.
         """
         allowed = torch.ones_like(input_ids, dtype=torch.bool)
-        for token in self.special_ids:  # no tensor of them, which a CUDA graph could not copy
+        for token in self.special_ids:  # one by one, since a CUDA graph cannot copy a tensor of them to the GPU
             allowed &= input_ids != token
         return allowed
 
     def mask(self, batch: Batch, seed: int | Tensor = 0, step: int | Tensor = 0) -> Masked:
-        """Choose what the generator predicts: a pure function of (seed, step, row ids)."""
+        """Choose and hide the tokens that the generator predicts: a pure function of (seed, step, row ids).
+
+        batch: the packed text.
+        seed, step: ints, or (1,) int64 tensors on the batch's device.
+
+        Returns the M slots as ops.masking does.
+        """
         config = self.config
         key, at = scalars(batch, seed, step)
         slots, num_slots, max_slots = batch.slots(config.mask_prob, config.max_predictions)
@@ -96,7 +134,14 @@ class Objective(nn.Module):
     def fill(
         self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, used: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The generator fills the blanks -> loss (a mean over `used` slots), samples (M,), its head's rows (M, E)."""
+        """Let the generator predict the hidden tokens, and sample one for each slot.
+
+        batch, masked: the packed text, and the slots that `mask` chose.
+        key, at: (1,) int64, seed and step.
+        used: (), the number of slots that the loss is divided by.
+
+        Returns the loss in nats, the samples (M,) int64, and the rows (M, E) that enter the word table.
+        """
         config = self.config
         rows = self.generator.transform(self.generator.encoder(batch, masked.masked_ids, key, at, GENERATOR, masked))
         losses, sampled = self.generator.head(
@@ -118,17 +163,46 @@ class Objective(nn.Module):
         masked: Masked | None = None,
         denominators: tuple[Tensor, int | Tensor] | None = None,
     ) -> ElectraOutput:
-        """One pass, every random number keyed by (seed, step).
+        """Compute the losses of a batch.
 
-        masked: what `mask` gave for these keys, where it is at hand. denominators (slots in use, tokens) are those of
-        the whole batch where this is one of its micro-batches.
+        Every random number (masks, samples, dropout) is a function of seed, step and the tokens' row ids.
+
+        batch: the packed text, on the networks' device.
+        seed, step: ints, or (1,) int64 tensors on that device.
+        masked: the result of `mask` for these, if it is at hand; computed by default.
+        denominators: the numbers of used slots and of tokens that the losses are divided by. A micro-batch gets those
+            of its whole batch; by default they are the batch's own.
+
+        Returns an ElectraOutput.
+
+        Raises ValueError if a sequence is longer than max_position_embeddings, and on the CPU IndexError for an id
+        outside the vocabulary.
+
+        Cost: `step_flops` floating-point operations, with the backward.
+        """
+        key, at = scalars(batch, seed, step)
+        masked = self.mask(batch, key, at) if masked is None else masked
+        if denominators is None:
+            denominators = ((masked.labels != -100).sum(), batch.tokens)
+        return self.losses(batch, masked, key, at, denominators)
+
+    def losses(
+        self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, denominators: tuple[Tensor, int | Tensor]
+    ) -> ElectraOutput:
+        """Compute the losses of a batch whose tokens have been hidden; `forward` describes the arguments.
+
+        key, at: (1,) int64, seed and step.
         """
         raise NotImplementedError
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Each network to a directory of its name, which transformers loads."""
+        """Save each network to a directory of its name inside `path`, which transformers loads."""
         raise NotImplementedError
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
-        """Flops of a training step on sequences of these lengths with so many prediction slots."""
+        """Floating-point operations of a training step (see model/flops.py).
+
+        lengths: tokens of each sequence.
+        slots: prediction slots of all sequences together.
+        """
         raise NotImplementedError

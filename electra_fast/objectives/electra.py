@@ -14,7 +14,7 @@ from electra_fast.config import ElectraConfig
 from electra_fast.data.batch import Batch
 from electra_fast.model.flops import step_flops
 from electra_fast.model.networks import Discriminator, Generator
-from electra_fast.model.seeds import DISCRIMINATOR, scalars
+from electra_fast.model.seeds import DISCRIMINATOR
 from electra_fast.objectives.base import ElectraOutput, Objective
 from electra_fast.ops.masking import Masked
 from electra_fast.storage.atomic import read_json
@@ -25,9 +25,22 @@ if TYPE_CHECKING:
 
 
 class Electra(Objective):
-    """Generator and discriminator with one set of embeddings (Clark et al., ICLR 2020).
+    """ELECTRA: a generator and a discriminator that share their embeddings and are trained together.
 
-    Given networks are taken as they are, the discriminator's embeddings for both; else they are made from the config.
+    The generator predicts hidden tokens, samples of it replace them in the text, and the discriminator tells of every
+    token whether it was replaced. No gradient passes through the samples.
+
+        generator_loss     = sum over used slots of -log p(original token) / (used slots + 1e-6)
+        discriminator_loss = sum over tokens of BCE(logit, is_replaced) / (tokens + 1e-6)
+        loss               = gen_weight * generator_loss + disc_weight * discriminator_loss
+
+    config: the sizes of the networks and the settings of the objective.
+    generator, discriminator: trained networks to start from, which are used as they are, with the discriminator's
+        embeddings in both; by default new ones with random weights.
+
+    Raises ValueError if the networks' embeddings differ in shape, or have another vocabulary than the config.
+
+    Source: Clark et al., "ELECTRA", ICLR 2020, section 2.
     """
 
     leading = "discriminator"
@@ -36,8 +49,8 @@ class Electra(Objective):
         self, config: ElectraConfig, generator: Generator | None = None, discriminator: Discriminator | None = None
     ) -> None:
         super().__init__(config)
-        given = discriminator or generator
-        embeddings = None if given is None else given.encoder.embeddings
+        trained = discriminator or generator
+        embeddings = None if trained is None else trained.encoder.embeddings
         self.discriminator = discriminator or Discriminator(config.discriminator, embeddings)
         self.generator = generator or Generator(config.generator, self.discriminator.encoder.embeddings)
         shapes = [
@@ -56,19 +69,10 @@ class Electra(Objective):
             )
         self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
 
-    def forward(
-        self,
-        batch: Batch,
-        seed: int | Tensor = 0,
-        step: int | Tensor = 0,
-        masked: Masked | None = None,
-        denominators: tuple[Tensor, int | Tensor] | None = None,
+    def losses(
+        self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, denominators: tuple[Tensor, int | Tensor]
     ) -> ElectraOutput:
-        """Mask, fill, corrupt, score."""
-        config = self.config
-        key, at = scalars(batch, seed, step)
-        masked = self.mask(batch, key, at) if masked is None else masked
-        used, tokens = denominators or ((masked.labels != -100).sum(), batch.tokens)
+        config, (used, tokens) = self.config, denominators
         generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
 
         slots = (masked.positions, masked.labels, sampled)
@@ -78,18 +82,20 @@ class Electra(Objective):
         discriminator_loss = batch.counted(losses).sum(dtype=generator_loss.dtype) / (tokens + 1e-6)
 
         loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
-        found = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())
-        return ElectraOutput(loss, generator_loss, discriminator_loss, *found)
+        details = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())
+        return ElectraOutput(loss, generator_loss, discriminator_loss, *details)
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
         return step_flops(self.config, lengths, slots)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
-        """From a directory with generator/ and discriminator/, each a Hugging Face directory.
+        """Load both networks and the objective's settings, in evaluation mode and on the CPU.
 
-        electra.json beside them holds the objective; without it the config's defaults hold. Raises ValueError with what
-        does not fit.
+        path: a directory with generator/ and discriminator/, each a Hugging Face directory, and with electra.json,
+            which holds the settings. Without that file they are ElectraConfig's defaults.
+
+        Raises ValueError, naming the file, if one is missing or damaged or does not fit the others.
         """
         path = Path(path)
         generator = Generator.from_pretrained(path / "generator")
@@ -108,7 +114,11 @@ class Electra(Objective):
         return cls(config, generator, discriminator).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """To a directory with generator/ and discriminator/, each of which transformers loads, and electra.json."""
+        """Save both networks and the objective's settings to a directory that `from_pretrained` loads.
+
+        Writes generator/ and discriminator/, each of which transformers loads too, and electra.json. The directory is
+        made if need be. Raises OSError if the disk is full or not writable.
+        """
         self.generator.save_pretrained(Path(path) / "generator")
         self.discriminator.save_pretrained(Path(path) / "discriminator")
         write_files(Path(path), {"electra.json": json.dumps(asdict(self.config), indent=2).encode() + b"\n"})

@@ -1,4 +1,4 @@
-"""Plain masked language modelling (Devlin et al., NAACL 2019): what ELECTRA is held against."""
+"""Masked language modelling (Devlin et al., NAACL 2019), the objective that ELECTRA is compared with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from electra_fast.config import ElectraConfig
 from electra_fast.data.batch import Batch
 from electra_fast.model.flops import generator_flops
 from electra_fast.model.networks import Generator
-from electra_fast.model.seeds import scalars
 from electra_fast.objectives.base import ElectraOutput, Objective
 from electra_fast.ops.masking import Masked
 
 
 class MaskedLanguageModel(Objective):
-    """One network of the discriminator's size that fills blanks: a Generator, without anyone to check on it.
+    """Masked language modelling: one network, a Generator of the discriminator's size, predicts hidden tokens.
 
-    Blanks are as ELECTRA's: 15 % of the tokens are predicted (mask_prob), of which 85 % are seen as [MASK] and the
-    others as they are (replace_prob). BERT's 80 % / 10 % random / 10 % as they are is not computed.
+        loss = sum over used slots of -log p(original token) / (used slots + 1e-6)
+
+    Tokens are hidden as for ELECTRA: a share of mask_prob is predicted, and of these the network sees replace_prob as
+    [MASK] and the others unchanged. (BERT makes 80 % [MASK] and 10 % random tokens, and leaves 10 % unchanged.)
+
+    config: the sizes of the network, which are those of the config's discriminator, and the objective's settings.
+    generator: a trained network to start from; by default a new one with random weights.
+
+    Source: Devlin et al., "BERT", NAACL 2019, section 3.1.
     """
 
     leading = "generator"
@@ -28,26 +34,18 @@ class MaskedLanguageModel(Objective):
         super().__init__(config)
         self.generator = generator or Generator(config.discriminator)
 
-    def forward(
-        self,
-        batch: Batch,
-        seed: int | Tensor = 0,
-        step: int | Tensor = 0,
-        masked: Masked | None = None,
-        denominators: tuple[Tensor, int | Tensor] | None = None,
+    def losses(
+        self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, denominators: tuple[Tensor, int | Tensor]
     ) -> ElectraOutput:
-        """Mask and fill: loss = -mean log p(original) over the slots. No token is scored: those fields have T = 0."""
-        key, at = scalars(batch, seed, step)
-        masked = self.mask(batch, key, at) if masked is None else masked
-        used = (masked.labels != -100).sum() if denominators is None else denominators[0]
-        loss, sampled, rows = self.fill(batch, masked, key, at, used)
+        """Compute the loss of a batch, which is the output's generator_loss too. T is 0, as in `ElectraOutput`."""
+        loss, sampled, rows = self.fill(batch, masked, key, at, denominators[0])
         none = rows.new_zeros(0)
-        found = (batch.input_ids[:0], none.bool(), none, masked, sampled, rows.detach())
-        return ElectraOutput(loss, loss, loss.new_zeros(()), *found)
+        details = (batch.input_ids[:0], none.bool(), none, masked, sampled, rows.detach())
+        return ElectraOutput(loss, loss, loss.new_zeros(()), *details)
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
         return generator_flops(self.generator.config, lengths, slots)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """To a directory with generator/, which `Generator.from_pretrained` and transformers load."""
+        """Save the network to a directory with generator/, which `Generator.from_pretrained` and transformers load."""
         self.generator.save_pretrained(Path(path) / "generator")

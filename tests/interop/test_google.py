@@ -224,7 +224,7 @@ HOSTILE = {
     "a missing data file": (dict(entries=[], header=field(1, 2)), ["data-00000-of-00002 is missing"]),
     "no network": (dict(entries=[(b"a", entry())]), ["only a pre-trained ELECTRA"]),
     "Keras": (dict(entries=[(b"model/a/.ATTRIBUTES/VARIABLE_VALUE", entry())]), ["Keras", "TensorFlow 1"]),
-    "a wrong sum": (dict(entries=[(b"generator_predictions/a", entry())]), ["do not give the sum"]),
+    "a wrong sum": (dict(entries=[(b"generator_predictions/a", entry())]), ["do not have the checksum"]),
     "a head alone": (
         dict(entries=[(b"generator_predictions/a", entry(crc=masked(crc32c(bytes(8)))))]),
         ["no matrix", "embeddings.word_embeddings"],
@@ -244,7 +244,7 @@ def test_a_tensor_that_does_not_give_its_sum(tmp_path):
     write(tmp_path / "good", [(b"a", entry(crc=masked(crc32c(bytes(8)))))])
     assert Bundle(tmp_path / "good").tensor("a").tolist() == [0, 0]
     write(tmp_path / "bad", [(b"a", entry(crc=1))])
-    with pytest.raises(ValueError, match="do not give the sum"):
+    with pytest.raises(ValueError, match="do not have the checksum"):
         Bundle(tmp_path / "bad").tensor("a")
 
 

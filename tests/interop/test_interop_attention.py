@@ -96,8 +96,8 @@ def test_grouped_queries() -> None:
     ("asked", "said"),
     [
         (dict(is_causal=True), "causal attention"),
-        (dict(is_causal=False, softcap=3.0), "softcap asked for"),
-        (dict(is_causal=False, position_bias=torch.zeros(1)), "position_bias asked for"),
+        (dict(is_causal=False, softcap=3.0), "does not compute softcap"),
+        (dict(is_causal=False, position_bias=torch.zeros(1)), "does not compute position_bias"),
         (dict(is_causal=False, attention_mask=torch.zeros(2, 1, 5, 5)), "shape .2, 1, 5, 5."),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
