@@ -1,13 +1,7 @@
-"""adamw: one optimiser step over all parameters, as ELECTRA's code takes it (no bias correction).
+"""adamw: one optimiser step over all parameters, as in ELECTRA's code, which has no bias correction.
 
-    g *= max_norm min(1 / |g|, 1 / max_norm)          |g| the norm over all gradients
-    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
-    p -= lr lr_scale (m / (sqrt(v) + eps) + weight_decay p)
-
-Where |g| or the guard (the loss) is not finite, nothing changes. Training in bfloat16 keeps p, m and v in float32,
-reads gradients in bfloat16 and rounds the new p into a bfloat16 copy.
-Cost: 10 flops and 28 bytes a parameter.
-Source: google-research/electra, model/optimization.py; Loshchilov & Hutter, ICLR 2019.
+If the norm of the gradients or the guard (the loss) is not finite, nothing changes. Training in bfloat16 keeps the
+parameters and moments in float32, reads gradients in bfloat16, and rounds the new parameters into a bfloat16 copy.
 """
 
 from __future__ import annotations
@@ -26,7 +20,7 @@ from electra_fast.ops._structs import AdamW, addresses
 
 
 class AdamWArguments(NamedTuple):
-    """The arguments of `adamw`, in the order of the dispatcher op; those marked with a ! are updated."""
+    """The arguments of `adamw`, in the order of the dispatcher op. Those whose schema has a ! are updated in place."""
 
     params: Annotated[list[Tensor], "Tensor(a!)[]"]
     grads: list[Tensor]
@@ -60,23 +54,32 @@ def adamw(
     guard: Tensor,
     copies: list[Tensor] | None = None,
 ) -> Tensor:
-    """Updates params, exp_avgs and exp_avg_sqs in place, and copies if there are any.
+    """Take one step of AdamW: update params, exp_avgs, exp_avg_sqs and copies in place.
 
-    params: the parameters, of one floating-point dtype. All lists are as long, and agree in shapes.
+        g = grad min(1, max_grad_norm / |grads|)          with |grads| the norm over all gradients
+        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+        p = p - lr lr_scale (m / (sqrt(v) + eps) + weight_decay p)
+
+    params: the parameters p, of one floating-point dtype. All lists of tensors have the same length and shapes.
     grads: their gradients, of the dtype of params or of copies.
-    exp_avgs, exp_avg_sqs: the running means of the gradients and of their squares, of the dtype of params.
+    exp_avgs, exp_avg_sqs: the running means m of the gradients and v of their squares, of the dtype of params.
     lr: (1,), the learning rate.
-    lr_scales: what the learning rate is multiplied by for each parameter.
-    weight_decays: the weight decay of each parameter.
-    beta1, beta2: the decay of the running means.
-    eps: what is added to the square root of the second.
-    max_grad_norm: the norm over all gradients that they are clipped to, above 0.
-    guard: one element; if it is not finite, nothing is changed.
-    copies: tensors of another dtype, shaped as params, that receive the new parameters rounded.
+    lr_scales: for each parameter, the factor of the learning rate.
+    weight_decays: for each parameter, its weight decay.
+    beta1, beta2: the decay of the two running means, in [0, 1).
+    eps: the number added to the square root of v.
+    max_grad_norm: the norm that larger gradients are scaled down to, above 0.
+    guard: one element, such as the loss. If it is not finite, nothing is changed.
+    copies: tensors of another dtype, shaped as params, that receive the new parameters, rounded; none by default.
 
-    Returns |g| (1,) before clipping. If it is not finite, nothing was changed.
-    Raises ValueError on lists that disagree or a max_grad_norm not above 0, TypeError on mixed dtypes, RuntimeError on
-    mixed devices.
+    Returns |grads| (1,) before clipping. If it is not finite, nothing was changed.
+
+    Raises ValueError if lists differ in length or shapes, or max_grad_norm is not above 0, TypeError if dtypes differ,
+    RuntimeError if the tensors are on several devices.
+
+    Cost: 10 flops and 28 bytes for each parameter.
+
+    Source: Loshchilov & Hutter, ICLR 2019 (AdamW); google-research/electra, model/optimization.py.
     """
     if not 0 < max_grad_norm < math.inf:
         raise ValueError(f"adamw: max_grad_norm is {max_grad_norm}; a finite number above 0 is needed")
@@ -85,15 +88,18 @@ def adamw(
     shapes = [p.shape for p in params]
     for name, tensors in lists.items():
         if [t.shape for t in tensors] != shapes:
-            raise ValueError(f"adamw: {name} does not match params in number or shapes; one tensor for each, as shaped")
+            raise ValueError(f"adamw: {name} has other shapes than params; give one tensor of the same shape for each")
     if not len(params) == len(lr_scales) == len(weight_decays):
-        raise ValueError(f"adamw: {len(params)} params, {len(lr_scales)} lr_scales, {len(weight_decays)} weight_decays")
+        raise ValueError(
+            f"adamw: there are {len(params)} params, {len(lr_scales)} lr_scales, {len(weight_decays)} weight_decays; "
+            f"give one of each for each parameter"
+        )
     if not params:
         return torch.zeros_like(lr)
     every = [*params, *exp_avgs, *exp_avg_sqs]
     alike = len({t.dtype for t in every}) == 1 and {t.dtype for t in grads} <= {params[0].dtype, *dtypes(copies)}
     alike = alike and len(dtypes(copies)) <= 1 and len({t.device for t in (lr, guard, *every, *grads, *copies)}) == 1
-    for i, param in enumerate(params[:1] if alike else params):  # one by one they cost a tenth of the step
+    for i, param in enumerate(params[:1] if alike else params):  # to check every one takes a tenth of a step
         others = {name: tensors[i] for name, tensors in lists.items()}
         check_devices("adamw", lr=lr, guard=guard, param=param, **others)
         if copies and others["grads"].dtype == others["copies"].dtype:  # gradients of the copy

@@ -1,10 +1,8 @@
 """attention: softmax(scale Q K^T) V within each sequence of a packed batch, with dropout on the probabilities.
 
-Sequence n owns the rows cu_seqlens[n] to cu_seqlens[n + 1]. With cu_seqlens_k the queries are other rows than the keys:
-fewer, or those of another sequence. A query of a sequence without keys gives 0. Dropout is keyed by the query's row id,
-the head (plane 1 + h) and the key's place in its sequence (_philox.py).
-Cost: 4 H D sum(S_q S_k) flops forward and 2.5 times that backward.
-Source: Dao et al., NeurIPS 2022 (FlashAttention).
+Sequence n has the rows cu_seqlens[n] to cu_seqlens[n + 1]. With cu_seqlens_k, queries and keys have different rows: the
+queries may be fewer, or come from another text. The result of a query whose sequence has no keys is 0. The random bytes
+of dropout are keyed by the query's row id, the head (plane 1 + h) and the key's place in its sequence (_philox.py).
 """
 
 from __future__ import annotations
@@ -64,22 +62,28 @@ def attention(
     causal: bool = False,
     row_ids: Tensor | None = None,
 ) -> Tensor:
-    """softmax(softmax_scale q k^T) v within each sequence.
+    """Attention within each sequence of a packed batch, with dropout: dropout(softmax(softmax_scale q k^T)) v.
 
-    q: (T, H, D) queries. q, k and v may be strided views of one packed projection.
-    k, v: (Tk, H, D) keys and values, of the dtype of q.
+    q: (T, H, D) queries, of the dtype of k and v. All three may be strided views of one packed projection.
+    k, v: (Tk, H, D) keys and values.
     cu_seqlens: (N + 1,) int32, the row of q where each sequence begins, and at the end T.
-    max_seqlen: the length of the longest sequence, or more.
-    cu_seqlens_k, max_seqlen_k: the same of the keys, where they are not the rows of the queries.
-    softmax_scale: 1 / sqrt(D) by default.
-    dropout_p: the probability with which a probability is set to 0, rounded to 1/256.
-    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
-    causal: not implemented.
-    row_ids: (T,) int64, the ids of the queries that key the dropout; by default they count from 0.
+    max_seqlen: the number of queries of the longest sequence, or more.
+    cu_seqlens_k, max_seqlen_k: the same for k and v; by default those of the queries.
+    softmax_scale: the factor of the scores; 1 / sqrt(D) by default.
+    dropout_p: the probability with which an attention probability is set to 0, rounded to 1/256.
+    seed: of dropout, an int of 64 bits or a one-element int64 tensor.
+    causal: must be False, since causal attention is not implemented.
+    row_ids: (T,) int64, the ids of the queries, by which dropout's random numbers are keyed; 0 to T - 1 by default.
 
     Returns (T, H, D).
-    Raises NotImplementedError for causal=True, TypeError on mixed dtypes, ValueError on shapes, offsets or a dropout_p
-    outside [0, 1], RuntimeError on mixed devices.
+
+    Raises NotImplementedError for causal=True, TypeError if the dtypes differ, ValueError if shapes or offsets do not
+    fit or dropout_p lies outside [0, 1], RuntimeError if the tensors are on several devices.
+
+    Cost: 4 H D sum(S S_k) flops forward, over the sequences' queries and keys, and 2.5 times that backward. C++ and
+    Triton keep no scores in memory.
+
+    Source: Vaswani et al., NeurIPS 2017; Dao et al., NeurIPS 2022 (FlashAttention).
     """
     if causal:
         raise NotImplementedError("attention: causal=True is not implemented; ELECTRA reads both ways")
@@ -104,13 +108,13 @@ def attention(
 
 
 def attention_reference(args: AttentionArguments) -> Tensor:
-    """The formula on rows laid out as (N, S, H, D), where every pair outside a sequence is excluded."""
+    """The formula on padded rows (N, S, H, D); a query and a key of different sequences never meet."""
     q, k, v, cu_seqlens = args.q, args.k, args.v, args.cu_seqlens
     if q.shape[0] == 0 or k.shape[0] == 0:
         return torch.zeros_like(q) + 0 * (k.sum() + v.sum())
     rows, is_query = _padded(cu_seqlens, args.max_seqlen)
     keys, is_key = _padded(args.cu_seqlens_k, args.max_seqlen_k)
-    # (N, H, S, D) each, with 0 in places that only fill: 0 * NaN of another row would come out of them otherwise.
+    # (N, H, S, D) each, with 0 at padding, where a copy of another row could hold NaN, and 0 * NaN is NaN.
     query, key, value = (
         x[index].masked_fill(~real[:, :, None, None], 0.0).transpose(1, 2)
         for x, index, real in ((q, rows, is_query), (k, keys, is_key), (v, keys, is_key))
@@ -130,8 +134,8 @@ def attention_reference(args: AttentionArguments) -> Tensor:
 
 
 def _padded(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-    """(N, S) the packed row at each place of each sequence, a valid one where the sequence has ended; and whether the
-    sequence reaches that far."""
+    """For each place (N, S) of each sequence, its packed row, and whether the sequence is that long. The row of a place
+    beyond the end is 0, which is a valid index."""
     place = torch.arange(max_seqlen, device=cu_seqlens.device)
     start, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     index = start + place

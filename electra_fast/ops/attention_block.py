@@ -1,10 +1,8 @@
-"""attention_block: y = LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)), the first half of a layer.
+"""attention_block: y = LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)), the first half of a transformer layer.
 
-With `rows` only these R rows of x are queries, and the result is (R, D): the generator's last layer is needed at the
-masked positions alone, its keys and values everywhere. Both dropouts are keyed by the row ids of the queries
-(_philox.py).
-Cost: 2 T D (3 D) + 2 R D D + 4 D sum(R_n S_n) flops forward and about twice that backward.
-Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer).
+With `rows`, only these R rows of x are queries, and the result is (R, D). The generator's last layer uses this: its
+output is needed at the masked positions only, but its keys and values at every position. The random bytes of both
+dropouts are keyed by the row ids of the queries (_philox.py).
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ class AttentionBlockArguments(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """The rows that are queries: all of x, or those at `rows`."""
+    """The rows that are queries: all of x, or those that `rows` names."""
 
     x: Tensor  # (R, D)
     cu_seqlens: Tensor  # (N + 1,) int32
@@ -99,27 +97,34 @@ def attention_block(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)).
+    """The attention block of a post-LN transformer layer: LayerNorm(x + dropout(Wo attention(Wqkv x + bqkv) + bo)).
 
-    x: (T, D), packed rows, of the floating-point dtype of all weights.
-    qkv_weight, qkv_bias: (3 D, D) and (3 D,), the rows of Q, K and V in turn.
+    x: (T, D), packed rows, of a floating-point dtype that all weights have.
+    qkv_weight, qkv_bias: (3 D, D) and (3 D,), the rows of Q, then of K, then of V.
     out_weight, out_bias: (D, D) and (D,), the output projection.
-    norm_weight, norm_bias: (D,), the LayerNorm's.
+    norm_weight, norm_bias: (D,), those of the LayerNorm.
     cu_seqlens: (N + 1,) int32, the row where each sequence begins, and at the end T.
     max_seqlen: the length of the longest sequence, or more.
-    row_ids: (T,) int64, the ids of the rows that key both dropouts.
+    row_ids: (T,) int64, the ids of the rows, by which both dropouts' random numbers are keyed.
     num_heads: H, which divides D.
-    rows: (R,) int64, the rows of x that are queries, in the order of the sequences; all by default.
-    cu_rows: (N + 1,) int32, which of `rows` belong to each sequence, as cu_seqlens says it of x.
-    max_rows: the most rows of one sequence, or more.
-    eps: what the LayerNorm adds to the variance.
-    attention_dropout_p, dropout_p: the probabilities with which an attention probability and an element of the
-        projection are set to 0, rounded to 1/256.
-    seed: 64 bits, an int or a one-element int64 tensor, for both dropouts.
+    rows: (R,) int64, the rows of x that are queries, in the order of the sequences; all rows by default.
+    cu_rows: (N + 1,) int32, the element of `rows` where each sequence begins, and at the end R.
+    max_rows: the number of `rows` of the sequence that has most, or more.
+    eps: the number that the LayerNorm adds to the variance.
+    attention_dropout_p, dropout_p: the probabilities with which an attention probability, and an element of the
+        projection, are set to 0, rounded to 1/256.
+    seed: of both dropouts, an int of 64 bits or a one-element int64 tensor.
 
     Returns (T, D), or (R, D) with rows.
-    Raises IndexError on a row that is not in x (on the CPU), TypeError on mixed dtypes, ValueError on shapes, offsets,
-    heads that do not divide D or probabilities outside [0, 1], RuntimeError on mixed devices.
+
+    Raises TypeError if the dtypes differ, ValueError if shapes or offsets do not fit, heads do not divide D, or a
+    probability lies outside [0, 1], RuntimeError if the tensors are on several devices, and on the CPU IndexError if
+    `rows` names a row that is not in x.
+
+    Cost: 6 T D D + 2 R D D + 4 D sum(R_n S_n) flops forward, over the sequences' queries and keys, and about twice that
+    backward.
+
+    Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer).
     """
     name = "attention_block"
     check_matrix(name, x=x)
@@ -157,18 +162,18 @@ def attention_block(
 
 def attention_block_reference(args: AttentionBlockArguments) -> Tensor:
     x, weight, bias, heads = args.x, args.qkv_weight, args.qkv_bias, args.num_heads
-    asking, width = _queries(args), x.shape[1]
-    q = F.linear(asking.x, weight[:width], bias[:width])
+    queries, width = _queries(args), x.shape[1]
+    q = F.linear(queries.x, weight[:width], bias[:width])
     k, v = F.linear(x, weight[width:], bias[width:]).split(width, 1)
     q, k, v = (t.unflatten(1, (heads, width // heads)) for t in (q, k, v))
     scale = 1 / math.sqrt(max(1, width // heads))
-    offsets = (asking.cu_seqlens, asking.max_seqlen, args.cu_seqlens, args.max_seqlen)
+    offsets = (queries.cu_seqlens, queries.max_seqlen, args.cu_seqlens, args.max_seqlen)
     read = attention_reference(
-        AttentionArguments(q, k, v, *offsets, asking.row_ids, args.seed, scale, args.attention_dropout_p)
+        AttentionArguments(q, k, v, *offsets, queries.row_ids, args.seed, scale, args.attention_dropout_p)
     )
     projected = F.linear(read.flatten(1), args.out_weight, args.out_bias)
-    norm = (args.norm_weight, args.norm_bias, asking.row_ids, args.seed, args.eps, args.dropout_p)
-    return dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(projected, asking.x, *norm))
+    norm = (args.norm_weight, args.norm_bias, queries.row_ids, args.seed, args.eps, args.dropout_p)
+    return dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(projected, queries.x, *norm))
 
 
 def _queries(args: AttentionBlockArguments) -> Queries:
@@ -187,8 +192,8 @@ def _fake(args: AttentionBlockArguments) -> tuple[Tensor]:
 
 
 def _saves(args: AttentionBlockArguments) -> list[Tensor]:
-    """Queries (R, D), keys and values (T, 2 D), what attention read (R, D), the log-sum-exps of its scores (R, H), and
-    the normalised rows (R, D) with 1 / deviation of each (R,)."""
+    """Queries (R, D), keys and values (T, 2 D), the output of attention (R, D), the log-sum-exps of its scores (R, H),
+    and the normalised rows (R, D) with 1 / standard deviation of each (R,)."""
     new, count, (total, width) = args.x.new_empty, _count(args), args.x.shape
     kept = (new(count, width), new(total, 2 * width), new(count, width), new(count, args.num_heads))
     return [*kept, new(count, width), new(count)]
@@ -237,9 +242,12 @@ def _backward_cpu(grads: list[Tensor], args: AttentionBlockArguments, saved: lis
 
 
 def saves_cuda(args: AttentionBlockArguments) -> list[Tensor]:
-    """What the Triton forward saves: what goes into the norm (R, D), its mean and 1 / deviation (R,), the scores'
-    log-sum-exps (H, R); the projection (T, 3 D), or queries (R, D) and keys and values (T, 2 D); and what attention
-    read (R, H, D / H), unless the backward makes it again because one block has all of a sequence's keys."""
+    """What the Triton forward saves, in this order.
+
+    The LayerNorm's input (R, D), its mean and 1 / standard deviation (R,), and the scores' log-sum-exps (H, R). The
+    projection (T, 3 D), or with `rows` the queries (R, D), and keys and values (T, 2 D). The output of attention
+    (R, H, D / H), unless the backward computes it again.
+    """
     x, count, (total, width) = args.x, _count(args), args.x.shape
     statistics = [x.new_empty(shape, dtype=torch.float32) for shape in ((count,), (count,), (args.num_heads, count))]
     shapes = [(total, 3 * width)] if args.rows is None else [(count, width), (total, 2 * width)]
@@ -249,7 +257,8 @@ def saves_cuda(args: AttentionBlockArguments) -> list[Tensor]:
 
 
 def saves_read(args: AttentionBlockArguments) -> bool:
-    """Whether the Triton forward saves what attention read."""
+    """Whether the Triton forward saves the output of attention. If one block holds all keys of a sequence, the backward
+    computes it again instead."""
     from electra_fast.kernels.attention import reads_again  # which imports triton
 
     heads = args.x.unflatten(1, (args.num_heads, args.x.shape[1] // args.num_heads))

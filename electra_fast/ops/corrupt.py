@@ -3,8 +3,6 @@
 A slot whose label is -100 holds no token and changes nothing. With `faithful`, several slots may have one position, and
 the token there becomes the mean of their samples' ids, rounded down. Only integers are computed, so every backend has
 the same bits.
-Cost: a few reads and writes for each of T tokens and M slots, no floating point.
-Source: Clark et al., ICLR 2020 (ELECTRA); google-research/electra, pretrain/pretrain_helpers.py.
 """
 
 from __future__ import annotations
@@ -33,17 +31,23 @@ class CorruptArguments(NamedTuple):
 def corrupt(
     input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, *, faithful: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Puts the generator's samples into the text and says of each token whether it was replaced.
+    """Put the generator's samples into the text, and label the tokens that they change.
 
     input_ids: (T,) int64, the original ids.
     positions: (M,) int64, the token of each slot.
-    labels: (M,) int64, the original id of each slot; a slot with -100 changes nothing.
-    sampled_ids: (M,) int64, the generator's sample of each slot; one equal to the original id counts as original.
-    faithful: whether the samples of slots with one position are averaged, rounding down, as in Google's code.
+    labels: (M,) int64, the original id of each slot; a slot with label -100 changes nothing.
+    sampled_ids: (M,) int64, the generator's sample in each slot; a sample equal to the original id counts as original.
+    faithful: whether several slots may have one position, where the mean of their samples' ids is taken, rounded down,
+        as in Google's code. Without it, slots in use have different positions.
 
-    Returns corrupted_ids (T,) int64 and is_replaced (T,) bool.
-    Raises IndexError on a position outside the batch (on the CPU), TypeError on other integer types, ValueError on
-    shapes, RuntimeError on mixed devices.
+    Returns corrupted_ids (T,) int64, and is_replaced (T,) bool, which is corrupted_ids != input_ids.
+
+    Raises TypeError if ids are not int64, ValueError if a shape does not fit, RuntimeError if the tensors are on
+    several devices, and on the CPU IndexError for a position outside the batch.
+
+    Cost: a few reads and writes for each of T tokens and M slots, no floating point.
+
+    Source: Clark et al., ICLR 2020 (ELECTRA), section 2; google-research/electra, pretrain/pretrain_helpers.py.
     """
     tensors = dict(input_ids=input_ids, positions=positions, labels=labels, sampled_ids=sampled_ids)
     check_devices("corrupt", **tensors)
@@ -68,7 +72,7 @@ def corrupt_reference(args: CorruptArguments) -> tuple[Tensor, Tensor]:
     used = (args.labels != -100).long()
     count = torch.zeros_like(args.input_ids).index_add_(0, args.positions, used)
     total = torch.zeros_like(args.input_ids).index_add_(0, args.positions, args.sampled_ids * used)
-    # Without duplicates (not faithful) the mean is the sample itself.
+    # If every slot has its own position, the mean is the sample itself.
     corrupted = torch.where(count > 0, total.div(count.clamp(min=1), rounding_mode="floor"), args.input_ids)
     return corrupted, corrupted != args.input_ids
 

@@ -1,10 +1,4 @@
-"""discriminator_head: logit = w . gelu(W h + b) + c for each token, and its binary cross-entropy.
-
-loss = max(x, 0) - x y + log(1 + exp(-|x|)) of the logit x, with y = 1 where the token was replaced. This head has no
-LayerNorm and no dropout.
-Cost: 2 T D D flops forward and twice that backward.
-Source: Clark et al., ICLR 2020 (ELECTRA).
-"""
+"""discriminator_head: a logit for each token, and its binary cross-entropy. It has no LayerNorm and no dropout."""
 
 from __future__ import annotations
 
@@ -36,15 +30,23 @@ class DiscriminatorHeadArguments(NamedTuple):
 def discriminator_head(
     hidden: Tensor, dense_weight: Tensor, dense_bias: Tensor, out_weight: Tensor, out_bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scores each token as original or replaced: logits and their binary cross-entropy.
+    """Score each token as original or replaced: its logit, and the binary cross-entropy of that.
 
-    hidden: (T, D), of the floating-point dtype of all but labels.
-    dense_weight, dense_bias: (D, D) and (D,), before the GELU.
-    out_weight, out_bias: (1, D) and (1,), after it.
-    labels: (T,) bool, True where the token was replaced.
+        logit = w . gelu(W h + b) + c        loss = max(logit, 0) - logit y + log(1 + exp(-|logit|))
 
-    Returns loss (T,) and logits (T,).
-    Raises TypeError on mixed dtypes, ValueError on shapes, RuntimeError on mixed devices.
+    hidden: (T, D), rows h of a floating-point dtype that all tensors but labels have.
+    dense_weight, dense_bias: (D, D) and (D,), the W and b of the layer before the GELU.
+    out_weight, out_bias: (1, D) and (1,), the w and c of the layer after it.
+    labels: (T,) bool; y is 1 where the token was replaced.
+
+    Returns loss (T,) in nats and logits (T,), both differentiable.
+
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit, RuntimeError if the tensors are on
+    several devices.
+
+    Cost: 2 T D D flops forward and twice that backward.
+
+    Source: Clark et al., ICLR 2020 (ELECTRA).
     """
     name = "discriminator_head"
     check_matrix(name, hidden=hidden)

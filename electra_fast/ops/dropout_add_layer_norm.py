@@ -1,9 +1,8 @@
-"""dropout_add_layer_norm: y = LayerNorm(residual + dropout(x)), the end of each half of a post-LN layer.
+"""dropout_add_layer_norm: y = LayerNorm(residual + dropout(x)), the last operation of both blocks of a post-LN layer.
 
-Mean and variance are over D, the variance biased. Dropout is keyed by row_ids (_philox.py, plane 0). The C++ saves the
-normalised rows xhat (T, D) and 1 / deviation rstd (T,), which its backward reads in place of x and residual.
-Cost: about 8 T D flops; 3 T D elements moved forward.
-Source: Ba et al., 2016 (layer normalisation).
+Mean and variance are taken over D; the variance is the biased one. The random bytes of dropout are keyed by row_ids
+(_philox.py, plane 0). C++ saves the normalised rows xhat (T, D) and 1 / standard deviation rstd (T,), which its
+backward reads in place of x and residual.
 """
 
 from __future__ import annotations
@@ -54,17 +53,23 @@ def dropout_add_layer_norm(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x)).
+    """Dropout, residual connection and LayerNorm of rows: LayerNorm(residual + dropout(x)).
 
-    x, residual: (T, D), of the floating-point dtype of all four tensors.
-    weight, bias: (D,), the LayerNorm's.
-    row_ids: (T,) int64, the ids of the rows that key the dropout; by default they count from 0.
-    eps: what is added to the variance.
+    x, residual: (T, D), of a floating-point dtype that all four tensors have.
+    weight, bias: (D,), those of the LayerNorm.
+    row_ids: (T,) int64, the ids of the rows, by which dropout's random numbers are keyed; 0 to T - 1 by default.
+    eps: the number added to the variance.
     dropout_p: the probability with which an element of x is set to 0, rounded to 1/256.
-    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
+    seed: of dropout, an int of 64 bits or a one-element int64 tensor.
 
     Returns (T, D).
-    Raises TypeError on mixed dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
+
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit or dropout_p lies outside [0, 1],
+    RuntimeError if the tensors are on several devices.
+
+    Cost: about 8 T D flops; the forward moves 3 T D elements.
+
+    Source: Ba et al., 2016 (layer normalisation); Srivastava et al., JMLR 2014 (dropout).
     """
     name = "dropout_add_layer_norm"
     check_matrix(name, x=x)
@@ -87,7 +92,7 @@ def dropout_add_layer_norm_reference(args: DropoutAddLayerNormArguments) -> Tens
 
 
 def _run(args: DropoutAddLayerNormArguments, out: Tensor, kept: Normed) -> None:
-    """The core's forward; kept.xhat may be out."""
+    """Run the core's forward, which writes out and kept. kept.xhat may be out itself, if no backward follows."""
     dropout = Dropout.of(args.row_ids, args.seed, args.dropout_p)
     x, residual, norm = Rows.of(args.x), args.residual.contiguous(), Affine.of(args.weight, args.bias)
     core.dropout_add_layer_norm_fwd(x, residual, norm, args.eps, dropout, out, kept, torch.get_num_threads())

@@ -1,9 +1,7 @@
-"""embedding: y = P dropout(LayerNorm(word[id] + position[place] + token_type[type])), P only where widths differ.
+"""embedding: y = P dropout(LayerNorm(word[id] + position[place] + token_type[type])), with P optional.
 
-Dropout is keyed by row_ids (_philox.py, plane 0) and comes before the projection P, as in Google's code. The C++ saves
-the normalised rows xhat (T, E), 1 / deviation rstd (T,) and, where there is a projection, its input (T, E).
-Cost: 3 T E elements gathered, 2 T E D flops.
-Source: google-research/electra, model/modeling.py.
+As in Google's code, dropout comes before the projection. Its random bytes are keyed by row_ids (_philox.py, plane 0).
+C++ saves the normalised rows xhat (T, E), 1 / standard deviation rstd (T,) and, with a projection, its input (T, E).
 """
 
 from __future__ import annotations
@@ -68,20 +66,27 @@ def embedding(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """P dropout(LayerNorm(word[input_ids] + position[position_ids] + token_type[token_type_ids])).
+    """The embeddings of tokens: P dropout(LayerNorm(word[input_ids] + position[position_ids] +
+    token_type[token_type_ids])).
 
     input_ids, token_type_ids, position_ids: (T,) int64, rows of the tables.
-    word, position, token_type: (V, E), (P, E) and (types, E), of the floating-point dtype of all weights.
-    norm_weight, norm_bias: (E,), the LayerNorm's.
-    projection_weight, projection_bias: (D, E) and (D,), or None for no projection.
-    row_ids: (T,) int64, the ids of the rows that key the dropout.
-    eps: what the LayerNorm adds to the variance.
+    word, position, token_type: (V, E), (P, E) and (types, E), of a floating-point dtype that all weights have.
+    norm_weight, norm_bias: (E,), those of the LayerNorm.
+    projection_weight, projection_bias: (D, E) and (D,), the linear layer P; both None for no projection.
+    row_ids: (T,) int64, the ids of the rows, by which dropout's random numbers are keyed.
+    eps: the number that the LayerNorm adds to the variance.
     dropout_p: the probability with which an element of a normalised row is set to 0, rounded to 1/256.
-    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
+    seed: of dropout, an int of 64 bits or a one-element int64 tensor.
 
     Returns (T, D), or (T, E) without a projection.
-    Raises IndexError naming the first id outside its table (on the CPU; on a GPU the loader checks), TypeError on mixed
-    dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
+
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit or dropout_p lies outside [0, 1],
+    RuntimeError if the tensors are on several devices, and on the CPU IndexError for the first id outside its table. A
+    GPU does not check ids, since that would wait for the device; the loader of a corpus does.
+
+    Cost: 3 T E elements gathered, and 2 T E D flops with a projection.
+
+    Source: Devlin et al., NAACL 2019 (BERT); google-research/electra, model/modeling.py.
     """
     name = "embedding"
     check_matrix(name, word=word)
@@ -170,7 +175,7 @@ def _saves(args: EmbeddingArguments) -> list[Tensor]:
 
 
 def _saves_cuda(args: EmbeddingArguments) -> list[Tensor]:
-    """The LayerNorm's mean and 1 / deviation (T,), and the input (T, E) of the projection, if there is one."""
+    """The LayerNorm's mean and 1 / standard deviation (T,), and the input (T, E) of the projection, if there is one."""
     rows, width = args.input_ids.shape[0], args.word.shape[1]
     projected = [] if args.projection_weight is None else [args.word.new_empty(rows, width)]
     return [*(args.word.new_empty(rows, dtype=torch.float32) for _ in range(2)), *projected]

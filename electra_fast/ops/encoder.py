@@ -4,8 +4,6 @@ With `rows` (R,) only these rows are queries in the last layer, and the result i
 reasons. On the CPU, at ELECTRA-Small's size, the Python and PyTorch code between two blocks would take a twentieth of a
 step. On CUDA, the rows between two blocks need not be kept: the backward computes them again from the input of the
 LayerNorm before them. If no backend has the whole encoder, the op runs its blocks, each with its own gradient.
-Cost: that of the blocks.
-Source: Clark et al., ICLR 2020 (ELECTRA).
 """
 
 from __future__ import annotations
@@ -51,24 +49,33 @@ def encoder(
     dropout_p: float = 0.0,
     seeds: Tensor | None = None,
 ) -> Tensor:
-    """The layers of a post-LN transformer: ffn_block(attention_block(x)) for each in turn.
+    """The layers of a post-LN transformer: x = ffn_block(attention_block(x)) for each layer in turn.
 
-    x: (T, D), packed rows, of the floating-point dtype of all weights.
-    layers: for each layer the twelve tensors that ATTENTION and FFN name: qkv (3 D, D) and (3 D,), out (D, D) and (D,),
-        norm (D,) twice, up (F, D) and (F,), down (D, F) and (D,), norm (D,) twice.
+    x: (T, D), packed rows, of a floating-point dtype that all weights have.
+    layers: for each layer twelve tensors: the attention block's qkv (3 D, D) and (3 D,), out (D, D) and (D,), norm (D,)
+        and (D,); the FFN block's up (F, D) and (F,), down (D, F) and (D,), norm (D,) and (D,). Each pair is a weight
+        and a bias.
     cu_seqlens: (N + 1,) int32, the row where each sequence begins, and at the end T.
     max_seqlen: the length of the longest sequence, or more.
-    row_ids: (T,) int64, the ids of the rows that key the dropouts.
+    row_ids: (T,) int64, the ids of the rows, by which the dropouts' random numbers are keyed.
     num_heads: H, which divides D.
-    rows, cu_rows, max_rows: the rows that are queries in the last layer, as attention_block takes them; all by default.
-    eps: what each LayerNorm adds to the variance.
-    attention_dropout_p, dropout_p: the probabilities with which an attention probability, and an element that either
-        block adds to its rows, are set to 0, rounded to 1/256.
-    seeds: (2 L,) int64, for each layer the seed of its attention_block and that of its ffn_block; 0 by default.
+    rows: (R,) int64, the rows of x that are queries in the last layer, in the order of the sequences; all by default.
+    cu_rows: (N + 1,) int32, the element of `rows` where each sequence begins, and at the end R.
+    max_rows: the number of `rows` of the sequence that has most, or more.
+    eps: the number that each LayerNorm adds to the variance.
+    attention_dropout_p, dropout_p: the probabilities with which an attention probability, and an element that a block
+        adds to its input, are set to 0, rounded to 1/256.
+    seeds: (2 L,) int64, for each layer the seed of its attention block and that of its FFN block; all 0 by default.
 
     Returns (T, D), or (R, D) with rows.
-    Raises IndexError on a row that is not in x (on the CPU), TypeError on mixed dtypes, ValueError on shapes, offsets,
-    heads that do not divide D or probabilities outside [0, 1], RuntimeError on mixed devices.
+
+    Raises TypeError if the dtypes differ, ValueError if shapes or offsets do not fit, heads do not divide D, or a
+    probability lies outside [0, 1], RuntimeError if the tensors are on several devices, and on the CPU IndexError if
+    `rows` names a row that is not in x.
+
+    Cost: that of its L attention blocks and L FFN blocks.
+
+    Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer); Clark et al., ICLR 2020 (ELECTRA).
     """
     name = "encoder"
     check_matrix(name, x=x)

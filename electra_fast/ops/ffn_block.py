@@ -1,8 +1,6 @@
-"""ffn_block: y = LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)), the second half of a layer.
+"""ffn_block: y = LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)), the second half of a transformer layer.
 
-There is no dropout after the GELU. The dropout is keyed by row_ids (_philox.py, plane 0).
-Cost: 4 T D F flops forward and twice that backward; the intermediate (T, F) need never leave the cache.
-Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer); Hendrycks & Gimpel, 2016 (the GELU).
+There is no dropout after the GELU. The random bytes of dropout are keyed by row_ids (_philox.py, plane 0).
 """
 
 from __future__ import annotations
@@ -59,19 +57,25 @@ def ffn_block(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)).
+    """The feed-forward block of a post-LN transformer layer: LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)).
 
-    x: (T, D), of the floating-point dtype of all weights.
-    up_weight, up_bias: (F, D) and (F,), the first layer.
-    down_weight, down_bias: (D, F) and (D,), the second.
-    norm_weight, norm_bias: (D,), the LayerNorm's.
-    row_ids: (T,) int64, the ids of the rows that key the dropout.
-    eps: what the LayerNorm adds to the variance.
+    x: (T, D), of a floating-point dtype that all weights have.
+    up_weight, up_bias: (F, D) and (F,), the first linear layer.
+    down_weight, down_bias: (D, F) and (D,), the second one.
+    norm_weight, norm_bias: (D,), those of the LayerNorm.
+    row_ids: (T,) int64, the ids of the rows, by which dropout's random numbers are keyed.
+    eps: the number that the LayerNorm adds to the variance.
     dropout_p: the probability with which an element of the second layer's result is set to 0, rounded to 1/256.
-    seed: 64 bits, an int or a one-element int64 tensor, for the dropout.
+    seed: of dropout, an int of 64 bits or a one-element int64 tensor.
 
     Returns (T, D).
-    Raises TypeError on mixed dtypes, ValueError on shapes or a dropout_p outside [0, 1], RuntimeError on mixed devices.
+
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit or dropout_p lies outside [0, 1],
+    RuntimeError if the tensors are on several devices.
+
+    Cost: 4 T D F flops forward and twice that backward; the intermediate (T, F) need never leave the cache.
+
+    Source: Vaswani et al., NeurIPS 2017 (the post-LN transformer); Hendrycks & Gimpel, 2016 (the GELU).
     """
     weights: dict[str, Any] = dict(up_weight=up_weight, up_bias=up_bias, down_weight=down_weight, down_bias=down_bias)
     norms: dict[str, Any] = dict(norm_weight=norm_weight, norm_bias=norm_bias)
@@ -107,7 +111,7 @@ def _weights(args: FfnBlockArguments) -> FfnWeights:
 
 
 def _run(args: FfnBlockArguments, out: Tensor, kept: FfnKept) -> None:
-    """The core's forward; kept.norm.xhat may be out."""
+    """Run the core's forward, which writes out and kept. kept.norm.xhat may be out itself, if no backward follows."""
     rule = (args.eps, Dropout.of(args.row_ids, args.seed, args.dropout_p))
     inner = args.up_weight.shape[0]
     core.ffn_block_fwd(Rows.of(args.x), _weights(args), inner, *rule, out, kept, torch.get_num_threads())
@@ -137,21 +141,21 @@ def _backward_cpu(grads: list[Tensor], args: FfnBlockArguments, saved: list[Tens
 
 
 def _saves(args: FfnBlockArguments) -> list[Tensor]:
-    """The GELU's argument (T, F), the normalised rows (T, D) and 1 / deviation of each row (T,)."""
+    """The GELU's argument (T, F), the normalised rows (T, D), and 1 / standard deviation of each row (T,)."""
     rows = args.x.shape[0]
     return [args.x.new_empty(rows, args.up_weight.shape[0]), args.x.new_empty(args.x.shape), args.x.new_empty(rows)]
 
 
 def in_one_launch(args: FfnBlockArguments) -> bool:
-    """Whether one Triton kernel takes a row through the whole block."""
+    """Whether one Triton kernel computes the whole block for its rows."""
     from electra_fast.kernels.ffn_block import in_one_launch  # which imports triton
 
     return in_one_launch(args.x, args.up_weight)
 
 
 def saves_cuda(args: FfnBlockArguments) -> list[Tensor]:
-    """What the Triton forward saves: what goes into the norm (T, D), its mean and 1 / deviation (T,); and unless it is
-    one launch, the intermediate and the GELU's slope (T, F)."""
+    """What the Triton forward saves: the LayerNorm's input (T, D), its mean and 1 / standard deviation (T,), and unless
+    the block is one launch, the GELU's value and slope (T, F)."""
     x, rows, inner = args.x, args.x.shape[0], args.up_weight.shape[0]
     saved = [x.new_empty(x.shape), *(x.new_empty(rows, dtype=torch.float32) for _ in range(2))]
     return saved if in_one_launch(args) else saved + [x.new_empty(rows, inner) for _ in range(2)]

@@ -1,13 +1,9 @@
 """generator_head: cross-entropy of the masked tokens and one exact sample for each, from the same logits.
 
-With the logits l = hidden weight^T + bias: loss = logsumexp(l) - l[label], sampled ~ softmax(l / temperature). Rows
-with label -100 have loss 0 and no gradient.
-
-The sample is hierarchical and exact: with w0, w1 the words of the row's id (_philox.py, group and plane 0), the tile of
-128 words of the vocabulary is found by inverse CDF over the tiles' sums of exp(l / temperature) at u0 = (w0 + 1/2) /
-2**32, then the word within its tile at u1: two random words for each row instead of one noise value for each logit.
-Cost: 2 M V E flops forward, 6 M V E backward, where the logits are computed again: no backend keeps (M, V).
-Source: Clark et al., ICLR 2020 (ELECTRA); google-research/electra, pretrain/pretrain_helpers.py (disallow_correct).
+A sample takes two random words w0, w1 of the row's id (_philox.py, group and plane 0); Gumbel noise would take one for
+each logit. The vocabulary is cut into tiles of 128 words. Inverse CDF at u0 = (w0 + 1/2) / 2**32, over the tiles'
+sums of exp(logit / temperature), gives the tile; inverse CDF at u1, within that tile, gives the word. This is an exact
+sample of the softmax.
 """
 
 from __future__ import annotations
@@ -34,8 +30,8 @@ from electra_fast.ops._differentiable import DifferentiableOp
 from electra_fast.ops._philox import philox
 from electra_fast.ops._structs import Affine, Rows, Sampling
 
-TILE = 128  # words of the vocabulary; part of the convention: another tile draws other samples
-LOGITS = 2**23  # logits that the reference holds at once: from 32 MiB on, glibc's malloc leaves no holes behind
+TILE = 128  # words of the vocabulary; all backends have the same, since another size draws other samples
+LOGITS = 2**23  # logits that the reference holds at once: glibc's malloc gives 32 MiB and more back to the system
 
 
 class GeneratorHeadArguments(NamedTuple):
@@ -62,20 +58,29 @@ def generator_head(
     row_ids: Tensor | None = None,
     disallow_correct: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row's label, and a word sampled for each row from softmax(logits / temperature).
+    """The cross-entropy of each row's label, and a word sampled for each row, without storing the logits.
+
+        logits = hidden weight^T + bias
+        loss = logsumexp(logits) - logits[label]        sampled ~ softmax(logits / temperature)
 
     hidden: (M, E), rows after the head's dense layer, GELU and LayerNorm, of the dtype of weight and bias.
     weight: (V, E), the word table.
     bias: (V,).
-    labels: (M,) int64, the word that was masked; -100 leaves a row out.
-    temperature: what the logits are divided by for the sample, 1e-30 to 1e30; 0 takes the most likely word.
-    seed: 64 bits, an int or a one-element int64 tensor, for the samples.
-    row_ids: (M,) int64, the ids of the rows that key the samples; by default they count from 0.
-    disallow_correct: whether the label's logit is lowered by 1,000, for the sample alone, as Google's code has it.
+    labels: (M,) int64, the words that were masked. A row with label -100 has loss 0 and no gradient.
+    temperature: of the sample, from 1e-30 to 1e30; 0 takes the most likely word.
+    seed: of the samples, an int of 64 bits or a one-element int64 tensor.
+    row_ids: (M,) int64, the ids of the rows, by which the samples' random numbers are keyed; 0 to M - 1 by default.
+    disallow_correct: whether the label's logit is lowered by 1,000 for the sample, as in Google's code.
 
-    Returns loss (M,) and sampled (M,) int64.
-    Raises IndexError on a label outside [0, V) that is not -100 on the CPU (elsewhere its loss is NaN), ValueError on a
-    temperature that is none of these and on shapes, TypeError on mixed dtypes, RuntimeError on mixed devices.
+    Returns loss (M,) in nats, which is differentiable, and sampled (M,) int64.
+
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit or the temperature is out of its range,
+    RuntimeError if the tensors are on several devices, and on the CPU IndexError for a label that is neither -100 nor
+    in [0, V). On a GPU such a label has loss NaN.
+
+    Cost: 2 M V E flops forward and 6 M V E backward, which computes the logits again; no backend keeps (M, V).
+
+    Source: Clark et al., ICLR 2020 (ELECTRA); google-research/electra, pretrain/pretrain_helpers.py (disallow_correct).
     """
     name = "generator_head"
     check_matrix(name, hidden=hidden, weight=weight)
@@ -136,7 +141,7 @@ def _loss_and_sample(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
     labels, vocabulary = args.labels, args.weight.shape[0]
     logits = F.linear(_without_nan(args.hidden, labels == -100), args.weight, args.bias)
     loss = F.cross_entropy(logits, labels.clamp(0, vocabulary - 1), reduction="none")
-    loss = torch.where((labels >= 0) & (labels < vocabulary), loss, math.nan)  # never a plausible loss, nor a bad read
+    loss = torch.where((labels >= 0) & (labels < vocabulary), loss, math.nan)  # a wrong label gives no plausible loss
     loss = torch.where(labels == -100, 0.0, loss)
     with torch.no_grad():
         return loss, _sample(logits, args)
@@ -158,7 +163,7 @@ def _sample(logits: Tensor, args: GeneratorHeadArguments) -> Tensor:
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """First index whose running sum exceeds u times the whole; never one of weight 0, whatever u rounds to."""
+    """The first index whose running sum exceeds u times the sum; never one of weight 0, even if u is rounded to 1."""
     running = weights.cumsum(1)
     last = weights.shape[1] - 1 - (weights > 0).flip(1).long().argmax(1)
     return torch.minimum((running <= u[:, None] * running[:, -1:]).sum(1), last)
@@ -184,7 +189,7 @@ def _backward_cpu(grads: list[Tensor], args: GeneratorHeadArguments, saved: list
 
 
 def _as_the_core_reads(args: GeneratorHeadArguments) -> tuple[Rows, Affine, Tensor]:
-    """The rows, without NaN in those left out, the word table with its bias, and the labels."""
+    """The rows, without NaN in those with label -100, the word table with its bias, and the labels."""
     hidden, left_out = args.hidden, args.labels == -100
     if left_out.any():
         hidden = _without_nan(hidden, left_out)
@@ -192,7 +197,7 @@ def _as_the_core_reads(args: GeneratorHeadArguments) -> tuple[Rows, Affine, Tens
 
 
 def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:
-    """Rows left out may hold NaN, and 0 * NaN would reach the weight's gradient."""
+    """The rows with finite numbers in those left out, whose NaN would reach the weight's gradient as 0 * NaN."""
     return torch.where(left_out[:, None], hidden.nan_to_num(0.0, 0.0, 0.0), hidden)
 
 

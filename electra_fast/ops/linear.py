@@ -1,8 +1,4 @@
-"""linear: y = f(x W^T + b), where f is the identity or the erf GELU, GELU(a) = a (1 + erf(a / sqrt 2)) / 2.
-
-Blocks are made of it. Cost: 2 T N K flops forward and twice that backward.
-Source: Hendrycks & Gimpel, 2016 (the GELU).
-"""
+"""linear: y = f(x W^T + b), where f is the identity or the erf GELU. The blocks of a layer are composed of it."""
 
 from __future__ import annotations
 
@@ -29,15 +25,21 @@ class LinearArguments(NamedTuple):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
-    """f(x W^T + b), where f is the GELU or the identity.
+    """A linear layer with an optional GELU: f(x W^T + b), with f(a) = a or GELU(a) = a (1 + erf(a / sqrt 2)) / 2.
 
-    x: (T, K), of the floating-point dtype of all three tensors.
-    weight: (N, K).
-    bias: (N,).
+    x: (T, K), of a floating-point dtype that all three tensors have.
+    weight: (N, K), the matrix W.
+    bias: (N,), the vector b.
     gelu: whether f is the GELU.
 
     Returns (T, N).
-    Raises TypeError on mixed dtypes, ValueError on shapes, RuntimeError on mixed devices.
+
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit, RuntimeError if the tensors are on
+    several devices.
+
+    Cost: 2 T N K flops forward and twice that backward.
+
+    Source: Hendrycks & Gimpel, 2016 (the GELU).
     """
     check_devices("linear", x=x, weight=weight, bias=bias)
     check_floats("linear", x=x, weight=weight, bias=bias)
@@ -74,7 +76,7 @@ def _fake(args: LinearArguments) -> tuple[Tensor]:
 
 
 def _saves(args: LinearArguments) -> tuple[Tensor, ...]:
-    """With the GELU one tensor (T, N): in C++ the GELU's argument, in Triton its slope there."""
+    """With the GELU one tensor (T, N): C++ saves the GELU's argument, Triton its slope there."""
     return _fake(args) if args.gelu else ()
 
 

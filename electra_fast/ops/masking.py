@@ -1,18 +1,17 @@
 """masking: choose the tokens that the generator predicts, and hide them.
 
-Sequence n owns slots[n + 1] - slots[n] prediction slots, round-half-even(mask_prob * length) of them (`count_slots`).
-Candidates are its tokens but for the special ids. With w0..w3 the words of a token's row id (_philox.py, group and
-plane 0), the candidates with the smallest (w0, index) are chosen, in ascending position; each becomes [MASK] if
-w1 < replace_prob 2**32 and stays visible otherwise. Only integers are computed, so every backend has the same bits.
+Sequence n has slots[n + 1] - slots[n] prediction slots: round-half-even(mask_prob * length), by `count_slots`. Its
+candidates are its tokens without the special ones. Let w0 to w3 be the four random words of a token's row id
+(_philox.py, group and plane 0). The candidates of the smallest (w0, index) are chosen, in ascending position. A chosen
+token becomes [MASK] if w1 < replace_prob 2**32, and stays visible otherwise. Only integers are computed, so every
+backend has the same bits.
 
-faithful: as Google's code draws, with replacement. Draw j of a sequence takes the words of row id (its first + j) and
-the candidate number w2 C >> 32 of the sequence's C, which becomes [MASK] if w3 < replace_prob 2**32; `corrupt` averages
-the ids of duplicates, rounding down.
+faithful: tokens are drawn with replacement, as in Google's code. Draw j of a sequence takes the random words of the row
+id (id of the first token + j). It chooses candidate number w2 C >> 32 of the sequence's C candidates, which becomes
+[MASK] if w3 < replace_prob 2**32. `corrupt` averages the samples of a token that is drawn several times.
 
-A slot without a token (fewer candidates than slots) has label -100 and points at the start of its sequence; an empty
-sequence owns no slots.
-Cost: a sort of T keys, no floating point.
-Source: google-research/electra, pretrain/pretrain_helpers.py.
+If a sequence has fewer candidates than slots, the slots that are left over are unused: their label is -100, and their
+position is the start of the sequence. An empty sequence has no slots.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from electra_fast.ops.sequences import cu_seqlens_of
 
 
 class MaskingArguments(NamedTuple):
-    """The arguments of the op that `masking` calls; replace_prob is there as a threshold of 32-bit words."""
+    """The arguments of the op that `masking` calls. `threshold` is replace_prob 2**32, for 32-bit random words."""
 
     input_ids: Tensor
     cu_seqlens: Tensor
@@ -55,24 +54,25 @@ class MaskingArguments(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """What `masking` chose. M slots, T tokens."""
+    """The tokens that `masking` chose and hid, in M slots; T is the number of packed tokens."""
 
     masked_ids: Tensor  # (T,) int64: the generator's input
-    positions: Tensor  # (M,) int64: packed index of each slot
+    positions: Tensor  # (M,) int64: the packed token of each slot
     labels: Tensor  # (M,) int64: the original ids, -100 in unused slots
-    sample_rows: Tensor  # (M,) int64: row ids that key the samples
-    slots: Tensor  # (N + 1,) int32: sequence n owns slots slots[n] to slots[n + 1]
-    max_slots: int  # the most slots that one sequence owns
+    sample_rows: Tensor  # (M,) int64: row ids, by which the samples' random numbers are keyed
+    slots: Tensor  # (N + 1,) int32: sequence n has the slots slots[n] to slots[n + 1]
+    max_slots: int  # number of slots of the sequence that has most
 
 
 def count_slots(lengths: Tensor, mask_prob: float, max_predictions: int | None = None) -> Tensor:
-    """How many slots each sequence has: round-half-even(mask_prob * length) in float64, at least one if not empty.
+    """Count the prediction slots of each sequence: round-half-even(mask_prob * length) in float64, at least 1 unless it
+    is empty.
 
     lengths: (N,), the number of tokens of each sequence, on the host.
-    mask_prob: the share of tokens to predict.
+    mask_prob: the share of the tokens to predict.
     max_predictions: the most slots of one sequence; no limit by default.
 
-    Returns (N + 1,) int32, the slot where each sequence begins, and at the end the number of slots.
+    Returns (N + 1,) int32, the slot where each sequence begins, and at the end the number of all slots, M.
     """
     counts = torch.round(lengths.double() * mask_prob).long().clamp(min=1, max=max_predictions)
     counts = torch.where(lengths > 0, counts, 0)
@@ -93,23 +93,28 @@ def masking(
     faithful: bool = False,
     seed: int | Tensor = 0,
 ) -> Masked:
-    """Chooses the tokens to predict and hides them.
+    """Choose the tokens that the generator predicts, and hide them. The result is a pure function of the arguments.
 
-    input_ids: (T,) int64, packed.
+    input_ids: (T,) int64, packed tokens.
     cu_seqlens: (N + 1,) int32, the token where each sequence begins, and at the end T.
-    slots: (N + 1,) int32, the slot where each sequence's begin, and at the end M (`count_slots`).
+    slots: (N + 1,) int32, the slot where each sequence begins, and at the end M, as `count_slots` returns it.
     num_slots: M.
-    max_slots: the most slots of one sequence, or more.
-    row_ids: (T,) int64, the ids of the tokens that key the choice.
-    special_ids: ids that are never chosen.
+    max_slots: the number of slots of the sequence that has most, or more.
+    row_ids: (T,) int64, the ids of the tokens, by which the choice's random numbers are keyed.
+    special_ids: the ids of tokens that are never chosen.
     mask_id: the id of [MASK].
-    replace_prob: the probability with which a chosen token becomes [MASK].
+    replace_prob: the probability with which a chosen token becomes [MASK]; otherwise it stays visible.
     faithful: whether tokens are drawn with replacement, as in Google's code.
-    seed: 64 bits, an int or a one-element int64 tensor.
+    seed: of the choice, an int of 64 bits or a one-element int64 tensor.
 
-    Returns Masked.
-    Raises TypeError on other integer types, ValueError on shapes, offsets or a replace_prob outside [0, 1],
-    RuntimeError on mixed devices.
+    Returns a Masked, with the generator's input and M slots.
+
+    Raises TypeError if ids are not int64, ValueError if shapes or offsets do not fit or replace_prob lies outside [0,
+    1], RuntimeError if the tensors are on several devices.
+
+    Cost: a sort of T keys, no floating point.
+
+    Source: Clark et al., ICLR 2020 (ELECTRA), section 2; google-research/electra, pretrain/pretrain_helpers.py.
     """
     check_devices("masking", input_ids=input_ids, cu_seqlens=cu_seqlens, slots=slots, row_ids=row_ids)
     check_integers("masking", torch.int64, input_ids=input_ids, row_ids=row_ids)
@@ -117,7 +122,7 @@ def masking(
     check_shape("masking", "slots", slots, *cu_seqlens.shape)
     check_offsets("masking", "cu_seqlens", cu_seqlens)
     check_offsets("masking", "slots", slots)
-    if slots.device.type == "cpu" and not torch.compiler.is_compiling():  # the op itself does not need max_slots
+    if slots.device.type == "cpu" and not torch.compiler.is_compiling():  # here, since the op gets no max_slots
         check_cu_seqlens("masking", "slots", slots, num_slots, max_slots)
     threshold = round(check_probability("masking", "replace_prob", replace_prob) * 2**32)
     seed = seed_tensor("masking", seed, input_ids.device)
