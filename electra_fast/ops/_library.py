@@ -1,8 +1,8 @@
-"""How an op is declared: its arguments, reference, fake and implementations in one place.
+"""How an op is declared to PyTorch's dispatcher: its arguments, reference, fake and implementations.
 
-PyTorch's dispatcher is the registry. Each op has a NamedTuple of its arguments, from which the dispatcher's schema is
-made; every implementation receives an instance of it, so an argument is always read by its name. The reference serves
-every backend that has no implementation of its own, and float64.
+Each op has a NamedTuple of its arguments, from which the dispatcher's schema is made. Every implementation gets an
+instance of it, so an argument is always read by its name. The reference runs on every backend that has no
+implementation of its own, and in float64.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from electra_fast.ops._core import core, why
 
 LIBRARY = torch.library.Library("electra_fast", "DEF")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-backends: dict[str, dict[str, str]] = {}  # op -> device -> what runs there and why; read by electra_fast.info()
+backends: dict[str, dict[str, str]] = {}  # op -> device -> which implementation runs there and why; for info()
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
-Size = Annotated[int, "SymInt"]  # an int that torch.compile may keep symbolic
+Size = Annotated[int, "SymInt"]  # an int that may be symbolic in torch.compile
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -36,19 +36,19 @@ _SCHEMA_TYPES: dict[Any, str] = {
 
 
 def schema_of(arguments: type[tuple[Any, ...]]) -> str:
-    """The fields of a NamedTuple as a schema declares them: "Tensor x, Tensor weight, bool gelu"."""
+    """The fields of a NamedTuple in the words of a schema, such as "Tensor x, Tensor weight, bool gelu"."""
     hints = get_type_hints(arguments, include_extras=True)
     kinds = {name: getattr(hint, "__metadata__", None) or [_SCHEMA_TYPES[hint]] for name, hint in hints.items()}
     return ", ".join(f"{kind[0]} {name}" for name, kind in kinds.items())
 
 
 def maker(arguments: type[A]) -> Callable[[Iterable[Any]], A]:
-    """What makes an instance of the NamedTuple from its values in order."""
+    """The function that makes an instance of the NamedTuple from its values in order."""
     return arguments._make  # type: ignore[attr-defined]
 
 
 def launcher(file: str, name: str) -> Callable[..., Any]:
-    """The Triton launcher `name` of kernels/<file>.py; triton is imported when it is first called."""
+    """The function `name` of kernels/<file>.py, which launches Triton kernels; its first call imports triton."""
 
     def launch(*values: Any) -> Any:
         with torch.cuda.device_of(tensors_in(values)[0]):  # Triton launches on the current device
@@ -73,12 +73,14 @@ def define(
     """Register the plain op `electra_fast::name`, which has no gradients, and return its overload.
 
     arguments: the NamedTuple of its arguments, which each of the functions below takes.
-    returns: the schema's type of what it returns.
-    reference, fake: the formula in PyTorch, and tensors shaped as its results.
-    cpu: the C++ implementation, used where the core is built and, if the op takes floats, for float32 alone.
-    floats: whether any argument is of floating point.
-    check: comes first in every implementation on the CPU; refuses values that would otherwise lead to wrong addresses.
-    cuda: launches the Triton kernel, or chooses between it and the reference; `limit` says by what.
+    returns: the type of its result in the schema.
+    reference: the formula in PyTorch.
+    fake: returns tensors of the result's shapes, for torch.compile.
+    cpu: the C++ implementation, which runs if the core is built. If the op takes floats, it runs in float32 only.
+    floats: whether any argument is a floating-point tensor.
+    cuda: launches the Triton kernel, or chooses between it and the reference.
+    limit: the arguments that `cuda` runs in Triton, in words.
+    check: runs before every implementation on the CPU, and raises on values that would lead to wrong addresses.
     """
     make = maker(arguments)
 
@@ -105,7 +107,7 @@ def register(
     cpu: Callable[..., Any],
     cuda: Callable[..., Any] | None,
 ) -> None:
-    """Declare `electra_fast::name` to the dispatcher; the functions take the values of the schema one by one."""
+    """Declare `electra_fast::name` to the dispatcher. The functions take the values of the schema one by one."""
     LIBRARY.define(name + schema)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"electra_fast::{name}", fake, lib=LIBRARY)
@@ -115,8 +117,11 @@ def register(
 
 
 def registered(name: str, cpu: bool, cuda: bool, limit: str = "") -> Any:
-    """The overload of a registered op. What runs on each device is noted in `backends`: whether there is an
-    implementation in C++ and one in Triton, and for which shapes."""
+    """The overload of a registered op; notes in `backends` which implementation runs on each device.
+
+    cpu, cuda: whether there is an implementation in C++, and in Triton.
+    limit: the arguments that run in Triton, in words.
+    """
     on_cpu, on_cuda = "reference: no C++ yet", "reference: no Triton kernel yet"
     if cpu:
         on_cpu = f"reference: {why}" if core is None else f"C++, {why}"
@@ -128,21 +133,21 @@ def registered(name: str, cpu: bool, cuda: bool, limit: str = "") -> Any:
 
 
 def in_float32(op: str, values: Iterable[Any]) -> bool:
-    """Whether the C++ implementation takes these values on the CPU; where one is float64, the reference does.
+    """Whether all floating-point tensors are float32, which the C++ takes; float64 is left to the reference.
 
-    Raises TypeError on other floating-point dtypes.
+    Raises TypeError for other floating-point dtypes, which the CPU does not support.
     """
     floats = {dtype for dtype in {t.dtype for t in tensors_in(values)} if dtype.is_floating_point}
     if floats <= {torch.float32, torch.float64}:
         return torch.float64 not in floats
     raise TypeError(
-        f"{op}: found {sorted(map(str, floats))} on the CPU, where float32 and float64 are supported; "
+        f"{op}: the tensors are {', '.join(sorted(map(str, floats)))}; on the CPU float32 and float64 are supported: "
         f"convert with .float()"
     )
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among the values and in lists among them, in order."""
+    """The tensors among the values, and in lists among the values, in order."""
     flat: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

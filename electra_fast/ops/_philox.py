@@ -1,24 +1,25 @@
-"""Random numbers: Philox-4x32-10 (Salmon et al., SC 2011), a pure function of a key and a counter, no state.
+"""Random numbers: Philox-4x32-10, a pure function of a key and a counter, without state.
 
-One call gives four 32-bit words. The conventions, the same in csrc/philox.h and in every kernel:
+One call gives four 32-bit words. The conventions are the same in csrc/philox.h and in every kernel:
 
     key     = (low, high) 32 bits of the 64-bit seed
     counter = (low, high) 32 bits of the row's id, group, plane
 
-A row id names a token for ever (its example's id and its place in the example, see data/batch.py), so nothing depends
-on packing, padding, tiles, the number of sequences or which rows are left out.
+A row id is made of an example's id and a token's place in the example (see data/batch.py), so a token has the same id
+in every batch. Random numbers therefore depend neither on packing, padding and tiles, nor on the other rows of a batch.
 
-Dropout takes 8 bits an element. Column c of a row reads byte c % 16 of the call with group c // 16, the sixteen bytes
-being the four words in order, little-endian; it is kept iff byte >= t, t = round(256 p), and scaled by 256 / (256 - t):
-p = 0.1 becomes 26/256. Plane 0 is a row's hidden columns, plane 1 + h its attention probabilities in head h, whose
-columns are the keys, counted from the start of the sequence. One core draws 6.2 G elements of such masks a second with
-AVX2 and 1.8 G with SSE2 (Zen 4; torch's dropout of float32: 0.1 G), and no Triton kernel that draws them spills on
-sm_90 (`python benches compile`).
+Dropout takes 8 bits for each element. Column c of a row reads byte c % 16 of the call with group c // 16, where the
+sixteen bytes are the four words in order, little-endian. With t = round(256 p), the element is kept if byte >= t, and
+scaled by 256 / (256 - t); so p = 0.1 becomes 26/256. Plane 0 has the columns of a hidden row. Plane 1 + h has the
+attention probabilities of a row in head h, whose columns are the keys, counted from the start of the sequence.
 
 Masking and sampling take whole words of group 0 and plane 0; see masking.py and generator_head.py.
 
-Every op's seed comes from the run's seed by one more call, `derive_seeds`: key = seed, counter = (low, high of the
-step, stream, 0); the derived seed is word 0 + 2**32 word 1.
+The seed of each op comes from the run's seed by one more call, `derive_seeds`: key = seed, counter = (low, high of the
+step, stream, 0), and the derived seed is word 0 + 2**32 word 1.
+
+Cost: one core draws 6.2 G elements of dropout masks a second with AVX2 and 1.8 G with SSE2 (Zen 4; torch's dropout of
+float32: 0.1 G).
 Source: Salmon et al., SC 2011.
 """
 
@@ -37,7 +38,7 @@ _LOW = 0xFFFFFFFF
 
 
 class DeriveSeedsArguments(NamedTuple):
-    """The seeds of n streams from `first` on."""
+    """The arguments of `derive_seeds`, which derives the seeds of n streams from number `first` on."""
 
     seed: Tensor  # (1,) int64, the run's
     step: Tensor  # (1,) int64
@@ -46,7 +47,7 @@ class DeriveSeedsArguments(NamedTuple):
 
 
 class DropoutMaskArguments(NamedTuple):
-    """The dropout mask of rows of so many columns, in one plane."""
+    """The arguments of `dropout_mask`, which draws the masks of rows in one plane."""
 
     seed: Tensor  # (1,) int64
     row_ids: Tensor  # (T,) int64
@@ -58,7 +59,7 @@ class DropoutMaskArguments(NamedTuple):
 def philox(
     seed: Tensor, row: Tensor, group: Tensor | int, plane: Tensor | int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four words, as int64 tensors in [0, 2**32), of counters broadcast from row, group and plane."""
+    """The four random words of each counter, as int64 tensors in [0, 2**32); row, group and plane are broadcast."""
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     zero = torch.zeros((), dtype=torch.int64, device=row.device)
     c0, c1, c2, c3 = torch.broadcast_tensors(row & _LOW, (row >> 32) & _LOW, zero + group, zero + plane)
@@ -94,12 +95,12 @@ derive_seeds = define(
 
 
 def dropout_scale(threshold: int) -> float:
-    """What keeps the mean; any number where all is dropped (p = 1)."""
+    """The factor of kept elements, which keeps the mean. With p = 1 no element is kept, and the factor is 256."""
     return 256 / max(1, 256 - threshold)
 
 
 def dropout_mask_reference(args: DropoutMaskArguments) -> Tensor:
-    """(T, columns) bool, True where an element is kept. Cost: a Philox call for 16 elements."""
+    """(T, columns) bool, True where an element is kept. Cost: one call of Philox for 16 elements."""
     group = torch.arange((args.columns + 15) // 16, device=args.row_ids.device)
     words = torch.stack(philox(args.seed, args.row_ids[:, None], group, args.plane), -1)  # (T, groups, 4)
     lanes = (words[..., None] >> torch.arange(0, 32, 8, device=args.row_ids.device)) & 255
@@ -125,7 +126,7 @@ dropout_mask = define(
 
 
 def dropout_reference(x: Tensor, p: float, seed: Tensor, row_ids: Tensor, plane: int = 0) -> Tensor:
-    """x (T, D) with dropped elements 0 and kept ones scaled by `dropout_scale`."""
+    """Dropout of x (T, D): dropped elements become 0, and kept ones are multiplied by `dropout_scale`."""
     threshold = dropout_threshold(p)
     if threshold == 0:
         return x

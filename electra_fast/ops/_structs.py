@@ -1,7 +1,7 @@
-"""The structs that the compiled core takes, field by field those of csrc/arguments.h, and how tensors become them.
+"""The structs that the compiled core takes: each has the fields of the struct of csrc/arguments.h, in the same order.
 
-A field that is an address there is a tensor here, or None for null. Such a tensor must be contiguous; the core keeps it
-alive until it returns.
+A pointer there is a tensor here, or None for a null pointer. The tensor must be contiguous, except in Heads. The core
+keeps it alive until it returns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """x (length, width)."""
+    """A matrix (length, width), row after row."""
 
     data: Tensor
     length: int
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """The parameters of x W^T + b, or a LayerNorm's weight and bias, or the gradients of either."""
+    """The weight and bias of a linear layer or a LayerNorm, or their gradients."""
 
     weight: Tensor
     bias: Tensor
@@ -38,14 +38,14 @@ class Affine(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """What a LayerNorm keeps of its rows for its backward."""
+    """What a LayerNorm saves for its backward."""
 
-    xhat: Tensor  # (rows, D): normalised
-    rstd: Tensor  # (rows,): 1 / deviation
+    xhat: Tensor  # (rows, D): the normalised rows
+    rstd: Tensor  # (rows,): 1 / standard deviation of each
 
 
 class Dropout(NamedTuple):
-    """Elements whose byte lies below the threshold are dropped; 0 keeps all, 256 drops all."""
+    """A dropout: an element is set to 0 if its random byte lies below the threshold, of 0 (never) to 256 (always)."""
 
     row_ids: Tensor  # (rows,) int64
     seed: int
@@ -57,11 +57,11 @@ class Dropout(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """(tokens, H, D), wherever it lies, as long as the numbers of one head lie side by side."""
+    """A tensor (tokens, H, D) of any strides, except that the numbers of one head lie side by side."""
 
     data: Tensor
-    token: int  # the distance between tokens
-    head: int  # the distance between heads
+    token: int  # elements from one token to the next
+    head: int  # elements from one head to the next
 
     @classmethod
     def of(cls, x: Tensor) -> Heads:
@@ -70,7 +70,7 @@ class Heads(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """Sequence n owns the queries queries[n] to queries[n + 1] and the keys keys[n] to keys[n + 1]."""
+    """Offsets: sequence n has the queries queries[n] to queries[n + 1], and the keys keys[n] to keys[n + 1]."""
 
     queries: Tensor  # (N + 1,) int32
     keys: Tensor  # (N + 1,) int32
@@ -82,6 +82,8 @@ class Sequences(NamedTuple):
 
 
 class Attention(NamedTuple):
+    """The arguments of attention."""
+
     q: Heads
     k: Heads
     v: Heads
@@ -101,20 +103,20 @@ class AttentionWeights(NamedTuple):
 
 
 class AttentionKept(NamedTuple):
-    """What an attention block keeps for its backward."""
+    """What an attention block saves for its backward."""
 
     queries: Tensor  # (R, D)
-    keys_values: Tensor  # (T, 2 D): the keys and the values of a row side by side
-    read: Tensor  # (R, D): what attention read, before the output projection
+    keys_values: Tensor  # (T, 2 D): in each row its keys, then its values
+    read: Tensor  # (R, D): the output of attention, before the output projection
     lse: Tensor  # (R, H): the log-sum-exp of each query's scores
     norm: Normed
 
 
 class AttentionBlock(NamedTuple):
-    """The rows of an attention block. `dropout` is keyed by the queries' row ids, as is that of the probabilities."""
+    """The arguments of an attention block but its weights. Both dropouts are keyed by the queries' row ids."""
 
     x: Rows  # (T, D)
-    queries: Rows  # (R, D): x itself or some of its rows
+    queries: Rows  # (R, D): x itself, or some of its rows
     sequences: Sequences
     H: int
     dropout: Dropout
@@ -130,14 +132,14 @@ class FfnWeights(NamedTuple):
 
 
 class FfnKept(NamedTuple):
-    """What an FFN block keeps for its backward."""
+    """What an FFN block saves for its backward."""
 
-    inner: Tensor | None  # (T, F): the GELU's argument; None where no backward follows
+    inner: Tensor | None  # (T, F): the GELU's argument; None if no backward follows
     norm: Normed
 
 
 class Queries(NamedTuple):
-    """The rows that are queries in an encoder's last layer; where offsets is None, all."""
+    """The rows that are queries in an encoder's last layer; all of them if offsets is None."""
 
     rows: Tensor | None  # (R,) int64
     row_ids: Tensor | None  # (R,) int64
@@ -146,12 +148,12 @@ class Queries(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """All rows and layers of an encoder."""
+    """The arguments of an encoder but its layers' weights."""
 
     x: Rows  # (T, D)
     cu_seqlens: Tensor
     row_ids: Tensor
-    seeds: Tensor  # (2 L,) int64: of each layer its attention block's and its FFN block's
+    seeds: Tensor  # (2 L,) int64: for each layer that of its attention block and that of its FFN block
     last: Queries
     L: int
     N: int
@@ -163,7 +165,7 @@ class Encoder(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The ids of tokens, rows of the embedding tables."""
+    """The ids of tokens: for each token a row of each embedding table."""
 
     input_ids: Tensor  # (T,) int64, as the others
     token_type_ids: Tensor
@@ -196,7 +198,7 @@ class DiscriminatorWeights(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How the generator's head samples."""
+    """How the generator's head samples a word for each row."""
 
     row_ids: Tensor  # (M,) int64
     seed: int
@@ -205,7 +207,7 @@ class Sampling(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Packed text."""
+    """The tokens of N packed sequences."""
 
     ids: Tensor  # (T,) int64
     row_ids: Tensor  # (T,) int64
@@ -215,7 +217,7 @@ class Text(NamedTuple):
 
 
 class MaskingRule(NamedTuple):
-    """How tokens are chosen and hidden: never one of the special ids."""
+    """How tokens are chosen and hidden; those with a special id are never chosen."""
 
     special_ids: Tensor  # (specials,) int64
     specials: int
@@ -226,7 +228,7 @@ class MaskingRule(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """What masking writes."""
+    """The results of masking, which the core writes."""
 
     ids: Tensor  # (T,) int64
     positions: Tensor  # (M,) int64, as the others
@@ -235,7 +237,7 @@ class Masked(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Prediction slots with the generator's samples."""
+    """Prediction slots, and the generator's sample in each."""
 
     positions: Tensor  # (M,) int64, as the others
     labels: Tensor
@@ -244,6 +246,8 @@ class Slots(NamedTuple):
 
 
 class AdamW(NamedTuple):
+    """The settings of an optimiser step that all parameters share."""
+
     beta1: float
     beta2: float
     eps: float
@@ -251,10 +255,11 @@ class AdamW(NamedTuple):
 
 
 def dropout_threshold(p: float) -> int:
-    """The threshold of dropout with probability p: bytes below round(256 p) are dropped."""
+    """The threshold of a dropout with probability p: an element is dropped if its random byte is below round(256 p)."""
     return round(256 * p)
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> array[int]:
-    """An array of structs whose fields are all addresses, one tensor for each field; the caller keeps them alive."""
+    """The addresses of tensors, which the core reads as an array of structs of pointers. The caller keeps the tensors
+    alive; None becomes a null pointer."""
     return array("q", [0 if t is None else t.data_ptr() for t in tensors])

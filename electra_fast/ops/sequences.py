@@ -1,4 +1,4 @@
-"""Where sequences begin and end among packed rows."""
+"""The offsets of sequences among packed rows."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ from torch import Tensor
 
 
 def cu_seqlens_of(lengths: Tensor) -> Tensor:
-    """(N,) lengths of sequences -> (N + 1,) int32 offsets: the row where each begins, and at the end their sum."""
+    """The offsets (N + 1,) int32 of sequences of these lengths (N,): the row where each begins, and at the end their
+    sum."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)

@@ -287,7 +287,7 @@ def test_causal_is_not_implemented():
         (dict(cu_seqlens=torch.zeros(2, 2, dtype=torch.int32)), r"cu_seqlens is torch.int32 of shape \(2, 2\)"),
         (dict(cu_seqlens=torch.tensor([1, 5, 6, 15], dtype=torch.int32)), r"must start at 0, never fall"),
         (dict(cu_seqlens=torch.tensor([0, 6, 5, 15], dtype=torch.int32)), r"must start at 0, never fall"),
-        (dict(cu_seqlens=torch.tensor([0, 5, 6, 14], dtype=torch.int32)), r"end at the 15 rows there are"),
+        (dict(cu_seqlens=torch.tensor([0, 5, 6, 14], dtype=torch.int32)), r"end at 15, the number of rows"),
         (dict(max_seqlen=8), "holds a sequence of 9 rows, max_seqlen is 8"),
         (dict(cu_seqlens_k=offsets(15), max_seqlen_k=15), r"cu_seqlens_k has shape \(2,\); \(4,\) is needed"),
         (dict(seed=2**63), "seed is 9223372036854775808; it must fit in 64 bits"),
