@@ -1,4 +1,7 @@
-"""The arguments of each op in a model's training, as the op's NamedTuple: random, and the same each time."""
+"""The arguments of each op, as its NamedTuple, at the shapes it has in a model's training.
+
+The numbers are random and the same each time.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ from electra_fast.ops.linear import LinearArguments
 from electra_fast.ops.masking import MaskingArguments, count_slots
 
 EPS, P = 1e-12, 0.1
-LIMIT = 0xD9999999  # of masking's words: 85 of 100 are hidden
+LIMIT = 0xD9999999  # masking hides a token where 32 random bits are below this: 85 of 100
 
 
 @dataclass
-class Given:
-    """Where an op stands, and what makes its tensors; on the meta device they are shapes alone."""
+class Inputs:
+    """Makes the tensors of an op that is part of a model. On the meta device they have shapes and no memory."""
 
     model: str
     part: str  # generator or discriminator
@@ -58,20 +61,21 @@ class Given:
         return self.sequences * self.length
 
     def floats(self, *shapes: tuple[int, ...], dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Matrices that make rows near 1 of rows near 1."""
+        """Normally distributed tensors; every matrix but the first is scaled, so that products are near 1."""
         kind = dict(device=self.device, dtype=dtype or self.dtype)
         if self.device == "meta":
             return [torch.empty(shape, **kind) for shape in shapes]
-        made = (torch.randn(shape, generator=self.source) for shape in shapes)
-        return [(t / t.shape[1] ** 0.5 if i and t.dim() == 2 else t).to(**kind) for i, t in enumerate(made)]
+        tensors = (torch.randn(shape, generator=self.source) for shape in shapes)
+        return [(t / t.shape[1] ** 0.5 if i and t.dim() == 2 else t).to(**kind) for i, t in enumerate(tensors)]
 
     def integers(self, high: int, count: int) -> Tensor:
         if self.device == "meta":
             return torch.empty(count, dtype=torch.int64, device="meta")
         return torch.randint(high, (count,), generator=self.source).to(self.device)
 
-    def offsets(self, a_sequence: int) -> Tensor:
-        return (torch.arange(self.sequences + 1, dtype=torch.int32) * a_sequence).to(self.device)
+    def offsets(self, length: int) -> Tensor:
+        """(N + 1,) int32: where each of N sequences of this length begins, and where the last ends."""
+        return (torch.arange(self.sequences + 1, dtype=torch.int32) * length).to(self.device)
 
     @property
     def seed(self) -> Tensor:
@@ -83,7 +87,7 @@ class Given:
 
     @property
     def slots(self) -> int:
-        """Masked positions of a sequence."""
+        """The number of masked positions in a sequence."""
         return int(count_slots(torch.tensor([self.length]), self.config.mask_prob)[1])
 
     @property
@@ -91,100 +95,104 @@ class Given:
         return self.sequences * self.slots
 
 
-def linear(given: Given) -> Iterator[LinearArguments]:
-    width, inner, embedded = given.network.hidden_size, given.network.intermediate_size, given.network.embedding_size
+def linear(inputs: Inputs) -> Iterator[LinearArguments]:
+    width, inner, embedded = inputs.network.hidden_size, inputs.network.intermediate_size, inputs.network.embedding_size
     shapes = [(width, 3 * width, False), (width, width, False), (width, inner, True), (inner, width, False)]
     for k, n, gelu in [*shapes, (embedded, width, False), (width, embedded, True)]:
-        yield LinearArguments(*given.floats((given.tokens, k), (n, k), (n,)), gelu)
+        yield LinearArguments(*inputs.floats((inputs.tokens, k), (n, k), (n,)), gelu)
 
 
-def attention(given: Given) -> Iterator[AttentionArguments]:
+def attention(inputs: Inputs) -> Iterator[AttentionArguments]:
     """Every token is a query; for the generator also the masked positions alone, as in its last layer."""
-    network, cu = given.network, given.offsets(given.length)
+    network, cu = inputs.network, inputs.offsets(inputs.length)
     heads = network.num_attention_heads, network.head_dim
-    q, packed, asking = given.floats((given.tokens, *heads), (given.tokens, 2, *heads), (given.masked, *heads))
-    k, v, rest = *packed.unbind(1), (given.seed, network.head_dim**-0.5, P)
-    yield AttentionArguments(q, k, v, cu, given.length, cu, given.length, given.row_ids, *rest)
-    if given.part == "generator":
-        ids = given.row_ids[: given.masked]
-        offsets = (given.offsets(given.slots), given.slots, cu, given.length)
-        yield AttentionArguments(asking, k, v, *offsets, ids, *rest)
+    q, packed, queries = inputs.floats((inputs.tokens, *heads), (inputs.tokens, 2, *heads), (inputs.masked, *heads))
+    k, v, rest = *packed.unbind(1), (inputs.seed, network.head_dim**-0.5, P)
+    yield AttentionArguments(q, k, v, cu, inputs.length, cu, inputs.length, inputs.row_ids, *rest)
+    if inputs.part == "generator":
+        ids = inputs.row_ids[: inputs.masked]
+        offsets = (inputs.offsets(inputs.slots), inputs.slots, cu, inputs.length)
+        yield AttentionArguments(queries, k, v, *offsets, ids, *rest)
 
 
-def attention_block(given: Given) -> Iterator[AttentionBlockArguments]:
-    width, heads = given.network.hidden_size, given.network.num_attention_heads
-    shapes = (given.tokens, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
-    asking = (given.row_ids, heads, None, None, 0, given.seed)
-    sequences = (given.offsets(given.length), given.length)
-    yield AttentionBlockArguments(*given.floats(*shapes), *sequences, *asking, EPS, P, P)
+def attention_block(inputs: Inputs) -> Iterator[AttentionBlockArguments]:
+    width, heads = inputs.network.hidden_size, inputs.network.num_attention_heads
+    shapes = (inputs.tokens, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
+    sequences = (inputs.offsets(inputs.length), inputs.length)
+    every_row = (inputs.row_ids, heads, None, None, 0, inputs.seed)  # each row is a query
+    yield AttentionBlockArguments(*inputs.floats(*shapes), *sequences, *every_row, EPS, P, P)
 
 
-def ffn_block(given: Given) -> Iterator[FfnBlockArguments]:
-    width, inner = given.network.hidden_size, given.network.intermediate_size
-    shapes = (given.tokens, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
-    yield FfnBlockArguments(*given.floats(*shapes), given.row_ids, given.seed, EPS, P)
+def ffn_block(inputs: Inputs) -> Iterator[FfnBlockArguments]:
+    width, inner = inputs.network.hidden_size, inputs.network.intermediate_size
+    shapes = (inputs.tokens, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
+    yield FfnBlockArguments(*inputs.floats(*shapes), inputs.row_ids, inputs.seed, EPS, P)
 
 
-def dropout_add_layer_norm(given: Given) -> Iterator[DropoutAddLayerNormArguments]:
-    width = given.network.hidden_size
-    rows, x, weight, bias = given.floats((given.tokens, width), (given.tokens, width), (width,), (width,))
-    yield DropoutAddLayerNormArguments(x, rows, weight, bias, given.row_ids, given.seed, EPS, P)
+def dropout_add_layer_norm(inputs: Inputs) -> Iterator[DropoutAddLayerNormArguments]:
+    width = inputs.network.hidden_size
+    rows, x, weight, bias = inputs.floats((inputs.tokens, width), (inputs.tokens, width), (width,), (width,))
+    yield DropoutAddLayerNormArguments(x, rows, weight, bias, inputs.row_ids, inputs.seed, EPS, P)
 
 
-def embedding(given: Given) -> Iterator[EmbeddingArguments]:
-    network = given.network
+def embedding(inputs: Inputs) -> Iterator[EmbeddingArguments]:
+    network = inputs.network
     width, outer, longest = network.embedding_size, network.hidden_size, network.max_position_embeddings
-    tables = given.floats((network.vocab_size, width), (longest, width), (2, width), (width,), (width,))
-    projection = [None, None] if width == outer else given.floats((outer, width), (outer,))
-    ids, types = (given.integers(high, given.tokens) for high in (network.vocab_size, 2))
-    places = given.row_ids % given.length
-    yield EmbeddingArguments(ids, types, places, *tables, *projection, given.row_ids, given.seed, EPS, P)
+    tables = inputs.floats((network.vocab_size, width), (longest, width), (2, width), (width,), (width,))
+    projection = [None, None] if width == outer else inputs.floats((outer, width), (outer,))
+    ids, types = (inputs.integers(high, inputs.tokens) for high in (network.vocab_size, 2))
+    places = inputs.row_ids % inputs.length
+    yield EmbeddingArguments(ids, types, places, *tables, *projection, inputs.row_ids, inputs.seed, EPS, P)
 
 
-def generator_head(given: Given) -> Iterator[GeneratorHeadArguments]:
-    rows, words, width = given.masked, given.network.vocab_size, given.network.embedding_size
-    if given.part == "generator":
-        labels, ids = given.integers(words, rows), given.row_ids[:rows]
-        floats = given.floats((rows, width), (words, width), (words,))
-        yield GeneratorHeadArguments(*floats, labels, ids, given.seed, 1.0, False)
+def generator_head(inputs: Inputs) -> Iterator[GeneratorHeadArguments]:
+    rows, words, width = inputs.masked, inputs.network.vocab_size, inputs.network.embedding_size
+    if inputs.part == "generator":
+        labels, ids = inputs.integers(words, rows), inputs.row_ids[:rows]
+        floats = inputs.floats((rows, width), (words, width), (words,))
+        yield GeneratorHeadArguments(*floats, labels, ids, inputs.seed, 1.0, False)
 
 
-def discriminator_head(given: Given) -> Iterator[DiscriminatorHeadArguments]:
-    width = given.network.hidden_size
-    if given.part == "discriminator":
-        floats = given.floats((given.tokens, width), (width, width), (width,), (1, width), (1,))
-        yield DiscriminatorHeadArguments(*floats, given.integers(2, given.tokens).bool())
+def discriminator_head(inputs: Inputs) -> Iterator[DiscriminatorHeadArguments]:
+    width = inputs.network.hidden_size
+    if inputs.part == "discriminator":
+        floats = inputs.floats((inputs.tokens, width), (width, width), (width,), (1, width), (1,))
+        yield DiscriminatorHeadArguments(*floats, inputs.integers(2, inputs.tokens).bool())
 
 
-def masking(given: Given) -> Iterator[MaskingArguments]:
-    if given.part == "generator":
-        ids, cu, special = given.integers(given.config.vocab_size, given.tokens), given.offsets(given.length), [0, 101]
-        slots, count = given.offsets(given.slots), given.masked
-        rule = (special, 103, LIMIT, given.config.faithful, given.seed)
-        yield MaskingArguments(ids, cu, slots, count, given.row_ids, *rule)
+def masking(inputs: Inputs) -> Iterator[MaskingArguments]:
+    if inputs.part == "generator":
+        ids, cu, special = (
+            inputs.integers(inputs.config.vocab_size, inputs.tokens),
+            inputs.offsets(inputs.length),
+            [0, 101],
+        )
+        slots, count = inputs.offsets(inputs.slots), inputs.masked
+        rule = (special, 103, LIMIT, inputs.config.faithful, inputs.seed)
+        yield MaskingArguments(ids, cu, slots, count, inputs.row_ids, *rule)
 
 
-def corrupt(given: Given) -> Iterator[CorruptArguments]:
-    if given.part == "generator":
-        words, count = given.config.vocab_size, given.masked
-        positions = given.row_ids[:: max(1, given.tokens // count)][:count]
-        ids, labels, sampled = (given.integers(words, n) for n in (given.tokens, count, count))
-        yield CorruptArguments(ids, positions, labels, sampled, given.config.faithful)
+def corrupt(inputs: Inputs) -> Iterator[CorruptArguments]:
+    if inputs.part == "generator":
+        words, count = inputs.config.vocab_size, inputs.masked
+        positions = inputs.row_ids[:: max(1, inputs.tokens // count)][:count]
+        ids, labels, sampled = (inputs.integers(words, n) for n in (inputs.tokens, count, count))
+        yield CorruptArguments(ids, positions, labels, sampled, inputs.config.faithful)
 
 
-def adamw(given: Given) -> Iterator[AdamWArguments]:
-    network = given.network
+def adamw(inputs: Inputs) -> Iterator[AdamWArguments]:
+    network = inputs.network
     width, inner = network.hidden_size, network.intermediate_size
     layer = (3 * width, width), (3 * width,), (width, width), (width,), (inner, width), (inner,), (width, inner)
     shapes = [(network.vocab_size, network.embedding_size), *(network.num_hidden_layers * layer)]
-    params, grads, averages = (given.floats(*shapes) for _ in range(3))
-    (one,) = given.floats((1,), dtype=torch.float32)
+    params, grads, averages = (inputs.floats(*shapes) for _ in range(3))
+    (one,) = inputs.floats((1,), dtype=torch.float32)
     lists = params, grads, averages, [t * t for t in averages]
     numbers = [1.0] * len(shapes), [0.01] * len(shapes)
     yield AdamWArguments(*lists, one.abs() * 1e-3, *numbers, 0.9, 0.999, 1e-6, 1.0, one, [])
 
 
-OPS: dict[str, Callable[[Given], Iterator[Any]]] = {
+OPS: dict[str, Callable[[Inputs], Iterator[Any]]] = {
     op.__name__: op
     for op in (
         attention,

@@ -1,8 +1,8 @@
-"""What the benches of the blocks share: the settings they race in, a contestant's step, and whether it is right.
+"""What the benches of the blocks share: the settings they race in, a contestant's step, and its check.
 
-Forward and backward run with dropout 0.1, as in training; forward alone without dropout, as where a model is used.
-bytes of a call: what is given is read and what comes out written; with the backward, what is given is read again, its
-gradients are written and the output's gradient is read.
+Forward and backward together run with dropout 0.1, as in training; the forward alone runs without dropout, as in
+inference. `bytes` of a call counts the inputs read and the outputs written; with the backward also the inputs read
+again, their gradients written and the output's gradient read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from racing.race import Options, Race
 
 SHAPES = {"cpu": ("16x128",), "cuda": ("128x128",)}  # sequences x tokens
 EPS, SEED = 1e-12, 3
-CALLS = 16  # whose mean shows what random dropout leaves on average
-Op = Callable[..., Any]  # of the tensors that gradients are asked for; a first output among several is the one followed
+CALLS = 16  # calls with random dropout whose mean must approach the result without dropout
+Op = Callable[..., Any]  # takes the inputs that need gradients; of several outputs, the first one is checked
 
 
 @dataclass
 class Setting:
-    """Where a block stands: in the generator or the discriminator of a model, on so many tokens."""
+    """Which block is raced: of which model and network, on which batch shape, with or without the backward."""
 
     model: str
     part: str
@@ -35,7 +35,7 @@ class Setting:
     shape: str
     backward: bool
     device: str
-    compiled: bool  # whether torch.compile takes part: it takes long on the CPU
+    compiled: bool  # whether torch.compile is among the contestants; on the CPU it takes long
 
     @property
     def sequences(self) -> int:
@@ -77,12 +77,12 @@ class Case:
     """The inputs that all contestants share."""
 
     inputs: list[Tensor]  # rows (T, D), weights and biases
-    upstream: Tensor  # of the output's shape
+    upstream: Tensor  # the output's gradient
     backward: bool
 
     @classmethod
     def make(cls, setting: Setting, inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> Case:
-        """Of these shapes, the rows first; a weight's numbers are small enough that outputs are near 1."""
+        """Random inputs of these shapes, the rows first. Weights are scaled so that outputs are near 1."""
         g = torch.Generator().manual_seed(0)
         rows, *weights, upstream = (torch.randn(shape, generator=g) for shape in (*inputs, output))
         weights = [w / w.shape[1] ** 0.5 if w.dim() == 2 else w for w in weights]
@@ -91,17 +91,17 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        given, made = sum(t.nbytes for t in self.inputs), self.upstream.nbytes
-        return 3 * given + 2 * made if self.backward else given + made
+        inputs, output = sum(t.nbytes for t in self.inputs), self.upstream.nbytes
+        return 3 * inputs + 2 * output if self.backward else inputs + output
 
     def step(self, op: Op, dtype: torch.dtype | None = None) -> Step:
-        """A call that returns the output and, with the backward, all gradients."""
+        """Returns a function that runs the op, and returns its output and, with the backward, all gradients."""
         leaves = [t.to(dtype).detach().requires_grad_(self.backward) for t in self.inputs]
         upstream = self.upstream.to(dtype)
 
         def call() -> list[Tensor]:
-            found = op(*leaves)
-            out = found[0] if isinstance(found, tuple) else found
+            outputs = op(*leaves)
+            out = outputs[0] if isinstance(outputs, tuple) else outputs
             return [out, *torch.autograd.grad(out, leaves, upstream)] if self.backward else [out]
 
         return call
@@ -110,7 +110,7 @@ class Case:
 def race(
     bench: str, setting: Setting, case: Case, flops: float, ours: Op, eager: Op, formula: Callable[[float], Op]
 ) -> Race:
-    """formula: the reference with dropout p. flops: of a call."""
+    """The race of our op against PyTorch. formula(p): the reference with dropout p. flops: of one call."""
 
     def compiled() -> Step:
         torch.compiler.reset()  # what another race compiled must not make this one's shapes dynamic
@@ -134,7 +134,11 @@ def race(
 
 
 def right(case: Case, formula: Callable[[float], Op], p: float) -> Callable[[Step], str]:
-    """Right is the formula in float64; with torch's own dropout, that the mean of many calls nears it without any."""
+    """Returns a check of a contestant's step, against the formula in float64.
+
+    A contestant with torch's own dropout has other masks than the formula; the mean of its calls must then approach the
+    formula without dropout.
+    """
     bound = 2e-2 if case.upstream.dtype == torch.bfloat16 else 1e-5
 
     @cache
@@ -158,16 +162,17 @@ def right(case: Case, formula: Callable[[float], Op], p: float) -> Callable[[Ste
 
 
 def results(step: Step) -> list[Tensor]:
-    found: Any = step()
-    return [t.detach().double() for t in found]
+    tensors: Any = step()
+    return [t.detach().double() for t in tensors]
 
 
-def distance(found: list[Tensor], wanted: list[Tensor]) -> float:
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
+def distance(results: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative error of a tensor, in the 2-norm."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(results, expected, strict=True))
 
 
 def guard(benchmark: Any, races: Callable[[Options], Iterator[Race]]) -> None:
-    """Our own time in the first race from commit to commit, under pytest-benchmark."""
+    """Measure our own time in the first race with pytest-benchmark, to compare from commit to commit."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     first = next(races(Options(device=device, models=("small",))))
     step = first.contestants["ours"]()

@@ -1,4 +1,4 @@
-"""What a call costs: its time, its kernels, its memory, and where the time goes."""
+"""Measure what a call costs: its time, its kernel launches, its memory, and a profile."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-Step = Callable[[], object]  # one call is what is measured
+Step = Callable[[], object]  # one call of it is measured
 L2_FLUSH_BYTES = 256 << 20  # several times the largest second-level cache
-SAMPLE_SECONDS = 0.02  # what one timed sample lasts at least
+SAMPLE_SECONDS = 0.02  # the least duration of a timed sample
 
 
 def sample(step: Step, calls: int, device: str, cold: bool) -> float:
-    """Seconds of one call: wall clock on the host, events on the device."""
+    """Seconds of one call, as the mean over `calls`: by the wall clock on the CPU, by events on CUDA.
+
+    cold: flush the second-level cache before each call (CUDA).
+    """
     if device != "cuda":
         begin = time.perf_counter()
         for _ in range(calls):
@@ -47,7 +50,7 @@ def sample(step: Step, calls: int, device: str, cold: bool) -> float:
 
 
 def warm_up(step: Step, device: str, cold: bool) -> int:
-    """Warm up for SAMPLE_SECONDS at least; how many calls fill that time."""
+    """Call the step for at least SAMPLE_SECONDS; returns how many calls fill that time."""
     start, done = time.perf_counter(), 0
     while done == 0 or time.perf_counter() - start < SAMPLE_SECONDS:
         taken = sample(step, 1, device, cold)
@@ -56,10 +59,10 @@ def warm_up(step: Step, device: str, cold: bool) -> int:
 
 
 def captured(step: Step) -> Step:
-    """The step as one CUDA graph: three calls to warm up, one recorded, then replayed.
+    """The step as a CUDA graph: three calls warm up, one is recorded, and the returned function replays it.
 
-    Only for steps that never wait for the device. One that does raises while it warms up: in a recording it would
-    spoil the allocator and the generator for every later contestant.
+    Raises if the step waits for the device. The error comes during the warm-up, since an error while recording would
+    leave the allocator and the random generator unusable for every later contestant.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -85,7 +88,7 @@ def captured(step: Step) -> Step:
 
 
 def launches(step: Step) -> int:
-    """Kernels the device runs in a call, those inside a CUDA graph too."""
+    """The number of kernels that the device runs in a call, including those inside a CUDA graph."""
     with torch_profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         step()
         torch.cuda.synchronize()
@@ -99,23 +102,23 @@ def launches(step: Step) -> int:
 
 
 def peak_cuda_mb(step: Step, allocated: int, reserved: int) -> float:
-    """Device memory a contestant takes, given what was taken before it was built.
+    """Device memory that a contestant takes in MB: the peak of a call, or its CUDA graph's, if that is more.
 
-    The peak of a call; or, where a CUDA graph keeps its memory to itself, all that it holds and does not give back.
+    allocated, reserved: bytes that torch had allocated and reserved before the contestant was built.
     """
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    held = torch.cuda.memory_reserved() - reserved
+    own = torch.cuda.memory_reserved() - reserved
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
-    return max(torch.cuda.max_memory_allocated() - allocated, held) / 1e6
+    return max(torch.cuda.max_memory_allocated() - allocated, own) / 1e6
 
 
 def peak_rss_mb(build: Callable[[], Step]) -> float:
-    """Growth of this process's peak resident memory while a contestant is built and called twice.
+    """Growth of this process's peak resident memory in MB while a contestant is built and called twice.
 
-    Only of use in a fresh process: the peak never falls.
+    Call it in a fresh process, since the peak never falls.
     """
     before = _status_mb("VmRSS")
     step = build()
@@ -130,9 +133,9 @@ def _status_mb(field_name: str) -> float:
 
 
 def profile(step: Step, device: str, path: Path) -> None:
-    """A chrome trace of one call to `path`, and its time by operator, printed.
+    """Write a Chrome trace of one call to `path`, and print its time by operator.
 
-    A trace that is there already is kept: the new one gets a number.
+    If the file exists, it is kept, and the new one gets a number.
     """
     first, number = path, 1
     while path.exists():

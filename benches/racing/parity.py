@@ -1,6 +1,6 @@
 """electra_fast.reference made to follow our keys: the same weights, masks, samples and dropout bits as an Electra.
 
-So a whole optimiser step of ours, dropout on, can be held against it: the gate before any step of ours is timed.
+A whole optimiser step of ours, with dropout, can then be compared with it, before our step is timed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def philox_dropout(batch: Batch, seed: int, step: int) -> Callable[[Tensor, floa
 def follow(
     reference: ReferenceElectra, batch: Batch, out: ElectraOutput, mask: Tensor, types: Tensor
 ) -> ReferenceOutput:
-    """The reference's pass over the same text with the masks and samples that `out` had."""
+    """Run the reference on the same text, with the masks and samples of `out`."""
     flat = torch.repeat_interleave(batch.lengths).to(mask.device) * batch.width + batch.position_ids
     return reference(
         batch.pad(batch.input_ids),
@@ -73,19 +73,19 @@ def follow(
 
 
 def named(reference: ReferenceElectra, of: Callable[[Tensor], Tensor | None]) -> dict[str, Tensor]:
-    """`of` of each of the reference's parameters, under the names of an Electra's."""
-    found = {}
+    """of(parameter) for each parameter of the reference, by the names that Electra gives them."""
+    renamed = {}
     for network in ("generator", "discriminator"):
         tensors = {name: of(p) for name, p in getattr(reference, network).named_parameters()}
-        found |= {f"{network}.{name}": t for name, t in from_huggingface(tensors).items()}
-    return found
+        renamed |= {f"{network}.{name}": t for name, t in from_huggingface(tensors).items()}
+    return renamed
 
 
 def first_step_differs(settings: ElectraConfig, config: PretrainConfig, batch: Batch) -> str:
-    """The first optimiser step of ours and of the reference: what differs beyond rounding, "" if nothing does.
+    """Compare a first optimiser step with the reference's; returns what differs beyond rounding, "" if nothing.
 
-    Tensors may be a fiftieth of the learning rate apart: a first update is some 3 lr g / (|g| + 30 eps), steep where g
-    itself is little more than rounding.
+    Updated tensors may differ by a fiftieth of the learning rate. A first update is about 3 lr g / (|g| + 30 eps), so
+    where a gradient g is hardly more than rounding, rounding decides the update.
     """
     device = batch.input_ids.device
     torch.manual_seed(0)
@@ -93,8 +93,8 @@ def first_step_differs(settings: ElectraConfig, config: PretrainConfig, batch: B
     with torch.no_grad():
         out = model(batch, config.seed, 0)
     reference = reference_of(model, philox_dropout(batch, config.seed, 0))
-    there, types = batch.pad(torch.ones_like(batch.input_ids)), batch.pad(batch.token_type_ids)
-    theirs = follow(reference, batch, out, there, types)
+    mask, types = batch.pad(torch.ones_like(batch.input_ids)), batch.pad(batch.token_type_ids)
+    theirs = follow(reference, batch, out, mask, types)
     theirs.loss.backward()
     rate = learning_rate(config, 0)
     optimizer = ReferenceAdamW({id(p): (n, p) for n, p in reference.named_parameters()}.values(), rate, eps=config.eps)
@@ -111,30 +111,37 @@ def first_step_differs(settings: ElectraConfig, config: PretrainConfig, batch: B
 
 
 def first_gradients_differ(settings: ElectraConfig, batch: Batch, dtype: torch.dtype, seed: int = 0) -> str:
-    """Loss and gradients of a first step with dropout, ours in `dtype`, the reference's in float32 on the same masks,
-    samples and bits: what differs beyond rounding, "" if nothing does."""
+    """Compare the loss and gradients of a first step with dropout; returns what differs beyond rounding, "" if nothing.
+
+    Ours computes in `dtype`, the reference in float32, with the same masks, samples and dropout bits.
+    """
     torch.manual_seed(0)
     model = Electra(settings).to(batch.input_ids.device).train()
     working = copy.deepcopy(model).to(dtype)
     out = working(batch, seed, 0)
     out.loss.backward()
-    there, types = batch.pad(torch.ones_like(batch.input_ids)), batch.pad(batch.token_type_ids)
+    mask, types = batch.pad(torch.ones_like(batch.input_ids)), batch.pad(batch.token_type_ids)
     truths = []
-    for kind in dict.fromkeys((torch.float32, dtype)):  # the truth, and what it is worth in the type that ours is in
+    for kind in dict.fromkeys(
+        (torch.float32, dtype)
+    ):  # the truth, and the reference in our type, for the size of its rounding
         reference = reference_of(model, philox_dropout(batch, seed, 0)).to(kind)
-        theirs = follow(reference, batch, out, there, types)
+        theirs = follow(reference, batch, out, mask, types)
         theirs.loss.backward()
         truths.append({"the loss": theirs.loss.detach(), **named(reference, lambda p: p.grad)})
-    found = {"the loss": out.loss.detach()} | {n: p.grad for n, p in working.named_parameters()}
+    results = {"the loss": out.loss.detach()} | {n: p.grad for n, p in working.named_parameters()}
     gold, rounded = truths[0], truths[-1]
-    return "; ".join(filter(None, (beyond_rounding(n, t, rounded[n], gold[n]) for n, t in found.items())))
+    return "; ".join(filter(None, (beyond_rounding(n, t, rounded[n], gold[n]) for n, t in results.items())))
 
 
-def beyond_rounding(name: str, found: Tensor | None, rounded: Tensor, gold: Tensor) -> str:
-    """In the norm, three times what rounding does to the truth, and a little of the truth itself, are allowed."""
-    if found is None:
+def beyond_rounding(name: str, result: Tensor | None, rounded: Tensor, gold: Tensor) -> str:
+    """How far a tensor is off, "" if not beyond rounding.
+
+    In the 2-norm, three times the error that rounding gives the reference is allowed, and a small part of the truth.
+    """
+    if result is None:
         return f"{name} has no gradient"
     size = gold.double().norm().item()
-    error, worth = ((t.double() - gold.double()).norm().item() for t in (found, rounded))
-    bound = 3 * worth + (1e-4 if found.dtype == torch.float32 else 1e-2) * size
+    error, worth = ((t.double() - gold.double()).norm().item() for t in (result, rounded))
+    bound = 3 * worth + (1e-4 if result.dtype == torch.float32 else 1e-2) * size
     return "" if error <= bound else f"{name} is off by {error:.2g}, {bound:.2g} is allowed, its norm is {size:.2g}"

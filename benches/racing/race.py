@@ -1,4 +1,4 @@
-"""Races: contestants on the same inputs in one process, interleaved A/B/A/B, ratios taken round by round."""
+"""Race contestants on the same inputs in one process: they take turns, and ratios are taken round by round."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from racing import clock
 from racing.clock import Step
 from racing.results import Row, Writer, machine, now, table
 
-AGAIN = " (again)"  # marks the second lane of one contestant
+AGAIN = " (again)"  # marks a contestant that runs a second time, to show the noise
 
 
 @dataclass
 class Race:
-    """One question, asked of every contestant.
+    """One task that every contestant does.
 
-    contestants: name -> what builds its step; a builder that raises is skipped, its reason in the row. check is given
-    the step, may call it, and returns what is wrong with it, "" if nothing: only right contestants are timed. flops,
-    bytes and tokens are of one call. cold: the second-level cache is flushed before every call (CUDA).
+    contestants: name -> a function that builds its step. If that raises, the row gives the error as the reason.
+    check: takes a step, may call it, and returns what is wrong with it, "" if nothing. Only right steps are timed.
+    dtypes: name -> type, of contestants that do not compute in `dtype`.
+    tokens, flops, bytes: of one call.
+    cold: whether the second-level cache is flushed before every call (CUDA).
     """
 
     bench: str
@@ -33,7 +35,7 @@ class Race:
     contestants: dict[str, Callable[[], Step]]
     check: Callable[[Step], str] = lambda step: ""
     dtype: str = "float32"
-    dtypes: dict[str, str] = field(default_factory=dict)  # of contestants that differ
+    dtypes: dict[str, str] = field(default_factory=dict)
     tokens: int | None = None
     flops: float | None = None
     bytes: float | None = None
@@ -42,29 +44,30 @@ class Race:
 
 @dataclass
 class Options:
-    """What the command line asks of a bench."""
+    """The options of the command line that a bench reads."""
 
     device: str = "cpu"
-    models: tuple[str, ...] = ()  # empty: the bench's own choice
+    models: tuple[str, ...] = ()  # none: the bench chooses, here and below
     shapes: tuple[str, ...] = ()
-    providers: tuple[str, ...] = ()  # patterns, as of file names
+    providers: tuple[str, ...] = ()  # names, or patterns like those of files
     rounds: int = 10
     profile: Path | None = None
     ragged: bool = False  # sequences of different lengths
 
     def wants(self, provider: str, by_default: bool = True) -> bool:
+        """Whether --providers names this one; without --providers, `by_default`."""
         return any(fnmatchcase(provider, p) for p in self.providers) if self.providers else by_default
 
 
 @dataclass
 class Roofs:
-    """The machine's measured ceilings."""
+    """The measured limits of the machine: memory bandwidth and arithmetic."""
 
     gbps: float | None = None
-    tflops: dict[str, float] = field(default_factory=dict)  # by type: float32, bfloat16
+    tflops: dict[str, float] = field(default_factory=dict)  # keys: float32, bfloat16
 
     def percent(self, dtype: str, seconds: float, flops: float | None, moved: float | None) -> float | None:
-        """Of the time a call takes, the share that its arithmetic or its traffic needs at the ceiling."""
+        """The time that a call's arithmetic or traffic needs at the roof, the longer one, in percent of `seconds`."""
         peak = self.tflops.get("bfloat16" if dtype.startswith("bf") else "float32")
         least = [flops / (peak * 1e12)] if flops and peak else []
         least += [moved / (self.gbps * 1e9)] if moved and self.gbps else []
@@ -73,14 +76,14 @@ class Roofs:
 
 @dataclass
 class Lane:
-    """A contestant in the race; the noise bar is a second lane with the first one's step."""
+    """A contestant's step and its timings. The first contestant has two lanes, whose difference is the noise bar."""
 
     provider: str
     step: Step
     memory_mb: float | None = None
     launches: int | None = None
-    calls: int = 1  # of one timed sample
-    seconds: list[float] = field(default_factory=list)  # of one call, a round each
+    calls: int = 1  # calls in one timed sample
+    seconds: list[float] = field(default_factory=list)  # seconds of one call, by round
 
 
 def run(
@@ -90,9 +93,10 @@ def run(
     roofs: Roofs | None = None,
     peak_memory: Callable[[str], float | None] = lambda provider: None,
 ) -> list[Row]:
-    """Build, check, warm up, race, write and print. peak_memory(provider) measures the host's, in a process of its own.
+    """Build, check, warm up and time the contestants; write and print the rows, and return them.
 
-    Nothing a contestant does ends the run: one that raises, at any point, gets a row that says why.
+    A contestant that raises, at any point, gets a row that says why, and the others go on. peak_memory(provider)
+    measures a contestant's memory on the CPU in MB, or returns None.
     """
     rows: list[Row] = []
 
@@ -146,12 +150,12 @@ def run(
 
 
 def ratios(mine: list[float], theirs: list[float]) -> list[float]:
-    """mine / theirs, round by round: what slows a whole round cancels out."""
+    """mine / theirs, round by round, so that what slows a whole round cancels out."""
     return [a / b for a, b in zip(mine, theirs, strict=True)]
 
 
 def quantiles(values: list[float]) -> tuple[float, float, float]:
-    """p20, median, p80."""
+    """The 20th percentile, the median and the 80th percentile."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     fifths = statistics.quantiles(values, n=5, method="inclusive")
@@ -159,7 +163,7 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def _ready(race: Race, name: str, device: str) -> tuple[Lane | None, str]:
-    """Build and check a contestant: its lane, or why it does not run."""
+    """Build, check and warm up a contestant; returns (lane, "") or (None, the reason why it does not run)."""
     on_cuda = device == "cuda"
     try:
         torch.manual_seed(0)

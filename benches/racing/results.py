@@ -1,4 +1,4 @@
-"""A result row: what it says, how it is written, printed and drawn."""
+"""A row of results: its fields, and how rows are written to a file, printed and plotted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 @dataclass
 class Row:
-    """One contestant of one race; None where a figure does not apply. benches/README.md says how each is measured."""
+    """The figures of one contestant in one race, None where one does not apply. benches/README.md explains each."""
 
     bench: str
     model: str  # model or op
@@ -40,8 +40,8 @@ class Row:
     triton: str | None
     commit: str | None
     date: str
-    skipped: str = ""  # why there are no figures; written in such rows alone
-    ratio_to_best: float | None = None  # median over rounds of its time to the best's; printed alone
+    skipped: str = ""  # why there are no figures; only such rows have it in the file
+    ratio_to_best: float | None = None  # median over rounds of its time by the best one's; printed, not written
 
     def to_json(self) -> str:
         fields = asdict(self)
@@ -53,7 +53,7 @@ class Row:
 
 @functools.cache
 def machine(device: str) -> dict[str, Any]:
-    """What every row says of the machine and the software."""
+    """The fields that describe the machine and the software, the same in every row."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -76,9 +76,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, "+" added where files were changed since; ELECTRA_FAST_COMMIT where there is no git."""
-    if given := os.environ.get("ELECTRA_FAST_COMMIT"):
-        return given
+    """The checkout's commit, with a "+" if files have changed; or $ELECTRA_FAST_COMMIT, for a copy without git."""
+    if commit := os.environ.get("ELECTRA_FAST_COMMIT"):
+        return commit
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -91,7 +91,7 @@ def now() -> str:
 
 
 class Writer:
-    """Appends rows to a JSON-lines file as they come, so that a run cut short keeps what it had."""
+    """Appends rows to a JSON-lines file as they come, so that a run that is stopped keeps its rows."""
 
     def __init__(self, path: Path | None) -> None:
         self.rows: list[Row] = []
@@ -111,7 +111,7 @@ COLUMNS = "provider ms_p20 ms ms_p80 ratio_to_best tokens_per_s tflops gbps perc
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows of one race side by side, fastest first; the skipped ones below, with their reasons."""
+    """The rows of one race as a text table, fastest first, and below it the skipped ones with their reasons."""
     rows = list(rows)
     timed = sorted((r for r in rows if r.ms is not None), key=lambda r: r.ms or 0.0)
     lines = [f"{rows[0].bench}  {rows[0].model}  {rows[0].shape}  {rows[0].dtype}  on {rows[0].device}"] if rows else []
@@ -132,7 +132,7 @@ def _cell(value: float | int | str | None) -> str:
 
 
 def plot(rows: Iterable[Row], path: Path) -> None:
-    """A panel per race: a bar per contestant, its median, whiskers from p20 to p80."""
+    """Plot a panel for each race: a bar for each contestant's median, with whiskers from p20 to p80."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,6 @@
-"""What the machine can do at most, measured: the copy's bandwidth and the matrix product's arithmetic.
+"""Measure what the machine can do at most: the bandwidth of a copy and the arithmetic of a matrix product.
 
-Random data throughout: on zeros a GPU's product runs 13 % faster than on anything it will be given.
+The data are random, since a GPU multiplies zeros 13 % faster than any other numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from racing.results import Writer
 
 
 def races(options: Options) -> Iterator[Race]:
-    """A copy far beyond the caches, and square products in the types that are trained in."""
+    """A copy of far more bytes than the caches hold, and square products in the types that training uses."""
     on_cuda = options.device == "cuda"
     elements = (1 << 30) if on_cuda else (1 << 26)
     yield Race("roof", "copy", f"{elements}", {"torch": _copy(elements, options.device)}, bytes=2.0 * 4 * elements)
@@ -44,7 +44,7 @@ def _product(size: int, dtype: torch.dtype, device: str) -> Callable[[], Step]:
 
 
 def measure(options: Options, writer: Writer) -> Roofs:
-    """Race the roofs and read them from the rows; best of the fast fifths, since a ceiling is what can be reached."""
+    """Race the roofs. Each is the best 20th percentile of its rows, since a roof is what can be reached."""
     roofs = Roofs()
     plain = Options(device=options.device, rounds=max(5, options.rounds))
     for race in races(plain):

@@ -1,9 +1,9 @@
-"""Every Triton kernel, in every configuration of the run-time tables, compiled ahead of time; no GPU is needed.
+"""python benches compile: compile every Triton kernel in every tile of the run-time tables; no GPU is needed.
 
-The launchers themselves run, on meta tensors at shapes that reach each entry of the tables, and a recorder stands where
-the launch would be: so what is compiled is what they would launch. Registers, the stack (what is spilled), shared
-memory and tensor-core instructions are read back from the machine code by cuobjdump; how many programs a multiprocessor
-holds at once follows from them (programs_per_sm).
+The launchers run on meta tensors, at shapes that reach each entry of the tables, and a recorder takes the place of the
+launch, so exactly what they would launch is compiled. cuobjdump reads registers, the stack (bytes spilled), shared
+memory and tensor-core instructions from the machine code; how many programs a multiprocessor holds at once follows from
+them (`programs_per_sm`).
 """
 
 from __future__ import annotations
@@ -50,9 +50,19 @@ from electra_fast.kernels.parts import device, layer_norm
 I32, I64 = torch.int32, torch.int64
 TARGETS = [80, 90, 100]
 TENSOR_CORE = {"HGMMA": "wgmma", "UTCHMMA": "tcgen05", "UTCQMMA": "tcgen05", "HMMA": "mma"}  # by SASS opcode
-REGISTERS, TENSOR_MEMORY = 65536, 512  # of a multiprocessor; columns of tensor memory
-SHARED = {80: 167936, 86: 102400, 90: 233472, 100: 233472}  # its bytes, of which each program takes 1,024 more
-MOST = {80: (64, 32), 86: (48, 16), 90: (64, 32), 100: (64, 32)}  # warps and programs at once
+REGISTERS, TENSOR_MEMORY = 65536, 512  # of a multiprocessor: registers, columns of tensor memory
+SHARED = {
+    80: 167936,
+    86: 102400,
+    90: 233472,
+    100: 233472,
+}  # bytes of shared memory by compute capability; each program takes 1,024 beyond its own
+MOST = {
+    80: (64, 32),
+    86: (48, 16),
+    90: (64, 32),
+    100: (64, 32),
+}  # warps and programs that a multiprocessor holds at most
 TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -125,7 +135,7 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
             out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments)
             dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], *arguments, [out, *saved])
             dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments, into_x=True)
-            for rows in (out, layer_norm.Normed(out, *saved, *arguments[2:4])):  # made again in an encoder
+            for rows in (out, layer_norm.Normed(out, *saved, *arguments[2:4])):  # an encoder computes the rows again
                 dropout_add_layer_norm.row_gradients(out, out, rows, *arguments[2:6], p, *saved)
 
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
@@ -187,7 +197,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
 
 
 def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
-    """The kernels of the block itself; the pieces' are linear's and dropout_add_layer_norm's."""
+    """The kernels of the block itself; linear_calls and dropout_add_layer_norm_calls have those of its pieces."""
     seed, ids = meta(1, dtype=I64), meta(16384, dtype=I64)
     kinds = [(width, 0.1) for width in dict.fromkeys(key[1] for key in ffn_block.FWD)] + [(256, 0.0)]
     for width, p in kinds:
@@ -197,14 +207,14 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = ffn_block.ffn_block_fwd(*arguments)
-            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # made again in an encoder
+            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # an encoder computes the rows again
                 ffn_block.ffn_block_bwd([out], rows, *arguments[1:], [out, *saved])
 
         yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
 
 
 def attention_block_calls() -> Iterator[tuple[str, Callable]]:
-    """The kernels of the block itself; the pieces' are linear's, attention's and dropout_add_layer_norm's."""
+    """The kernels of the block itself; the functions of linear, attention and the norm have those of its pieces."""
     cu, seed, ids = meta(129, dtype=I32), meta(1, dtype=I64), meta(16384, dtype=I64)
     for width, p in [(width, 0.1) for width in dict.fromkeys(key[1] for key in attention_block.FWD)] + [(256, 0.0)]:
         shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
@@ -213,7 +223,7 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = attention_block.attention_block_fwd(*arguments)
-            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # made again in an encoder
+            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # an encoder computes the rows again
                 attention_block_bwd.attention_block_bwd([out], rows, *arguments[1:], [out, *saved])
 
         yield f"bf16 {width} dropout={p}", call
@@ -241,7 +251,10 @@ CALLS = [
 
 @contextmanager
 def recording(launches: list[tuple[JITFunction, tuple, dict]], target: int) -> Iterator[None]:
-    """What is launched meanwhile on a device of that generation, or would be interpreted."""
+    """Inside this context, kernels do not run: (kernel, arguments, options) of each launch is appended to `launches`.
+
+    target: compute capability of the device that the launchers believe to be on.
+    """
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
@@ -254,14 +267,14 @@ def recording(launches: list[tuple[JITFunction, tuple, dict]], target: int) -> I
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict[str, Any]]:
-    """What triton's own launcher would compile for these arguments: types, ones and multiples of 16 specialised."""
+    """The source and options that triton's launcher would compile: types, ones and multiples of 16 are specialised."""
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     values = dict(zip(kernel.arg_names, args, strict=False)) | {n: v for n, v in kwargs.items() if n not in options}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list] = {}
 
     def kind(value: Any, path: tuple[int, ...], constexpr: bool = False) -> Any:
-        """The type of an argument, or of the fields of a group; what is specialised is noted under its path."""
+        """The type of an argument or of a group's fields; notes constants and alignments under the argument's path."""
         if constexpr or value is None or (type(value) is int and value == 1):
             constants[path] = value
             return "constexpr"
@@ -290,7 +303,7 @@ def cuobjdump(flag: str, cubin: bytes) -> str:
 
 
 def programs_per_sm(capability: int, warps: int, registers: int, shared: int, tensor_memory: int) -> int:
-    """How many programs a multiprocessor holds: a warp takes registers by 256, from one of four equal files."""
+    """How many programs a multiprocessor holds; a warp takes registers in units of 256 from one of four equal files."""
     a_file = REGISTERS // 4 // (-(-registers * 32 // 256) * 256)
     most, programs = MOST[capability]
     limits = [programs, most // warps, 4 * a_file // warps, SHARED[capability] // (shared + 1024)]
@@ -320,10 +333,10 @@ def compiled(kernel: JITFunction, args: tuple, kwargs: dict, config: str, capabi
 
 
 def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
-    """One row for each kernel, configuration and target; `wanted` is a pattern of "kernel config".
+    """One row for each kernel, configuration and target.
 
-    Last come the kernels that a generation's tables leave out, in the first tile that sm_90 gives them: they compile
-    there all the same.
+    A kernel that a generation's tables do not launch comes last, in its first tile of sm_90, since it must compile
+    there too. wanted: a regular expression for "kernel config".
     """
     seen: set[tuple[int, str]] = set()  # ops share pieces
     taken: dict[int, set[str]] = {target: set() for target in targets}
@@ -353,7 +366,7 @@ def rows(targets: list[int], wanted: str = "") -> Iterator[dict[str, Any]]:
 
 
 def kernels() -> set[str]:
-    """The names of all kernels there are, reached by a launcher or not."""
+    """The names of all kernels in kernels/, whether a launcher reaches them or not."""
     folder = Path(masking.__file__).parent
     return {
         name for path in folder.rglob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
@@ -377,23 +390,26 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="PATTERN",
         help="regular expression: compile only what it matches in 'kernel config'",
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 is set; unset it, the interpreter compiles nothing")
+        parser.error("TRITON_INTERPRET=1 is set, and the interpreter compiles nothing; unset it")
     with tempfile.TemporaryDirectory() as cache:
-        os.environ.setdefault("TRITON_CACHE_DIR", cache)  # nothing that a run before left behind
-        spilled = 0
-        for row in rows(given.targets, given.only):
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)  # an empty cache, so that every kernel is compiled
+        count = spilled = 0
+        for row in rows(options.targets, options.only):
             print(
                 "{kernel:34} {target:6} {registers:3} registers {spill_bytes:5} spilled {shared_bytes:6} shared  "
                 "{programs_per_sm:2} a multiprocessor  {tensor_core!s:7} {config}".format(**row),
                 flush=True,
             )
-            if given.json is not None:
-                given.json.parent.mkdir(parents=True, exist_ok=True)
-                with given.json.open("a", encoding="utf-8") as file:
+            if options.json is not None:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                with options.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+            count += 1
             spilled += row["target"] == "sm_90" and row["spill_bytes"] > 0
+    if not count:
+        parser.error(f"no kernel matches --only {options.only}")
     if spilled:
         print(f"{spilled} rows spill on sm_90, where none may")
     return min(spilled, 1)

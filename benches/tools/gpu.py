@@ -1,14 +1,14 @@
-"""python benches gpu --phase a|b|c: all that a GPU has to be asked, in three phases of at most ten minutes each.
+"""python benches gpu --phase a|b|c: all measurements that need a GPU, in three phases of at most ten minutes each.
 
     a    the build, the roofs, ELECTRA-Small's step and its rivals, the tests of every op on CUDA
     b    races of ops, small before base, then `tune`, whose rows go to OUT/tune.jsonl
     c    the step of Base and Large, of 128 and 512 columns, and their rivals
 
-A phase is a list of parts, the most telling first. Each is a process with a time limit of its own: one that hangs, or
-runs out of memory, costs itself alone. Rows go to OUT/rows.jsonl as they come, each part's output to OUT/PART.log, and
-how the part ended is a row too, bench "gpu". A part that has such a row, of the same commit and device, is not run
-again, and one that the phase's end cut off has none: called again, a phase goes on where it stopped. No network is
-needed. --dry-run runs each part on the CPU, tiny models and Triton's interpreter in place of the kernels.
+A phase is a list of parts, the most important first. Each part is a process with a time limit of its own, so one that
+hangs or runs out of memory does no harm to the others. Rows go to OUT/rows.jsonl as they come, and each part's output
+to OUT/PART.log. When a part has ended, a row with bench "gpu" says how; such a part is not run again on the same commit
+and device. A part that the phase's time limit cut off gets no such row, so the same command continues with it. No
+network is needed. --dry-run runs each part on the CPU, with tiny models and Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ import torch
 from racing.results import Row, Writer, machine, now
 
 BENCHES = Path(__file__).resolve().parent.parent
-PHASE_SECONDS = 570  # begun parts end by then; half a minute is left for what surrounds a phase
-LEAST_SECONDS = 20  # with less left, no part is begun
+PHASE_SECONDS = 570  # every part ends by then, which leaves half a minute of ten minutes to start and to copy files
+LEAST_SECONDS = 20  # with less time left, no part is started
 TINY = ("--device", "cpu", "--models", "tiny", "--shapes", "2x32", "--rounds", "1")
 EAGER = ("ours", "hf-eager", "hf-as-written", "hf-tuned", "hf-sdpa-*")
 GRAPHS = ("ours", "hf-graph", "hf-compiled")
 HEADS = ("ours", "hf-liger", "hf-cce")
-OPS = (  # by what they are worth in a step
+OPS = (  # by their share of a step's time
     "generator_head encoder attention dropout_add_layer_norm adamw ffn_block attention_block linear embedding "
     "discriminator_head masking inference"
 ).split()
@@ -47,23 +47,24 @@ OPS = (  # by what they are worth in a step
 class Part:
     name: str
     limit: int  # seconds
-    command: tuple[str, ...]  # of python
-    dry: tuple[str, ...]  # the same on the CPU, with next to nothing to do
+    command: tuple[str, ...]  # the arguments of python
+    dry: tuple[str, ...]  # the same on the CPU, with tiny sizes
 
 
-def race(name: str, limit: int, rows: Path, bench: str, *asked: str, providers: tuple[str, ...] = ()) -> Part:
-    given = (str(BENCHES), bench, "--json", str(rows), *asked)
-    named = ("--providers", *providers) if providers else ()
-    return Part(name, limit, (*given, "--device", "cuda", *named), (*given, *TINY, "--providers", "ours", "reference"))
+def race(name: str, limit: int, rows: Path, bench: str, *options: str, providers: tuple[str, ...] = ()) -> Part:
+    command = (str(BENCHES), bench, "--json", str(rows), *options)
+    chosen = ("--providers", *providers) if providers else ()
+    dry = (*command, *TINY, "--providers", "ours", "reference")
+    return Part(name, limit, (*command, "--device", "cuda", *chosen), dry)
 
 
 def steps(rows: Path, model: str, shape: str, limit: int) -> Iterator[Part]:
-    """The step against its rivals, a few at a time: in one process they would not all fit."""
+    """Parts that race the step against a few rivals each, since all of them do not fit into one process."""
     groups = dict(eager=EAGER, graphs=GRAPHS, autotuned=("ours", "hf-compiled-graph"), heads=HEADS)
     for group, providers in groups.items():
-        asked = ("--models", model, "--shapes", shape)
+        options = ("--models", model, "--shapes", shape)
         name = f"step-{model}-{shape}-{group}".replace(" ", "-")
-        yield race(name, limit, rows, "pretrain_step", *asked, providers=providers)
+        yield race(name, limit, rows, "pretrain_step", *options, providers=providers)
 
 
 def phase_a(rows: Path) -> list[Part]:
@@ -107,16 +108,15 @@ PHASES = dict(a=phase_a, b=phase_b, c=phase_c)
 
 
 def done(rows: Path, device: str) -> set[str]:
-    """The parts that have ended, well or not, on this commit and device."""
+    """The names of the parts that have ended on this commit and device, whether they succeeded or failed."""
     here = machine(device)
     lines = rows.read_text().splitlines() if rows.exists() else []
-    found = [json.loads(line) for line in lines]
-    alike = [row for row in found if all(row[key] == here[key] for key in ("device", "commit"))]
+    alike = [row for row in map(json.loads, lines) if all(row[key] == here[key] for key in ("device", "commit"))]
     return {row["model"] for row in alike if row["bench"] == "gpu"}
 
 
 def went_wrong(command: tuple[str, ...], log: Path, seconds: float, environment: dict[str, str]) -> str:
-    """Run python in a process of its own; what went wrong, "" if nothing. Whatever it started ends with it."""
+    """Run python in a process of its own, whose children end with it; returns what went wrong, "" if nothing."""
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *command],
@@ -132,15 +132,15 @@ def went_wrong(command: tuple[str, ...], log: Path, seconds: float, environment:
         except subprocess.TimeoutExpired:
             return f"cut off after {seconds:.0f} s"
         finally:
-            with contextlib.suppress(ProcessLookupError):  # nobody is left
+            with contextlib.suppress(ProcessLookupError):  # no process of the group is left
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
     return "" if code == 0 else f"ended with {code}: {last[:200]}"
 
 
 def run(parts: list[Part], phase: str, folder: Path, dry: bool, ended: set[str], seconds: float) -> list[str]:
-    """Run the parts that have not ended before; the names of those for which no time was left."""
+    """Run the parts that have not ended before; returns the names of those for which no time was left."""
     writer, device, start, left = Writer(folder / "rows.jsonl"), "cpu" if dry else "cuda", time.perf_counter(), []
     environment = dict(TRITON_INTERPRET="1") if dry else {}
     for part in parts:
@@ -200,20 +200,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--again", action="store_true", help="run the parts again that have already finished")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, then run it on the CPU with tiny sizes")
-    given = parser.parse_args(arguments)
-    if not given.dry_run and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device here; --dry-run shows the plan and runs it on the CPU")
-    folder = given.out.resolve()
+    options = parser.parse_args(arguments)
+    if not options.dry_run and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here; --dry-run prints the plan and runs it on the CPU")
+    folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
-    parts = [p for p in PHASES[given.phase](rows) if any(fnmatchcase(p.name, pattern) for pattern in given.parts)]
-    ended = set() if given.again else done(rows, "cpu" if given.dry_run else "cuda")
-    print(f"phase {given.phase}: {PHASE_SECONDS} s at most; rows in {rows}")
+    parts = [p for p in PHASES[options.phase](rows) if any(fnmatchcase(p.name, pattern) for pattern in options.parts)]
+    ended = set() if options.again else done(rows, "cpu" if options.dry_run else "cuda")
+    print(f"phase {options.phase}: {PHASE_SECONDS} s at most; rows in {rows}")
     for part in parts:
         print(f"  {part.name:40} {part.limit:4} s  {'ended before' if part.name in ended else ' '.join(part.command)}")
-    left = run(parts, given.phase, folder, given.dry_run, ended, PHASE_SECONDS)
+    left = run(parts, options.phase, folder, options.dry_run, ended, PHASE_SECONDS)
     if left:
-        print(f"no time was left for {', '.join(left)}; the same call goes on with them")
+        print(f"no time was left for {', '.join(left)}; the same command continues with them")
     return 0
 
 

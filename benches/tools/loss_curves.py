@@ -2,9 +2,9 @@
 
     python benches loss_curves --corpus DIR --steps 1000 --json benches/results/loss_curves.jsonl
 
-DIR is a prepared corpus (electra-fast prepare). Masks are the same Philox keys' for both; with --forced the reference
-also takes our samples and no dropout, so that the losses must agree to rounding; without it each draws its own samples
-and its own dropout (ours Philox bits, the reference torch's), so that the curves must agree to noise.
+DIR is a directory that `electra-fast prepare` wrote. Both start from the same weights and see the same batches and
+masks. With --forced the reference also gets our generator's samples, and dropout is off, so the losses must agree to
+rounding. Without it each draws samples and dropout from its own random numbers, so the curves must agree to noise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ReferenceTrainer:
         self.optimizer = ReferenceAdamW(named.values(), lr=0.0, eps=config.eps, weight_decay=config.weight_decay)
 
     def step(self, batch: Batch, masked: Masked, samples: Tensor | None = None) -> ReferenceOutput:
-        """One step on the batch as padded tensors, with the masks given, and with the samples if given."""
+        """One step on the batch with these masks. samples: the generator's words; None: the reference draws its own."""
         flat = torch.repeat_interleave(batch.lengths) * batch.width + batch.position_ids
         out = self.model(
             batch.pad(batch.input_ids),
@@ -59,7 +59,7 @@ class ReferenceTrainer:
 
 
 def race(corpus: Corpus, config: PretrainConfig, forced: bool) -> list[dict[str, float]]:
-    """A row a step: both losses of ours and of the reference."""
+    """Train both; returns a row for each step, with both losses of ours and of the reference."""
     torch.manual_seed(config.seed)
     ids = {f"{n}_token_id": getattr(corpus.tokenizer, f"{n}_token_id") for n in ("pad", "unk", "cls", "sep", "mask")}
     settings = ElectraConfig.tiny(vocab_size=corpus.vocab_size, **ids)
@@ -89,7 +89,7 @@ def race(corpus: Corpus, config: PretrainConfig, forced: bool) -> list[dict[str,
 
 
 def plot(rows: list[dict[str, float]], path: Path, window: int = 25) -> None:
-    """The two curves, each a running mean over `window` steps, on one another."""
+    """Draw both losses, ours over the reference's, as running means over `window` steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -116,7 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True, help="file for the losses; a plot goes beside it")
     options = parser.parse_args(arguments)
     config = PretrainConfig(steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate)
-    rows = race(Corpus(options.corpus), config, options.forced)
+    try:
+        corpus = Corpus(options.corpus)
+    except (OSError, ValueError) as error:
+        parser.error(f"--corpus: {error}")
+    rows = race(corpus, config, options.forced)
     options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plot(rows, options.json.with_suffix(".png"))
     last = rows[-max(1, len(rows) // 10) :]

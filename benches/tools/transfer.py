@@ -1,12 +1,13 @@
-"""python benches transfer: is what ELECTRA learns in minutes worth something on real tasks?
+"""python benches transfer: measure on real tasks what pre-training a tiny network for 40 minutes is worth.
 
-One network (tiny: 4 layers of 128) fine-tuned from three starts: pre-trained by ELECTRA, by masked language modelling
-(MLM), and not at all (random). English Wikipedia, in sequences of 16 tokens, then 32, 64 and 128: a network of this
-size finds a word's neighbours among 16 within three million tokens, among more not yet by then. Among 16 it is MLM that
-both learn by, and ELECTRA's discriminator goes on from there, as in the paper's two stages (section 3.2): from nothing
-it has learnt next to nothing after seven million tokens (AUC 0.62, where [CLS] and [SEP] alone give 0.60). From then on
-MLM, with no second network to train, takes as many more steps as give it the same floating-point operations. All of
-it is 40 minutes for each on one core.
+The network (4 layers of 128) is fine-tuned from three starts: pre-trained by ELECTRA, pre-trained by masked language
+modelling (MLM), and random weights. Pre-training reads English Wikipedia, in sequences of 16 tokens, then 32, 64 and
+128: from short sequences a network of this size learns which words stand together in three million tokens, from longer
+ones it takes more. In the first phase both are trained by MLM, and ELECTRA's discriminator starts from those weights,
+as in the paper's two stages (section 3.2); from random weights it learns next to nothing in seven million tokens (AUC
+0.62, where [CLS] and [SEP] alone give 0.60). In the later phases MLM, which trains one network where ELECTRA trains
+two, takes more steps, so that both spend the same number of floating-point operations. Each takes 40 minutes on one
+core.
 
     task   trained on                        measured on   metric
     sst2   SST-2, sentences                  its dev       accuracy
@@ -14,9 +15,9 @@ it is 40 minutes for each on one core.
     conll  CoNLL-2000, chunks                its test      F1
     squad  squadshifts' new_wiki             SQuAD 1.1 dev F1
 
-Every fine-tuning has the same settings whatever its start; no rate falls from layer to layer, since random layers must
-be trained as well. What is done is kept under --work, so a run that was cut off goes on where it was. Writes
-transfer.json, a row a task and start, and transfer.png.
+Each task is fine-tuned with the same settings from every start. All layers have the same learning rate, since random
+layers must be trained as well. --work keeps what is finished, so the same command continues a run that was stopped. The
+results are transfer.json, with a row for each task and start, and transfer.png.
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ from electra_fast.ops.masking import count_slots
 from electra_fast.tasks.model import load_encoder
 
 INITS = ("electra", "mlm", "random")
-CLI = [sys.executable, "-c", "import sys; from electra_fast.cli.main import main; sys.exit(main())"]
+CLI = [sys.executable, "-m", "electra_fast"]
 LONGEST = 128  # tokens of a sequence: the positions that were trained
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Of pre-training: so many steps of ELECTRA on batches of so many sequences of this length."""
+    """A phase of pre-training: `steps` steps of ELECTRA on batches of `batch_size` sequences of `length` tokens."""
 
     length: int
     batch_size: int
     steps: int
 
     def steps_of(self, objective: str, vocab_size: int) -> int:
-        """As many as cost what ELECTRA's do, in floating-point operations."""
+        """How many steps of an objective cost as many floating-point operations as the phase's steps of ELECTRA."""
         if objective == "electra":
             return self.steps
         config = ElectraConfig.tiny(vocab_size=vocab_size)
@@ -93,7 +94,7 @@ class Plan:
 
 
 def full(data: Path, work: Path) -> Plan:
-    """The experiment on the folder of real data."""
+    """The whole experiment on the data sets in this folder; unpacks GLUE under `work`."""
     glue = work / "glue"
     if not glue.exists():
         with tarfile.open(data / "glue" / "glue-nomnli.tar.xz") as archive:
@@ -110,7 +111,10 @@ def full(data: Path, work: Path) -> Plan:
 
 
 def call(plan: Plan, name: str, arguments: Sequence[str | Path]) -> None:
-    """One electra-fast on one thread, its words in WORK/logs. Raises RuntimeError with the last of them if it fails."""
+    """Run one electra-fast command on one thread, with its output in WORK/logs/NAME.log.
+
+    Raises RuntimeError with the last line of its output if it fails.
+    """
     (plan.work / "logs").mkdir(parents=True, exist_ok=True)
     log = plan.work / "logs" / f"{name}.log"
     with log.open("w") as file:
@@ -125,7 +129,7 @@ def call(plan: Plan, name: str, arguments: Sequence[str | Path]) -> None:
 
 
 def prepare(plan: Plan) -> None:
-    """WORK/wikiLENGTH of each phase, with one tokenizer."""
+    """Prepare WORK/wikiLENGTH for each phase, all with the tokenizer of the first."""
     first = plan.work / f"wiki{plan.start.length}"
     for phase in (plan.start, *plan.phases):
         out = plan.work / f"wiki{phase.length}"
@@ -136,7 +140,7 @@ def prepare(plan: Plan) -> None:
 
 
 def train(plan: Plan, phase: Phase, objective: str, steps: int, start: Sequence[str | Path] = ()) -> Path:
-    """WORK/OBJECTIVE-LENGTH -> its final weights."""
+    """Train one phase in WORK/OBJECTIVE-LENGTH; returns the folder of its final weights."""
     out = plan.work / f"{objective}-{phase.length}"
     if not (out / "final").exists():
         options = ["--objective", objective, "--steps", str(steps), "--batch-size", str(phase.batch_size)]
@@ -147,7 +151,7 @@ def train(plan: Plan, phase: Phase, objective: str, steps: int, start: Sequence[
 
 
 def begin(plan: Plan) -> None:
-    """What both start from: MLM's network, and a discriminator with its encoder and a new head."""
+    """Make the weights that both start from: MLM's network, and a discriminator with its encoder and a new head."""
     final, out = train(plan, plan.start, "mlm", plan.start.steps), plan.work / "discriminator"
     encoder, tokenizer = load_encoder(final / "generator")
     torch.manual_seed(0)
@@ -158,7 +162,7 @@ def begin(plan: Plan) -> None:
 
 
 def pretrain(plan: Plan, objective: str) -> None:
-    """Each phase from the weights of the one before."""
+    """Run the phases after the first, each from the weights of the one before."""
     start: list[str | Path] = ["--init-generator", plan.work / f"mlm-{plan.start.length}" / "final" / "generator"]
     if objective == "electra":
         start = ["--init-discriminator", plan.work / "discriminator"]
@@ -170,7 +174,7 @@ def pretrain(plan: Plan, objective: str) -> None:
 
 
 def finetune(plan: Plan, task: Task, init: str) -> None:
-    """WORK/finetuned/TASK-INIT, of all seeds; what a call that was cut off left, some of them, is done anew."""
+    """Fine-tune all seeds into WORK/finetuned/TASK-INIT; a folder that lacks some of them is done anew."""
     out = plan.work / "finetuned" / f"{task.name}-{init}"
     if out.exists():
         if len(json.loads((out / "results.json").read_text())["seeds"]) == len(plan.seeds):
@@ -187,21 +191,21 @@ def finetune(plan: Plan, task: Task, init: str) -> None:
 
 
 def results(plan: Plan) -> list[dict[str, Any]]:
-    """A row for each task and start that is done."""
+    """The rows of results: one for each task and start that is finished."""
     rows = []
     for task in plan.tasks:
         for init in INITS:
             path = plan.work / "finetuned" / f"{task.name}-{init}" / "results.json"
             if path.exists():
-                found = json.loads(path.read_text())
-                runs = [scores[found["metric"]] for scores in found["seeds"].values()]
-                row = dict(task=task.name, init=init, metric=found["metric"])
+                result = json.loads(path.read_text())
+                runs = [scores[result["metric"]] for scores in result["seeds"].values()]
+                row = dict(task=task.name, init=init, metric=result["metric"])
                 rows.append(row | dict(median=statistics.median(runs), runs=runs))
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians of the runs, and their range."""
+    """A line for each task: median and range of the runs from each start."""
     lines = [f"{'task':8}{'metric':10}" + "".join(f"{init:>24}" for init in INITS)]
     for name in dict.fromkeys(row["task"] for row in rows):
         cells = {row["init"]: row for row in rows if row["task"] == name}
@@ -215,7 +219,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel a task: a point a run, a bar at the median."""
+    """Draw a panel for each task, with a point for each run and a bar at the median."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["task"] for row in rows))
@@ -241,7 +245,7 @@ def write(plan: Plan, out: Path) -> None:
 
 
 def run(plan: Plan, out: Path, jobs: int) -> None:
-    """All of it, `jobs` processes at once."""
+    """Run the whole experiment, `jobs` processes at once; the results are written after each stage."""
     prepare(plan)
     stages: dict[str, list[Callable[[], None]]] = {
         "start": [partial(begin, plan)],
@@ -279,12 +283,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--jobs", type=int, default=2, help="number of single-threaded processes to run at once (default: 2)"
     )
-    given = parser.parse_args(arguments)
-    if not given.data.is_dir():
-        parser.error(f"there is no folder {given.data}; name that of the data by --data")
-    given.work.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args(arguments)
+    if not options.data.is_dir():
+        parser.error(f"there is no folder {options.data}; name the folder of the data sets with --data")
+    options.work.mkdir(parents=True, exist_ok=True)
     try:
-        run(full(given.data, given.work), given.json, given.jobs)
+        run(full(options.data, options.work), options.json, options.jobs)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

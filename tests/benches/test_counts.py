@@ -42,7 +42,7 @@ def test_what_launches_is_counted() -> None:
         (x + 1).sum().item()
         x.view(4, 6).t()[1:].detach(), torch.empty_like(x), torch.ones(3).add_(1)
         _philox.derive_seeds(*(torch.empty(1, dtype=torch.int64, device="meta") for _ in range(2)), 3, 2)
-    between, seeds = mode.found[launches.BETWEEN], mode.found["derive_seeds"]
+    between, seeds = mode.counts[launches.BETWEEN], mode.counts["derive_seeds"]
     assert (between.operations, between.kernels, between.calls, mode.waits) == (2, 0, [], 1)
     assert seeds.calls == [seeds.launches] and seeds.operations + seeds.kernels == seeds.launches > 0
 
@@ -51,7 +51,7 @@ def test_a_layer_of_other_generations() -> None:
     """On sm_80 the small discriminator's FFN is in pieces, 2 launches more each way; the generator's is not, whose last
     layer, where masked rows ask, is 6 more each way on both."""
     counted = {g: launches.count_step(ElectraConfig.small(), 4, 128, g) for g in (80, 90)}
-    fwd, bwd = ({g: m.found[f"encoder_{way}"].calls for g, m in counted.items()} for way in ("fwd", "bwd"))
+    fwd, bwd = ({g: m.counts[f"encoder_{way}"].calls for g, m in counted.items()} for way in ("fwd", "bwd"))
     assert fwd == {80: [12 * 2 + 6, 12 * 4], 90: [12 * 2 + 6, 12 * 2]}
     assert bwd == {80: [12 * 10, 12 * 8 + 6], 90: [12 * 8, 12 * 8 + 6]}
 
@@ -66,9 +66,9 @@ def test_a_layer_keeps_what_it_does_on_paper(part: str) -> None:
     size, heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
     one_launch = size in (64, 128, 256) and inner % 64 == 0
     wanted = 2 * 5 * size + 4 * heads + 4 * 4 + (0 if one_launch else 2 * 2 * inner)
-    assert memory.a_layer(memory.ours, config, rows, width) == wanted * rows * width + 2 * 8  # its seeds
+    assert memory.layer_bytes(memory.ours, config, rows, width) == wanted * rows * width + 2 * 8  # its seeds
     wanted = 2 * 8 * size + 2 * size + 2 * 2 * inner + 5 * heads * width + 4 * 4
-    assert memory.a_layer(memory.transformers_eager, config, rows, width) == wanted * rows * width
+    assert memory.layer_bytes(memory.transformers_eager, config, rows, width) == wanted * rows * width
 
 
 def test_what_is_saved_twice_counts_once_and_parameters_do_not() -> None:

@@ -62,7 +62,7 @@ def test_the_gate_mixes_no_devices(batch: Batch) -> None:
     """On meta tensors, which stand for CUDA's: what a tensor of the host meets there raises."""
     with launches.Counting() as mode:
         parity.first_gradients_differ(TINY, batch.to(torch.device("meta")), torch.bfloat16)
-    assert len(mode.found["encoder_bwd"].calls) == 2  # of ours alone: the reference calls no op
+    assert len(mode.counts["encoder_bwd"].calls) == 2  # of ours alone: the reference calls no op
 
 
 def test_every_rival_asked_for_on_a_gpu_is_there(case: bench.Case) -> None:
