@@ -236,12 +236,14 @@ print(count, most - before)
 @pytest.mark.parametrize(
     ("file", "kind", "line"),
     [
-        ("a.txt.xz", "classification", "a film to remember " * 5),
-        ("a.tsv.gz", "classification", "a film to remember " * 5 + "\tx"),
+        pytest.param("a.txt.xz", "classification", "a film to remember " * 5, marks=pytest.mark.slow),
+        pytest.param("a.tsv.gz", "classification", "a film to remember " * 5 + "\tx", marks=pytest.mark.slow),
         ("a.csv.xz", "regression", "a film to remember " * 5 + ",1"),
         ("a.jsonl.gz", "classification", json.dumps({"text": "a film to remember " * 5})),
         ("a.conll.xz", "tagging", "longer-words O\n" * 7),
-        ("a.jsonl.xz", "qa", json.dumps({"question": "Who?", "context": "a film " * 10})),
+        pytest.param(
+            "a.jsonl.xz", "qa", json.dumps({"question": "Who?", "context": "a film " * 10}), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: value[:6],
 )
