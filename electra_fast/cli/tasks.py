@@ -125,6 +125,7 @@ def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptio
     if options.out is not None:
         check_predictions_path(options.out, data, model.task.labels)
     scores, found = evaluate(model, tokenizer, data)
+    found.tell(model)
     print(json.dumps(scores, indent=2), flush=True)  # before the predictions, whose writing may fail
     if options.out is not None:
         write_predictions(options.out, data, found.values, found.null_odds or None)
@@ -173,6 +174,7 @@ def run_predict(use: UseOptions, options: PredictOptions, columns: ColumnOptions
             say(note, sys.stderr)
         check_predictions_path(options.out, data, task.labels)
         found = predict(model, tokenizer, data.examples)
+        found.tell(model)
         print("\n".join(map(str, write_predictions(options.out, data, found.values, found.null_odds or None))))
         return 0
 

@@ -16,6 +16,7 @@ from electra_fast.tasks.batch import collate
 from electra_fast.tasks.features import Feature, Featurizer
 from electra_fast.tasks.model import TaskModel
 from electra_fast.tasks.settings import FinetuneConfig
+from electra_fast.tasks.windows import closer_windows
 from electra_fast.train.optimizer import AdamW, working_copy
 from electra_fast.train.schedule import layerwise_scales, learning_rate
 
@@ -73,11 +74,7 @@ def training_features(model: TaskModel, tokenizer: Tokenizer, examples: Sequence
     if featurizer.truncated:
         say(f"{featurizer.truncated:,} training examples are longer than {model.max_length} tokens and are cut")
     if featurizer.closer:
-        say(
-            f"the contexts of {featurizer.closer:,} training questions are read in windows that are closer than "
-            f"--stride {config.stride}, so that no answer lies between two: --max-length {model.max_length} leaves "
-            "little room"
-        )
+        say(closer_windows(featurizer.closer, "training", config.stride, model.max_length))
     return features
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.report.terminal import say
 from electra_fast.tasks.answer_spans import best_answers
 from electra_fast.tasks.batch import TaskBatch, bucketed, collate
 from electra_fast.tasks.examples import Question, Refused
 from electra_fast.tasks.features import Feature, Featurizer
 from electra_fast.tasks.heads import Dropout, wide
 from electra_fast.tasks.model import Task, TaskModel
+from electra_fast.tasks.windows import closer_windows
 
 Advance = Callable[[int], None]  # is called with the number of sequences that are done
 
@@ -32,12 +35,19 @@ class Predictions:
         details: for each example a JSON object with the value and its probabilities or score, as `predict` prints it.
         answers: id -> the best answer, also where the value says that there is none. qa only.
         null_odds: id -> how likely there is no answer. SQuAD v2.0 only.
+        closer: how many questions were read in windows that are closer than the stride.
     """
 
     values: list[Any]
     details: list[dict[str, Any]]
     answers: dict[str, str] = dataclasses.field(default_factory=dict)
     null_odds: dict[str, float] = dataclasses.field(default_factory=dict)
+    closer: int = 0
+
+    def tell(self, model: TaskModel) -> None:
+        """Prints on stderr, in a line, that windows are closer than the model's stride, if some are."""
+        if self.closer:
+            say(closer_windows(self.closer, "", model.settings.stride, model.max_length), sys.stderr)
 
 
 def predict(
@@ -57,9 +67,10 @@ def predict(
     """
     task = model.task
     bare = [unlabelled(example) for example in examples]
-    features = Featurizer(tokenizer, task.kind, task.labels, model.settings, model.max_length)(bare)
+    featurizer = Featurizer(tokenizer, task.kind, task.labels, model.settings, model.max_length)
+    features = featurizer(bare)
     if task.kind == "qa":
-        return _answers(model, bare, features, advance)
+        return dataclasses.replace(_answers(model, bare, features, advance), closer=featurizer.closer)
     parts: list[list[Tensor]] = [[] for _ in examples]
     by_feature = dict(_logits(model, features, advance))
     for i, feature in enumerate(features):
@@ -85,7 +96,7 @@ def unlabelled(example: Any) -> Any:
 def predict_stream(
     model: TaskModel, tokenizer: Tokenizer, examples: Iterable[Any], at_once: int
 ) -> Iterator[dict[str, Any]]:
-    """Predicts a stream, as soon as `at_once` examples are read or the stream ends.
+    """Predicts a stream, as soon as `at_once` examples are read or the stream ends. At its end, `Predictions.tell`.
 
     Args:
         model: the model.
@@ -96,10 +107,13 @@ def predict_stream(
     Yields: for each example, in order, its id and the details of its prediction; for each Refused its id and error.
     """
     stream = iter(examples)
+    closer = 0
     while group := list(islice(stream, at_once)):
-        details = iter(predict(model, tokenizer, [each for each in group if not isinstance(each, Refused)]).details)
+        predictions = predict(model, tokenizer, [each for each in group if not isinstance(each, Refused)])
+        details, closer = iter(predictions.details), closer + predictions.closer
         for each in group:
             yield {"id": each.id, **({"error": each.error} if isinstance(each, Refused) else next(details))}
+    Predictions([], [], closer=closer).tell(model)
 
 
 def _classes(task: Task, logits: Sequence[Tensor]) -> Predictions:

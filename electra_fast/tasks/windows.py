@@ -71,3 +71,18 @@ def most_context(bounds: list[tuple[int, int]], tokens: int) -> list[int]:
             if (sides := min(token - start, stop - 1 - token)) > most[token]:
                 best[token], most[token] = number, sides
     return best
+
+
+def closer_windows(questions: int, which: str, stride: int, max_length: int) -> str:
+    """A sentence that tells that the windows of some questions are closer than asked for.
+
+    Args:
+        questions: how many.
+        which: a word in front of "questions", or "".
+        stride: the stride that was asked for.
+        max_length: tokens of a sequence, at most.
+    """
+    return (
+        f"the contexts of {questions:,} {f'{which} questions'.strip()} are read in windows that are closer than "
+        f"--stride {stride}, so that no answer lies between two: --max-length {max_length} leaves little room"
+    )

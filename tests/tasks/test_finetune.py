@@ -209,8 +209,19 @@ def test_a_stride_wider_than_the_window_is_limited_and_said(
     (tmp_path / "qa.json").write_text(json.dumps(data))
     file = tmp_path / "qa.json"
     finetune(run_for(world, tmp_path / "out", "qa", train=file, dev=file), FAST)
-    said = "the contexts of 1 training questions are read in windows that are closer than --stride 128"
-    assert said in capsys.readouterr().out
+    said = "the contexts of 1 {}questions are read in windows that are closer than --stride 128"
+    assert said.format("training ") in capsys.readouterr().out
+    model = ["--model", str(tmp_path / "out" / "model")]
+    for command in (["evaluate", "--data", str(file)], ["predict", str(file)], ["predict", str(file), "--out"]):
+        if command[-1] == "--out":
+            command = [*command, str(tmp_path / "predictions.json")]
+        assert main([*command, *model]) == 0
+        assert capsys.readouterr().err.count(said.format("")) == 1, command
+    qas[0]["id"] = "other"
+    data["data"][0]["paragraphs"][0]["context"] = "fine is the film"  # fits into one window
+    file.write_text(json.dumps(data))
+    assert main(["evaluate", "--data", str(file), *model]) == 0
+    assert "--stride" not in capsys.readouterr().err
 
 
 def test_seeds_reproduce_bit_for_bit(world: Path, tmp_path: Path) -> None:
