@@ -62,6 +62,9 @@ class DeviceOptions:
     device: Device = "auto"
     """Device to compute on: auto is the GPU where torch sees one, and the CPU elsewhere."""
 
+    threads: int | None = None
+    """Threads on the CPU. (default: as many as the process may use cores, by its affinity and its CPU quota)"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOptions:

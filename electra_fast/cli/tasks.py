@@ -81,10 +81,11 @@ class UseOptions(ModelOptions, DeviceOptions, PrecisionOptions):
 
     def load(self) -> tuple[TaskModel, Tokenizer]:
         """The model on the device, in the precision asked for, and its tokenizer."""
-        from electra_fast.device import chosen_device
+        from electra_fast.device import chosen_device, set_threads
         from electra_fast.tasks.model import TaskModel
         from electra_fast.train.optimizer import working_copy
 
+        set_threads(self.threads)
         model, tokenizer = TaskModel.load(self.model)
         return working_copy(model.to(chosen_device(self.device)), self.precision), tokenizer
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from electra_fast.cores import usable_cores
 from electra_fast.data.builder import Builder, Chunk, Part
 
 WORTH_PROCESSES = 1 << 26  # bytes on disk below which starting processes costs more than it saves
@@ -31,7 +32,7 @@ def number_of_processes(processes: int | None, size: int) -> int:
     """`processes`, or where that is None the number that suits text of `size` bytes; 1 stands for threads."""
     if processes is not None:
         return processes
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return cores if cores > FEW_CORES and size >= WORTH_PROCESSES else 1
 
 

@@ -9,17 +9,17 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from electra_fast.data.tokenizer import Tokenizer
-from electra_fast.device import chosen_device
+from electra_fast.device import chosen_device, set_threads
 from electra_fast.report.curves import plot_finetuning
 from electra_fast.report.log import Callback, Log, read_log
 from electra_fast.report.terminal import printable, progress_bar, say
 from electra_fast.storage.atomic import write_file
+from electra_fast.storage.digests import file_digest
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.evaluate import evaluate
 from electra_fast.tasks.examples import Dataset, check_labels
@@ -57,11 +57,12 @@ def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None
     """
     Output.check(run.out, run.resume)
     device = chosen_device(run.device)
+    set_threads(run.threads)
     train, dev = _datasets(run)
     load_encoder(run.model, run.random_init)  # what is wrong with it is said before OUT is made
     request = {
         "task": train.kind,
-        "model": _sha256(run.model / "model.safetensors"),
+        "model": file_digest(run.model / "model.safetensors"),
         "tokenizer": Tokenizer.load(run.model).sha256,
         "random_init": run.random_init,
         "train": _examples_sha256(train),
@@ -91,14 +92,6 @@ def _datasets(run: FinetuneRun) -> tuple[Dataset, Dataset]:
     if run.task == "tagging":
         say(described(train.labels))
     return dataclasses.replace(train, name=name), dataclasses.replace(dev, name=name)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _examples_sha256(data: Dataset) -> str:

@@ -143,7 +143,10 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRun(TaskOptions, ReadOptions, OutputOptions, DeviceOptions):
-    """What a fine-tuning run reads and writes, and on which device."""
+    """What a fine-tuning run reads and writes, and on which device.
+
+    `seeds` are the seeds themselves; the command line alone takes a single number for a count (--seeds 3 is 0, 1, 2).
+    """
 
     columns: Columns | None = None
 

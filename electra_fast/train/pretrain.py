@@ -11,7 +11,7 @@ from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.data.ngrams import LARGEST_VOCABULARY, NGrams
 from electra_fast.data.verification import Verification
-from electra_fast.device import chosen_device
+from electra_fast.device import chosen_device, set_threads
 from electra_fast.objectives.base import Objective
 from electra_fast.report.log import Callback, Log, Progress, measured_peak
 from electra_fast.report.terminal import say
@@ -61,6 +61,7 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
     OSError where OUT cannot be written, FloatingPointError for a loss that is not finite.
     """
     chosen_device(run.device)  # before anything is written
+    set_threads(run.threads)
     try:
         run.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -35,13 +35,13 @@ PRETRAIN = dict(
     max_length=None, learning_rate=6e-4, micro_batch_size=None, warmup_steps=None, out=Path("electra-out"),
     resume=False, allow_change=(), save_every=1000, keep=3, eval_every=100, log_every=10, seed=0, device="auto",
     precision="auto", non_finite="stop", init_generator=None, init_discriminator=None, faithful=False, log_to=None,
-    packing=None, mask_prob=None, dropout=None,
+    packing=None, mask_prob=None, dropout=None, threads=None,
 )  # fmt: skip
 TASK = dict(
     task="qa", model=Path("m"), train=Path("t"), dev=Path("d"), out=Path("o"), text_column=None, text2_column=None,
     label_column=None, id_column=None, seeds=(0,), random_init=False, device="auto", log_every=10, epochs=None,
     learning_rate=1e-4, layerwise_decay=0.8, weight_decay=0.01, batch_size=32, max_length=None, stride=128,
-    head="google", precision="auto", faithful=False,
+    head="google", precision="auto", faithful=False, threads=None,
 )  # fmt: skip
 EVALUATE = dict(model=Path("m"), data=Path("d"), out=None, text_column=None, device="auto", precision="auto")
 PREDICT = dict(files=(), model=Path("m"), out=None, at_once=256, id_column=None, device="auto", precision="auto")
