@@ -1,4 +1,5 @@
-"""Google's TensorFlow 1 checkpoints: their names, their shapes, Adam's moments."""
+"""Google's TensorFlow 1 checkpoints of ELECTRA: networks and Adam's moments, under the names of transformers and
+ours."""
 
 from __future__ import annotations
 
@@ -72,8 +73,9 @@ def read_google(prefix: Path) -> tuple[dict[str, Network], dict[str, Tensor], li
             config = _config(tensors, beside, f"{prefix}.index")
             networks[network] = NETWORKS[network].from_tensors(config, tensors, f"{prefix}.index")
     if beside is not None and beside not in [network.config for network in networks.values()]:
-        there, here = asdict(beside), asdict([*networks.values()][-1].config)
-        differ = ", ".join(f"{name} is {there[name]}, not {here[name]}" for name in here if there[name] != here[name])
+        named, loaded = asdict(beside), asdict([*networks.values()][-1].config)
+        unlike = [name for name in loaded if named[name] != loaded[name]]
+        differ = ", ".join(f"{name} is {named[name]}, not {loaded[name]}" for name in unlike)
         raise ValueError(
             f"{prefix.parent / 'config.json'} describes another network than the checkpoint holds ({differ}); "
             f"correct it, or put another there"
@@ -86,10 +88,10 @@ def read_google(prefix: Path) -> tuple[dict[str, Network], dict[str, Tensor], li
 
 
 def _variables(names: list[str]) -> dict[str, dict[str, str]]:
-    """Which variables each network is made of: "generator" or "discriminator" -> Google's name -> transformers'.
+    """The variables of each network: "generator" or "discriminator" -> Google's name -> transformers' name.
 
-    A generator has a scope of its own, or shares the encoder "electra" with the discriminator where the two are of one
-    size. Its embedding tables are the discriminator's unless its scope has some.
+    The generator's variables have the scope "generator", or, if both networks are of one size, it shares the encoder
+    "electra" with the discriminator. Its embedding tables are the discriminator's unless its own scope has some.
     """
     has_generator = any(name.startswith("generator/") for name in names)
     variables: dict[str, dict[str, str]] = {}
@@ -115,7 +117,7 @@ def _bytes(bundle: Bundle, variables: Mapping[str, Mapping[str, str]]) -> int:
 
 
 def _name(google: str) -> str:
-    """transformers' name of a variable of Google's."""
+    """The name that transformers gives to a variable of Google's."""
     for old, new in _RENAMED.items():
         google = google.replace(old, new)
     *scopes, kind = re.sub(r"/layer_(\d+)/", r"/layer/\1/", google).split("/")
@@ -129,13 +131,18 @@ def _tensor(bundle: Bundle, name: str, variable: str) -> Tensor:
 
 
 def _config(tensors: Mapping[str, Tensor], beside: NetworkConfig | None, source: str) -> NetworkConfig:
-    """The sizes of a network by the shapes of its tensors; what these do not tell is taken from `beside`."""
+    """The config of a network: sizes from the shapes of its tensors, and all else from `beside`, or the defaults.
+
+    tensors: the weights under transformers' names.
+    beside: the config.json beside the checkpoint, if there is one.
+    source: what an error calls the checkpoint.
+    """
     base = beside or NetworkConfig()
 
     def shape(name: str) -> tuple[int, int]:
         name = f"electra.{name}.weight"
         if name not in tensors or tensors[name].ndim != 2:
-            raise ValueError(f"{source} has no matrix that would be {name}; take a whole checkpoint of an ELECTRA")
+            raise ValueError(f"{source} has no matrix for {name}; take a whole checkpoint of an ELECTRA")
         return tensors[name].shape[0], tensors[name].shape[1]
 
     vocab_size, embedding_size = shape("embeddings.word_embeddings")
@@ -160,14 +167,14 @@ def _optimiser(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     moments: "network.moment.NAME" -> tensor, with transformers' names. Tables that both networks share are listed once,
     as the discriminator's.
     """
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for which in ("discriminator", "generator"):
         for moment in _MOMENTS.values():
             prefix = f"{which}.{moment}."
             own = {key.removeprefix(prefix): t for key, t in moments.items() if key.startswith(prefix)}
             for name, tensor in from_huggingface(own).items():
-                twin = found.get(f"{moment}.discriminator.{name}") if ".embeddings." in name else None
+                twin = state.get(f"{moment}.discriminator.{name}") if ".embeddings." in name else None
                 if which == "generator" and twin is not None and torch.equal(twin, tensor):
                     continue
-                found[f"{moment}.{which}.{name}"] = tensor
-    return found
+                state[f"{moment}.{which}.{name}"] = tensor
+    return state

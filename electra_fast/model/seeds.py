@@ -7,7 +7,8 @@ from torch import Tensor
 
 from electra_fast.data.batch import Batch
 
-# Philox is keyed by (seed, stream, step, row, element). A network takes one stream for each of its ops from here on.
+# Each op draws from a stream of its own (see ops/_philox.py). A network takes one stream for each of its ops, beginning
+# with its number here.
 MASKING, SAMPLING, GENERATOR, DISCRIMINATOR = 0, 1, 1 << 16, 2 << 16
 
 

@@ -13,16 +13,17 @@ from electra_fast.ops._library import A, launcher
 
 @dataclass(frozen=True)
 class Backend(Generic[A]):
-    """A differentiable op on one device. Its functions take the op's arguments as their NamedTuple."""
+    """The functions that compute a differentiable op on one device. They take the op's arguments as a NamedTuple."""
 
     fwd: Callable[[A], Any]  # (args) -> (*outputs, saved)
     bwd: Callable[[list[Tensor], A, list[Tensor]], list[Tensor]]  # (grads, args, saved) -> gradients
-    saves: Callable[[A], Sequence[Tensor]] = lambda args: ()  # tensors shaped as `saved`, for the fake
-    takes: Callable[[A], bool] = lambda args: True  # whether it serves these shapes; if not, the reference does
-    limit: str = ""  # `takes` in words
-    infer: Callable[[A], Any] | None = None  # (args) -> outputs, where it is cheaper to save nothing
+    saves: Callable[[A], Sequence[Tensor]] = lambda args: ()  # tensors of the shapes of `saved`, for the fake
+    takes: Callable[[A], bool] = lambda args: True  # whether it takes these shapes; otherwise the reference runs
+    limit: str = ""  # the condition `takes`, in words
+    infer: Callable[[A], Any] | None = None  # (args) -> outputs, if to save nothing is cheaper
 
     def forward(self, args: A, keep: bool = True) -> Any:
+        """Returns the outputs, and a list of the saved tensors, which is empty unless `keep` is True."""
         if keep:
             return self.fwd(args)
         outputs = self.fwd(args)[:-1] if self.infer is None else as_tuple(self.infer(args))
@@ -36,11 +37,15 @@ def triton_backend(
     takes: Callable[[A], bool] = lambda args: True,
     limit: str = "",
 ) -> Backend[A]:
-    """The backend of two launchers, each named by its file in kernels/ and its function, that take the arguments one by
-    one."""
+    """A backend in Triton.
+
+    forward, backward: the launchers, each by its file in kernels/ and its function. They take the arguments one by one.
+    saves, takes, limit: as Backend describes them.
+    """
     fwd, bwd = launcher(*forward), launcher(*backward)
     return Backend(lambda args: fwd(*args), lambda grads, args, saved: bwd(grads, *args, saved), saves, takes, limit)
 
 
 def as_tuple(value: Any) -> tuple[Tensor, ...]:
+    """The outputs of a function as a tuple, also if it is a single tensor."""
     return value if isinstance(value, tuple) else (value,)

@@ -1,4 +1,4 @@
-"""Ops with gradients: what makes two dispatcher ops of a forward and a backward, and autograd's function of them.
+"""Ops with gradients: how a forward and a backward become two dispatcher ops and an autograd function.
 
 A differentiable op `name` is two dispatcher ops, `name_fwd` and `name_bwd`:
 
@@ -7,8 +7,8 @@ A differentiable op `name` is two dispatcher ops, `name_fwd` and `name_bwd`:
 
 `grads` holds one gradient for each floating-point output, and `saved` the outputs followed by what the forward saved.
 The result holds one gradient for each differentiable argument that is not None; where such an argument is a list, one
-for each tensor in it. Backends may save different tensors. With keep=False, used where no gradient is asked for,
-nothing is saved. The reference's backward is PyTorch's autograd through the plain function.
+for each tensor in it. Each backend saves the tensors that it needs. With keep=False, if no gradient is needed, nothing
+is saved. The reference's backward is PyTorch's autograd through the plain function.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AUTOGRAD_KEYS = [
 
 def refuse_transforms(name: str, args: Iterable[Any]) -> None:
     """Raises NotImplementedError under torch.func and forward-mode differentiation, which these ops do not support;
-    derivatives would silently be zero there."""
+    otherwise derivatives would silently be zero."""
     if torch.compiler.is_compiling():
         return
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -54,11 +54,18 @@ Choice = Callable[[Any, Sequence[Any]], Backend[Any]]  # (args, all values of th
 
 
 class DifferentiableOp(Generic[A]):
-    """`op(args) -> outputs`, differentiable in the arguments that `differentiable` names.
+    """A differentiable op: it is called with its arguments, and returns its outputs.
 
-    `cpu` is the C++ implementation in float32, `cuda` the Triton one in float32, float16 and bfloat16; without one, or
-    without the core or triton, the reference runs. On the CPU, `check` comes first in every implementation, forward and
-    backward: it refuses values that would otherwise lead to wrong addresses.
+    name: that of the op.
+    arguments: the NamedTuple of its arguments.
+    outputs: the names of its outputs.
+    differentiable: the names of the arguments that have gradients.
+    reference: the formula in PyTorch, which runs if no backend takes the arguments, and in float64.
+    fake: returns tensors of the outputs' shapes, for torch.compile.
+    cpu: the implementation in C++, for float32.
+    cuda: the implementation in Triton, for float32, float16 and bfloat16.
+    check: runs before every implementation on the CPU, forward and backward, and raises on values that would lead to
+        wrong addresses.
     """
 
     def __init__(
@@ -96,7 +103,8 @@ class DifferentiableOp(Generic[A]):
             LIBRARY.impl(f"{name}_fwd", self._autocast(device.lower()), f"Autocast{device}")
 
     def _forward(self, choose: Choice) -> Callable[..., Any]:
-        """The forward by the backend that `choose` returns for the arguments, of values one by one."""
+        """The dispatcher op name_fwd, which takes its arguments one by one and runs the backend that `choose`
+        returns."""
 
         def forward(*values: Any, keep: bool = True) -> Any:
             args = self.make(values)
@@ -105,6 +113,8 @@ class DifferentiableOp(Generic[A]):
         return forward
 
     def _backward(self, choose: Choice) -> Callable[..., list[Tensor]]:
+        """The dispatcher op name_bwd, likewise."""
+
         def backward(grads: list[Tensor], *values: Any) -> list[Tensor]:
             *rest, saved = values
             args = self.make(rest)
@@ -124,12 +134,12 @@ class DifferentiableOp(Generic[A]):
         return self.plain if self.cuda is None or not self.on_triton(args) else self.cuda
 
     def on_triton(self, args: A) -> bool:
-        """The one place that chooses between Triton and the reference on CUDA, by dtype and shape."""
+        """Whether Triton runs these arguments on CUDA; otherwise the reference does, as for float64."""
         wide = any(t.dtype == torch.float64 for t in tensors_in(args))
         return self.cuda is not None and not wide and self.cuda.takes(args)
 
     def _forward_fake(self, *values: Any, keep: bool = True) -> Any:
-        """Tensors shaped as the results of the implementation that these arguments reach."""
+        """Tensors of the shapes of the outputs, and of what the backend saves that would run these arguments."""
         args = self.make(values)
         floats = [t for t in tensors_in(args) if t.is_floating_point()]
         narrow = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in floats)
@@ -144,7 +154,7 @@ class DifferentiableOp(Generic[A]):
         return [t.new_empty(t.shape) for t in self._differentiated(values)]
 
     def _differentiated(self, args: Sequence[Any]) -> list[Tensor]:
-        """The tensors that backward has gradients for."""
+        """The tensors that have gradients, in order."""
         return tensors_in([args[i] for i in self.slots])
 
     def __call__(self, args: A) -> Any:
@@ -160,8 +170,8 @@ class DifferentiableOp(Generic[A]):
             return self.fwd(*values, **keep)
 
     def _autocast(self, device: str) -> Callable[..., Any]:
-        """Under torch.autocast everything is float32 on the CPU, whose only precision that is, and of autocast's dtype
-        on CUDA; float64 stays."""
+        """The forward under torch.autocast: tensors become float32 on the CPU, which has no 16-bit ops, and autocast's
+        dtype on CUDA. Those in float64 stay."""
 
         def cast(value: Any, dtype: torch.dtype) -> Any:
             if isinstance(value, (list, tuple)):
@@ -177,20 +187,20 @@ class DifferentiableOp(Generic[A]):
         return forward
 
     def through_autograd(self, function: Callable[[A], Tensor | tuple[Tensor, ...]]) -> Backend[A]:
-        """A backend of a function of the arguments: it saves nothing, and its backward runs the function again under
-        autograd."""
+        """A backend whose forward is a function of PyTorch ops. It saves nothing: its backward runs the function again,
+        under autograd."""
 
         def backward(grads: list[Tensor], args: A, saved: list[Tensor]) -> list[Tensor]:
             values = list(args)
             with torch.enable_grad(), torch._C._PreserveDispatchKeyGuard():
-                for key in _AUTOGRAD_KEYS:  # excluded under a TorchDispatchMode, as FlopCounterMode is one
+                for key in _AUTOGRAD_KEYS:  # a TorchDispatchMode, such as FlopCounterMode, excludes them
                     torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
                 for i in self.slots:
                     values[i] = _leaf(values[i])
                 outputs = [o for o in as_tuple(function(self.make(values))) if o.is_floating_point()]
                 leaves = self._differentiated(values)
                 gradients = torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
-            # An op may not return its input, and autograd hands a gradient through an addition as it is.
+            # An op must not return its input, but autograd returns the upstream gradient itself for an addition.
             inputs = {g.untyped_storage().data_ptr() for g in grads}
             return [g.clone() if g.untyped_storage().data_ptr() in inputs else g.contiguous() for g in gradients]
 
@@ -198,17 +208,20 @@ class DifferentiableOp(Generic[A]):
 
 
 def _asks_for_gradients(args: Iterable[Any]) -> bool:
+    """Whether autograd is on, and a tensor among the arguments requires gradients."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(args))
 
 
 def _leaf(value: Any) -> Any:
+    """A tensor, or the tensors of a list, as leaves of a new autograd graph."""
     if isinstance(value, Tensor):
         return value.detach().requires_grad_()
     return [_leaf(t) for t in value] if value is not None else None
 
 
 class _Function(torch.autograd.Function):
-    """Takes an op's arguments, and again the tensors among them in order, as autograd does not look into lists."""
+    """The autograd function of an op. It takes the op's arguments, and then again each tensor among them, since
+    autograd does not look into lists."""
 
     @staticmethod
     def forward(ctx: Any, op: DifferentiableOp, values: Sequence[Any], *tensors: Tensor) -> Any:
@@ -237,16 +250,18 @@ class _Function(torch.autograd.Function):
         return (None, None, *result)
 
 
-_TENSOR = object()  # stands where a tensor stood among the values; autograd keeps the tensors
+_TENSOR = object()  # takes the place of a tensor among the values, since autograd keeps the tensors themselves
 
 
 def _place(value: Any) -> Any:
+    """The value with _TENSOR in place of each tensor."""
     if isinstance(value, Tensor):
         return _TENSOR
     return [_place(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The value with the next tensors in place of each _TENSOR."""
     if value is _TENSOR:
         return next(tensors)
     return [_filled(v, tensors) for v in value] if isinstance(value, list) else value
