@@ -23,19 +23,32 @@ PLACES = 2**20  # row id = example id * PLACES + place in the sequence
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens of N sequences, one after the other.
+    """The T tokens of N sequences, packed: one sequence after the other, without padding.
 
-    Row ids name a token for ever: they key masks, samples and dropout, so that neither packing nor padding nor the
-    split into micro-batches changes a bit.
+    `Batch.from_padded` and `Batch.from_examples` make one. A token's row id is the same in every batch. The random
+    numbers of masks, samples and dropout are keyed by it, so packing, padding and micro-batches change no bit of them.
     """
 
-    input_ids: Tensor  # (T,) int64
-    token_type_ids: Tensor  # (T,) int64
-    position_ids: Tensor  # (T,) int64: column in the padded input
-    row_ids: Tensor  # (T,) int64: example id * PLACES + place among the sequence's tokens
-    cu_seqlens: Tensor  # (N + 1,) int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
-    lengths: Tensor  # (N,) int64, on the host whatever the device
-    width: int  # columns of the padded input
+    input_ids: Tensor
+    """Tokens, (T,) int64."""
+
+    token_type_ids: Tensor
+    """Segment of each token, (T,) int64: 0 or 1."""
+
+    position_ids: Tensor
+    """Position of each token, (T,) int64: its column in the padded input."""
+
+    row_ids: Tensor
+    """Row id of each token, (T,) int64: example id * 2**20 + place among the sequence's tokens."""
+
+    cu_seqlens: Tensor
+    """Offsets of the sequences, (N + 1,) int32: sequence n has tokens cu_seqlens[n] to cu_seqlens[n + 1]."""
+
+    lengths: Tensor
+    """Tokens of each sequence, (N,) int64, always on the host."""
+
+    width: int
+    """Columns of the padded input."""
 
     @classmethod
     def from_padded(
@@ -45,11 +58,17 @@ class Batch:
         token_type_ids: Tensor | None = None,
         example_ids: Tensor | None = None,
     ) -> Batch:
-        """From (B, S) tensors as transformers takes them; padding left, right or in holes.
+        """Pack padded sequences, as transformers takes them.
 
-        attention_mask: 1 for a token, 0 for padding (None: all tokens). token_type_ids: 0 or 1 (None: all 0).
-        example_ids (B,) int64 name the sequences for the random numbers (None: 0 to B - 1).
-        Raises ValueError on shapes or mask values, TypeError on ids that are no integers.
+        input_ids: (B, S), whole numbers.
+        attention_mask: (B, S), 1 for a token and 0 for padding, which may be on either side or inside; all tokens are
+            real by default.
+        token_type_ids: (B, S), 0 or 1; all 0 by default.
+        example_ids: (B,) int64, names of the sequences, by which their random numbers are keyed; 0 to B - 1 by default.
+
+        Returns a Batch on the device of input_ids, with int64 ids.
+
+        Raises ValueError if shapes differ or the mask holds other values, TypeError if input_ids are no whole numbers.
         """
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (sequences, columns) is needed")
@@ -83,7 +102,13 @@ class Batch:
 
     @classmethod
     def from_examples(cls, examples: Sequence[tuple[np.ndarray, int]], example_ids: Sequence[int]) -> Batch:
-        """From (ids, start of the second segment) pairs as a Corpus gives them; example_ids name them."""
+        """Pack examples of a Corpus, on the CPU.
+
+        examples: for each its ids, and the place where its second segment begins, which is its length if it has none.
+        example_ids: names of the examples, by which their random numbers are keyed.
+
+        Returns a Batch.
+        """
         lengths = np.array([len(ids) for ids, _ in examples], dtype=np.int64)
         cu_seqlens = np.concatenate([[0], lengths.cumsum()])
         places = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
@@ -101,43 +126,59 @@ class Batch:
         )
 
     def __len__(self) -> int:
+        """N, the number of sequences."""
         return self.lengths.numel()
 
     @property
     def num_tokens(self) -> int:
+        """T, the number of packed tokens."""
         return self.input_ids.numel()
 
     @property
     def tokens(self) -> int | Tensor:
-        """How many tokens count; on the device where the batch is filled up (budget.py)."""
+        """The number of tokens that count in a loss; a tensor on the device if the batch is filled up (budget.py)."""
         return self.num_tokens
 
     def counted(self, values: Tensor) -> Tensor:
-        """values (T,) with 0 for the tokens that only fill: none here."""
+        """The values (T,), with 0 for tokens that only fill up a batch (budget.py). Here no token does."""
         return values
 
     @property
     def max_seqlen(self) -> int:
+        """The number of tokens of the longest sequence."""
         return int(self.lengths.max()) if len(self) else 0
 
     def slots(self, mask_prob: float, max_predictions: int | None) -> tuple[Tensor, int, int]:
-        """Prediction slots: (N + 1,) int32 offsets on the device, how many there are, the most of one sequence."""
+        """Count the prediction slots of the sequences, as ops.masking takes them.
+
+        mask_prob: the share of a sequence's tokens that is predicted.
+        max_predictions: the most slots of one sequence; None for no limit.
+
+        Returns the offsets (N + 1,) int32 on the batch's device, the number of all slots, and that of the sequence with
+        most.
+        """
         offsets = count_slots(self.lengths, mask_prob, max_predictions)
         most = int(offsets.diff().max()) if len(self) else 0
         return offsets.to(self.input_ids.device, non_blocking=True), int(offsets[-1]), most
 
     def pad(self, values: Tensor) -> Tensor:
-        """(T, ...) per token -> (B, S, ...) in the padded input's places, 0 where there is padding."""
+        """Put packed values into the places of the padded input.
+
+        values: (T, ...), one for each token.
+
+        Returns (B, S, ...), 0 at padding.
+        """
         out = values.new_zeros(len(self), self.width, *values.shape[1:])
         row = torch.repeat_interleave(self.lengths.to(values.device), output_size=values.shape[0])
         return out.index_put((row, self.position_ids), values)
 
     def split(self, sequences: int) -> list[Batch]:
-        """Micro-batches of at most so many sequences, in order."""
+        """Split the batch into micro-batches of at most `sequences` sequences each, in order."""
         bounds = [*range(0, len(self), sequences), len(self)]
         return [self._sequences(a, b) for a, b in pairwise(bounds)]
 
     def _sequences(self, first: int, last: int) -> Batch:
+        """The sequences number `first` to `last` - 1 as a batch."""
         start = int(self.lengths[:first].sum())
         end = start + int(self.lengths[first:last].sum())
         return Batch(
@@ -151,6 +192,6 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """On another device; the lengths stay on the host."""
+        """Move the batch to another device; the lengths stay on the host."""
         names = ("input_ids", "token_type_ids", "position_ids", "row_ids", "cu_seqlens")
         return dataclasses.replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
