@@ -29,6 +29,8 @@ go element by element.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -85,54 +87,54 @@ def adamw_norm_kernel(like_ptr, table_ptr, parts_ptr, count, pieces, TENSORS: tl
     tl.store(parts_ptr + program, tl.sum(acc, 0))
 
 
+class Lists(NamedTuple):
+    """A tensor of each list, which tells the kernel the dtype behind the addresses in the table."""
+
+    params: Any
+    grads: Any
+    moments: Any  # of exp_avgs, and of exp_avg_sqs
+    copies: Any  # None where there are no copies
+
+
+class Step(NamedTuple):
+    """The numbers of a step of AdamW that all tensors share."""
+
+    beta1: Any
+    rest1: Any  # 1 - beta1, rounded once, from float64
+    beta2: Any
+    rest2: Any  # 1 - beta2
+    eps: Any
+    max_grad_norm: Any
+
+
 @triton.jit
-def _update(
-    param_like,
-    grad_like,
-    moment_like,
-    copy_like,
-    column_ptr,
-    count,
-    first,
-    left,
-    clip,
-    lr,
-    beta1,
-    rest1,
-    beta2,
-    rest2,
-    eps,
-    COPY: tl.constexpr,
-    WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _update(lists, step, column_ptr, count, first, left, clip, lr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """Updates the `left` elements, at most BLOCK, from element `first` on of the tensor in a column of the table."""
     offs = tl.arange(0, BLOCK)
-    there = offs < (BLOCK if WHOLE else left)
-    param_ptr = _at(param_like, column_ptr, first, WHOLE) + offs
-    grad_ptr = _at(grad_like, column_ptr + count, first, WHOLE) + offs
-    exp_avg_ptr = _at(moment_like, column_ptr + 2 * count, first, WHOLE) + offs
-    exp_avg_sq_ptr = _at(moment_like, column_ptr + 3 * count, first, WHOLE) + offs
+    inside = offs < (BLOCK if WHOLE else left)
+    param_ptr = _at(lists.params, column_ptr, first, WHOLE) + offs
+    grad_ptr = _at(lists.grads, column_ptr + count, first, WHOLE) + offs
+    exp_avg_ptr = _at(lists.moments, column_ptr + 2 * count, first, WHOLE) + offs
+    exp_avg_sq_ptr = _at(lists.moments, column_ptr + 3 * count, first, WHOLE) + offs
     lr *= tl.load(column_ptr + 7 * count).to(tl.float64, bitcast=True).to(tl.float32)
     decay = tl.load(column_ptr + 8 * count).to(tl.float64, bitcast=True).to(tl.float32)
-    p = tl.load(param_ptr, mask=there, other=0.0).to(tl.float32)
-    g = tl.load(grad_ptr, mask=there, other=0.0).to(tl.float32) * clip
-    m = beta1 * tl.load(exp_avg_ptr, mask=there, other=0.0).to(tl.float32) + rest1 * g
-    v = beta2 * tl.load(exp_avg_sq_ptr, mask=there, other=0.0).to(tl.float32) + rest2 * (g * g)
-    p -= lr * (m / (tl.sqrt(v) + eps) + decay * p)
-    tl.store(param_ptr, p.to(param_like.dtype.element_ty), mask=there)
-    tl.store(exp_avg_ptr, m.to(moment_like.dtype.element_ty), mask=there)
-    tl.store(exp_avg_sq_ptr, v.to(moment_like.dtype.element_ty), mask=there)
-    if COPY:
-        copy_ptr = _at(copy_like, column_ptr + 4 * count, first, WHOLE) + offs
-        tl.store(copy_ptr, p.to(copy_like.dtype.element_ty), mask=there)
+    p = tl.load(param_ptr, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad_ptr, mask=inside, other=0.0).to(tl.float32) * clip
+    m = step.beta1 * tl.load(exp_avg_ptr, mask=inside, other=0.0).to(tl.float32) + step.rest1 * g
+    v = step.beta2 * tl.load(exp_avg_sq_ptr, mask=inside, other=0.0).to(tl.float32) + step.rest2 * (g * g)
+    p -= lr * (m / (tl.sqrt(v) + step.eps) + decay * p)
+    tl.store(param_ptr, p.to(lists.params.dtype.element_ty), mask=inside)
+    tl.store(exp_avg_ptr, m.to(lists.moments.dtype.element_ty), mask=inside)
+    tl.store(exp_avg_sq_ptr, v.to(lists.moments.dtype.element_ty), mask=inside)
+    if lists.copies is not None:
+        copy_ptr = _at(lists.copies, column_ptr + 4 * count, first, WHOLE) + offs
+        tl.store(copy_ptr, p.to(lists.copies.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def adamw_update_kernel(
-    param_like,
-    grad_like,
-    moment_like,
-    copy_like,
+    lists,
+    step,
     table_ptr,
     parts_ptr,
     lr_ptr,
@@ -140,17 +142,11 @@ def adamw_update_kernel(
     norm_ptr,
     count,
     programs,
-    beta1,
-    rest1,
-    beta2,
-    rest2,
-    eps,
-    max_grad_norm,
-    COPY: tl.constexpr,
     TENSORS: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    lists, step = Lists(*lists), Step(*step)
     number = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, PARTS)
     squares = tl.sum(tl.load(parts_ptr + offs, mask=offs < programs, other=0.0), 0)
@@ -159,14 +155,13 @@ def adamw_update_kernel(
         tl.store(norm_ptr, norm)
     norm = norm.to(tl.float32)
     if (tl.abs(norm) < float("inf")) & (tl.abs(tl.load(guard_ptr).to(tl.float64)) < float("inf")):
-        clip = tl.minimum(max_grad_norm / norm, 1.0)
+        clip = tl.minimum(step.max_grad_norm / norm, 1.0)
         lr = tl.load(lr_ptr).to(tl.float32)
-        column, first, left, whole = _piece(table_ptr, count, number, TENSORS, BLOCK)
-        like = (param_like, grad_like, moment_like, copy_like)
+        column_ptr, first, left, whole = _piece(table_ptr, count, number, TENSORS, BLOCK)
         if whole:
-            _update(*like, column, count, first, left, clip, lr, beta1, rest1, beta2, rest2, eps, COPY, True, BLOCK)
+            _update(lists, step, column_ptr, count, first, left, clip, lr, True, BLOCK)
         else:
-            _update(*like, column, count, first, left, clip, lr, beta1, rest1, beta2, rest2, eps, COPY, False, BLOCK)
+            _update(lists, step, column_ptr, count, first, left, clip, lr, False, BLOCK)
 
 
 def adamw_fwd(
@@ -202,10 +197,8 @@ def adamw_fwd(
     chosen = dict(TENSORS=triton.next_power_of_2(count), BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=True)
     adamw_norm_kernel[(programs,)](grads[0], table, parts, count, pieces, **chosen)
     adamw_update_kernel[(pieces,)](
-        params[0],
-        grads[0],
-        exp_avgs[0],
-        dense[4][0],
+        (params[0], grads[0], exp_avgs[0], copies[0] if copies else None),
+        (beta1, 1 - beta1, beta2, 1 - beta2, eps, max_grad_norm),
         table,
         parts,
         lr,
@@ -213,13 +206,6 @@ def adamw_fwd(
         norm,
         count,
         programs,
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        eps,
-        max_grad_norm,
-        COPY=bool(copies),
         PARTS=PROGRAMS,
         **chosen,
     )

@@ -169,12 +169,12 @@ def attention_block_bwd(
     into = torch.empty_like(qkv_weight, memory_format=torch.contiguous_format), qkv_bias.new_empty(3 * width)
     if rows is None:
         (dqkv,) = gradients
-        dx = input_gradient(dqkv, qkv_weight, other=dasking)
+        dx = input_gradient(dqkv, qkv_weight, add=dasking)
         parts = [Product(dqkv, asking, into=into)]
     else:
         assert isinstance(x, Tensor)
         dq, dkv = gradients
-        dasking = input_gradient(dq, qkv_weight[:width], other=dasking)
+        dasking = input_gradient(dq, qkv_weight[:width], add=dasking)
         dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)
         first, others = zip(*(t.tensor_split([width]) for t in into), strict=True)
         parts = [Product(dq, asking, into=first), Product(dkv, x, into=others)]

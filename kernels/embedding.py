@@ -20,6 +20,8 @@ multiprocessor forward, 4 backward. A step of ELECTRA has two such passes, gener
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -29,64 +31,83 @@ from .dropout_add_layer_norm import PROGRAMS, tile
 from .embedding_tables import sum_positions, sum_words
 from .linear import input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
-from .parts.groups import Matrix
-from .parts.layer_norm import load_rows, normalise, normalise_bwd
+from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.layer_norm import Norm, load_rows, normalise, normalise_bwd
 from .parts.partials import sum_partials
 from .parts.philox import dropout_keep
 
 
+class Tokens(NamedTuple):
+    """Which row of each table every token has: addresses of (T,) int64."""
+
+    words: Any
+    positions: Any
+    types: Any
+
+
+class Tables(NamedTuple):
+    """The three tables (., E): the address of each and the elements from one of its rows to the next."""
+
+    word: Any
+    word_row: Any
+    position: Any
+    position_row: Any
+    token_type: Any
+    token_type_row: Any
+
+
 @triton.jit
-def _rows_of(table_ptr, stride, index_ptr, offs_m, rows, there):
-    """The rows of a table that tokens offs_m ask for, (M, D) float32."""
+def _table_rows(table, index_ptr, offs_m, rows, inside):
+    """The rows of a table, a Matrix, that the indices of tokens offs_m name: (M, D) float32."""
     index = tl.load(index_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
-    return load_rows(Matrix(table_ptr, stride), index, there)
+    return load_rows(table, index, inside)
+
+
+@triton.jit
+def _summed_rows(tokens, tables, offs_m, rows, inside):
+    """The sum of the three rows of each token offs_m: (M, D) float32."""
+    z = _table_rows(Matrix(tables.word, tables.word_row), tokens.words, offs_m, rows, inside)
+    z += _table_rows(Matrix(tables.position, tables.position_row), tokens.positions, offs_m, rows, inside)
+    z += _table_rows(Matrix(tables.token_type, tables.token_type_row), tokens.types, offs_m, rows, inside)
+    return z
 
 
 @triton.jit
 def embedding_fwd_kernel(
-    ids_ptr,
-    types_ptr,
-    places_ptr,
-    word_ptr,
-    position_ptr,
-    token_type_ptr,
-    weight_ptr,
-    bias_ptr,
-    row_ids_ptr,
-    seed_ptr,
+    tokens,
+    tables,
+    norm,
+    dropout,
     out_ptr,
-    mean_ptr,
-    rstd_ptr,
-    word_row,
-    position_row,
-    token_type_row,
     rows,
     eps,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    norm = Norm(*norm)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
-    there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
-    z = _rows_of(word_ptr, word_row, ids_ptr, offs_m, rows, there)
-    z += _rows_of(position_ptr, position_row, places_ptr, offs_m, rows, there)
-    z += _rows_of(token_type_ptr, token_type_row, types_ptr, offs_m, rows, there)
-    weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    mean, rstd, xhat = normalise(z, there, eps, WIDTH)
+    inside = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
+    z = _summed_rows(Tokens(*tokens), Tables(*tables), offs_m, rows, inside)
+    weight = tl.load(norm.weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    bias = tl.load(norm.bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    mean, rstd, xhat = normalise(z, inside, eps, WIDTH)
     out = xhat * weight[None, :] + bias[None, :]
-    if DROPOUT:
-        row_ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)
-        keep = dropout_keep(tl.load(seed_ptr), row_ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
-        out = tl.where(keep, out * keep_scale, 0.0)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
+        row_ids = tl.load(dropout.row_ids + offs_m, mask=offs_m < rows, other=0)
+        keep = dropout_keep(tl.load(dropout.seed), row_ids, 0, 0, dropout.threshold, BLOCK_M, BLOCK_D)
+        out = tl.where(keep, out * dropout.scale, 0.0)
     ptrs = out_ptr + offs_m[:, None] * WIDTH + columns[None, :]
-    tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=there)
-    tl.store(mean_ptr + offs_m[:, None], mean, mask=offs_m[:, None] < rows)
-    tl.store(rstd_ptr + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
+    tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(norm.mean + offs_m[:, None], mean, mask=offs_m[:, None] < rows)
+    tl.store(norm.rstd + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
+
+
+def _tables(word: Tensor, position: Tensor, token_type: Tensor) -> tuple:
+    """The Tables of three tensors."""
+    return tuple(field for table in unit_stride(word, position, token_type) for field in matrix(table))
 
 
 def embedding_fwd(
@@ -110,24 +131,15 @@ def embedding_fwd(
     out = word.new_empty(rows, width)
     mean, rstd = (word.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if out.numel():
-        tables = unit_stride(word, position, token_type)
-        chosen, threshold = tile(width), round(256 * dropout_p)
+        chosen = tile(width)
         embedding_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
-            *(t.contiguous() for t in (input_ids, token_type_ids, position_ids)),
-            *tables,
-            norm_weight.contiguous(),
-            norm_bias.contiguous(),
-            row_ids.contiguous(),
-            seed,
+            tuple(t.contiguous() for t in (input_ids, position_ids, token_type_ids)),
+            _tables(word, position, token_type),
+            (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
+            dropout(row_ids, seed, dropout_p),
             out,
-            mean,
-            rstd,
-            *(t.stride(0) for t in tables),
             rows,
             eps,
-            threshold,
-            256 / max(1, 256 - threshold),
-            DROPOUT=threshold > 0,
             **chosen,
         )
     if projection_weight is None:
@@ -138,53 +150,41 @@ def embedding_fwd(
 @triton.jit
 def embedding_bwd_kernel(
     dout_ptr,
-    ids_ptr,
-    types_ptr,
-    places_ptr,
-    word_ptr,
-    position_ptr,
-    token_type_ptr,
-    weight_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    mean_ptr,
-    rstd_ptr,
+    tokens,
+    tables,
+    norm,
+    dropout,
     dz_ptr,
     parts_ptr,
-    word_row,
-    position_row,
-    token_type_row,
     rows,
-    threshold,
-    keep_scale,
-    DROPOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    tokens, tables, norm = Tokens(*tokens), Tables(*tables), Norm(*norm)
+    if dropout is not None:
+        dropout = Dropout(*dropout)
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     columns = tl.arange(0, BLOCK_D)
-    weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    weight = tl.load(norm.weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     dbias = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in range(program * BLOCK_M, rows, programs * BLOCK_M):
         offs_m = first + tl.arange(0, BLOCK_M)
-        there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
-        z = _rows_of(word_ptr, word_row, ids_ptr, offs_m, rows, there)
-        z += _rows_of(position_ptr, position_row, places_ptr, offs_m, rows, there)
-        z += _rows_of(token_type_ptr, token_type_row, types_ptr, offs_m, rows, there)
-        dout = load_rows(Matrix(dout_ptr, WIDTH), offs_m[:, None], there)
-        if DROPOUT:
-            row_ids = tl.load(row_ids_ptr + offs_m, mask=offs_m < rows, other=0)
-            keep = dropout_keep(tl.load(seed_ptr), row_ids, 0, 0, threshold, BLOCK_M, BLOCK_D)
-            dout = tl.where(keep, dout * keep_scale, 0.0)
-        mean = tl.load(mean_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0.0)
-        rstd = tl.load(rstd_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0.0)
-        dz, xhat = normalise_bwd(z, mean, rstd, dout, weight, there, WIDTH)
+        inside = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
+        z = _summed_rows(tokens, tables, offs_m, rows, inside)
+        dout = load_rows(Matrix(dout_ptr, WIDTH), offs_m[:, None], inside)
+        if dropout is not None:
+            row_ids = tl.load(dropout.row_ids + offs_m, mask=offs_m < rows, other=0)
+            keep = dropout_keep(tl.load(dropout.seed), row_ids, 0, 0, dropout.threshold, BLOCK_M, BLOCK_D)
+            dout = tl.where(keep, dout * dropout.scale, 0.0)
+        mean = tl.load(norm.mean + offs_m[:, None], mask=offs_m[:, None] < rows, other=0.0)
+        rstd = tl.load(norm.rstd + offs_m[:, None], mask=offs_m[:, None] < rows, other=0.0)
+        dz, xhat = normalise_bwd(z, mean, rstd, dout, weight, inside, WIDTH)
         dweight += dout * xhat
         dbias += dout
         ptrs = dz_ptr + offs_m[:, None] * WIDTH + columns[None, :]
-        tl.store(ptrs, dz.to(dz_ptr.dtype.element_ty), mask=there)
+        tl.store(ptrs, dz.to(dz_ptr.dtype.element_ty), mask=inside)
     ptrs = parts_ptr + program * 2 * WIDTH + columns
     tl.store(ptrs, tl.sum(dweight, 0), mask=columns < WIDTH)
     tl.store(ptrs + WIDTH, tl.sum(dbias, 0), mask=columns < WIDTH)
@@ -213,36 +213,27 @@ def embedding_bwd(
     if projection_weight is not None:
         projected = weight_gradients(Product(dout, saved[3]))
         dout = input_gradient(dout, projection_weight)
-    given = (word, position, token_type, norm_weight, norm_bias)
+    parameters = (word, position, token_type, norm_weight, norm_bias)
     rows, width = dout.shape
     if dout.numel() == 0:
-        return [t.new_zeros(t.shape) for t in given] + projected
-    dword, dposition, dtoken_type, dweight, dbias = (t.new_empty(t.shape) for t in given)
-    ids, types, places = (t.contiguous() for t in (input_ids, token_type_ids, position_ids))
-    tables = unit_stride(word, position, token_type)
-    chosen, threshold = tile(width), round(256 * dropout_p)
+        return [t.new_zeros(t.shape) for t in parameters] + projected
+    dword, dposition, dtoken_type, dweight, dbias = (t.new_empty(t.shape) for t in parameters)
+    ids, positions, types = (t.contiguous() for t in (input_ids, position_ids, token_type_ids))
+    chosen = tile(width)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
     dz, parts = torch.empty_like(dout), dout.new_empty(programs, 2, width, dtype=torch.float32)
     embedding_bwd_kernel[(programs,)](
         dout.contiguous(),
-        ids,
-        types,
-        places,
-        *tables,
-        norm_weight.contiguous(),
-        row_ids.contiguous(),
-        seed,
-        *saved[1:3],
+        (ids, positions, types),
+        _tables(word, position, token_type),
+        (norm_weight.contiguous(), None, *saved[1:3]),
+        dropout(row_ids, seed, dropout_p),
         dz,
         parts,
-        *(t.stride(0) for t in tables),
         rows,
-        threshold,
-        256 / max(1, 256 - threshold),
-        DROPOUT=threshold > 0,
         **chosen,
     )
     sum_partials((parts, dweight, dbias))
     sum_words(dz, ids, dword)
-    sum_positions(dz, places, types, dposition, dtoken_type)
+    sum_positions(dz, positions, types, dposition, dtoken_type)
     return [dword, dposition, dtoken_type, dweight, dbias, *projected]

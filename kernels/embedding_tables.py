@@ -129,7 +129,7 @@ def embedding_bwd_position_kernel(
     positions,
     kinds,
     rows,
-    tokens_a_share,
+    tokens_per_share,
     WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -140,8 +140,8 @@ def embedding_bwd_position_kernel(
     offs_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     columns = tl.program_id(2).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     acc = tl.zeros((BLOCK_P, BLOCK_E), tl.float32)
-    start = share * tokens_a_share
-    end = tl.minimum(start + tokens_a_share, rows)
+    start = share * tokens_per_share
+    end = tl.minimum(start + tokens_per_share, rows)
     worst = 0.0
     for first in range(start, end, BLOCK_T):
         offs_t = first + tl.arange(0, BLOCK_T)
@@ -186,8 +186,8 @@ def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, 
     rows, width = dz.shape
     chosen = entry(POSITION, (dz.element_size(),), dz)
     chunks = triton.cdiv(rows, chosen["BLOCK_T"])
-    a_share = triton.cdiv(chunks, SHARES)
-    shares, positions, kinds = triton.cdiv(chunks, a_share), dposition.shape[0], dtoken_type.shape[0]
+    chunks_per_share = triton.cdiv(chunks, SHARES)
+    shares, positions, kinds = triton.cdiv(chunks, chunks_per_share), dposition.shape[0], dtoken_type.shape[0]
     parts = dz.new_empty(shares, positions + kinds, width, dtype=torch.float32)
     grid = (triton.cdiv(positions + kinds, chosen["BLOCK_P"]), shares, triton.cdiv(width, chosen["BLOCK_E"]))
     embedding_bwd_position_kernel[grid](
@@ -198,7 +198,7 @@ def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, 
         positions,
         kinds,
         rows,
-        a_share * chosen["BLOCK_T"],
+        chunks_per_share * chosen["BLOCK_T"],
         WIDTH=width,
         PRECISION="ieee" if dz.element_size() == 4 else "tf32",  # of 32-bit products; others have none
         enable_fp_fusion=True,

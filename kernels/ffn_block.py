@@ -229,7 +229,7 @@ def ffn_block_bwd(
         given = (norm_weight, norm_bias, row_ids, seed, dropout_p, mean, rstd)
         ddown, dresidual, rows, norm = row_gradients(grads[0], z, x, *given)
         dz = input_gradient(ddown, down_weight, times=slope)
-        dx = input_gradient(dz, up_weight, other=dresidual)
+        dx = input_gradient(dz, up_weight, add=dresidual)
         return [dx, *weight_gradients(Product(dz, rows), Product(ddown, h), also=[norm]), *norm[1:]]
     rows, source = rows_and_source(x)
     dout, rows, up_weight, down_weight = unit_stride(grads[0], rows, up_weight, down_weight)

@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .parts.device import entry
+from .parts.groups import Affine, Matrix, affine, matrix
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -97,20 +98,20 @@ def gelu_and_slope(z):
 
 
 @triton.jit
-def _load(ptrs, there, EVEN: tl.constexpr):
-    """Where nothing lies outside there is no mask."""
+def _load(ptrs, inside, EVEN: tl.constexpr):
+    """What lies at ptrs, and 0 where `inside` is false; with EVEN all of it is inside, and the load has no mask."""
     if EVEN:
         return tl.load(ptrs)
-    return tl.load(ptrs, mask=there, other=0.0)
+    return tl.load(ptrs, mask=inside, other=0.0)
 
 
 @triton.jit
-def inside(rows, row_count, columns, column_count, EVEN: tl.constexpr):
-    """Which places of a tile are in the matrix."""
-    there = rows[:, None] < row_count
+def in_matrix(rows, row_count, columns, column_count, EVEN: tl.constexpr):
+    """Which elements of a tile lie in the matrix; with EVEN all its columns do."""
+    inside = rows[:, None] < row_count
     if not EVEN:
-        there = there & (columns[None, :] < column_count)
-    return there
+        inside = inside & (columns[None, :] < column_count)
+    return inside
 
 
 @triton.jit
@@ -122,133 +123,106 @@ def _corner(columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def linear_fwd_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
+    x,
+    linear,
     out_ptr,
     slope_ptr,
-    x_row,
-    weight_row,
     rows,
     inner,
     outer,
     GELU: tl.constexpr,
-    SLOPE: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """slope_ptr: None if the GELU's slope is not kept."""
+    x, linear = Matrix(*x), Affine(*linear)
     offs_m, offs_n = _corner(outer, BLOCK_M, BLOCK_N)
-    x_ptrs = x_ptr + tl.minimum(offs_m, rows - 1)[:, None] * x_row  # beyond the last row: it again, never stored
-    weight_ptrs = weight_ptr + tl.minimum(offs_n, outer - 1)[:, None] * weight_row
+    # Rows beyond the last are read as the last row again, and never stored; so these loads need no mask.
+    x_ptrs = x.ptr + tl.minimum(offs_m, rows - 1)[:, None] * x.row
+    weight_ptrs = linear.weight + tl.minimum(offs_n, outer - 1)[:, None] * linear.row
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, inner, BLOCK_K):
         offs_k = first + tl.arange(0, BLOCK_K)[None, :]
-        x = _load(x_ptrs + offs_k, offs_k < inner, EVEN)
+        x_tile = _load(x_ptrs + offs_k, offs_k < inner, EVEN)
         weight = _load(weight_ptrs + offs_k, offs_k < inner, EVEN)
-        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
-    acc += tl.load(bias_ptr + offs_n, mask=offs_n < outer, other=0.0).to(tl.float32)[None, :]
+        acc = tl.dot(x_tile, tl.trans(weight), acc, input_precision=PRECISION)
+    acc += tl.load(linear.bias + offs_n, mask=offs_n < outer, other=0.0).to(tl.float32)[None, :]
     places = offs_m[:, None] * outer + offs_n[None, :]
-    there = inside(offs_m, rows, offs_n, outer, EVEN)
+    inside = in_matrix(offs_m, rows, offs_n, outer, EVEN)
     if GELU:
         acc, slope = gelu_and_slope(acc)
-        if SLOPE:
-            tl.store(slope_ptr + places, slope.to(slope_ptr.dtype.element_ty), mask=there)
-    tl.store(out_ptr + places, acc.to(out_ptr.dtype.element_ty), mask=there)
+        if slope_ptr is not None:
+            tl.store(slope_ptr + places, slope.to(slope_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + places, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def linear_bwd_input_kernel(
-    dout_ptr,
-    weight_ptr,
-    other_ptr,
+    dout,
+    weight,
+    add_ptr,
+    times_ptr,
     dx_ptr,
-    dout_row,
-    weight_row,
     rows,
     inner,
     outer,
-    ADD: tl.constexpr,
-    TIMES: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """add_ptr, times_ptr: None or (rows, inner), contiguous, which is added to dx or multiplied with it."""
+    dout, weight = Matrix(*dout), Matrix(*weight)
     offs_m, offs_k = _corner(inner, BLOCK_M, BLOCK_K)
-    here = tl.minimum(offs_m, rows - 1)[:, None]
-    dout_ptrs = dout_ptr + here * dout_row
+    dout_ptrs = dout.ptr + tl.minimum(offs_m, rows - 1)[:, None] * dout.row
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for first in range(0, outer, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
-        dout = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
-        weight_ptrs = weight_ptr + offs_n.to(tl.int64)[:, None] * weight_row + offs_k[None, :]
-        weight = _load(weight_ptrs, (offs_n[:, None] < outer) & (offs_k[None, :] < inner), EVEN)
-        acc = tl.dot(dout, weight, acc, input_precision=PRECISION)
+        dout_tile = _load(dout_ptrs + offs_n[None, :], offs_n[None, :] < outer, EVEN)
+        weight_ptrs = weight.ptr + offs_n.to(tl.int64)[:, None] * weight.row + offs_k[None, :]
+        weight_tile = _load(weight_ptrs, (offs_n[:, None] < outer) & (offs_k[None, :] < inner), EVEN)
+        acc = tl.dot(dout_tile, weight_tile, acc, input_precision=PRECISION)
     places = offs_m[:, None] * inner + offs_k[None, :]
-    there = inside(offs_m, rows, offs_k, inner, EVEN)
-    if ADD:
-        acc += tl.load(other_ptr + places, mask=there, other=0.0).to(tl.float32)
-    if TIMES:
-        acc *= tl.load(other_ptr + places, mask=there, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + places, acc.to(dx_ptr.dtype.element_ty), mask=there)
+    inside = in_matrix(offs_m, rows, offs_k, inner, EVEN)
+    if add_ptr is not None:
+        acc += tl.load(add_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    if times_ptr is not None:
+        acc *= tl.load(times_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + places, acc.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, keep: bool = False) -> tuple[Tensor, Tensor]:
-    """f(x W^T + b), and the GELU's slope if it is to be kept (else the result again)."""
+    """f(x W^T + b), and the GELU's slope if `keep`, else the result again."""
     x, weight = unit_stride(x, weight)
     (rows, inner), outer = x.shape, weight.shape[0]
     out = x.new_empty(rows, outer)
-    slope = torch.empty_like(out) if keep else out
+    slope = torch.empty_like(out) if keep else None
     chosen = tile(FWD, x, outer, inner, gelu)
     if programs := triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(outer, chosen["BLOCK_N"]):
         linear_fwd_kernel[(programs,)](
-            x,
-            weight,
-            bias.contiguous(),
-            out,
-            slope,
-            x.stride(0),
-            weight.stride(0),
-            rows,
-            inner,
-            outer,
-            GELU=gelu,
-            SLOPE=keep,
-            **chosen,
+            matrix(x), affine(weight, bias), out, slope, rows, inner, outer, GELU=gelu, **chosen
         )
-    return out, slope
+    return out, out if slope is None else slope
 
 
 def input_gradient(
     dout: Tensor,
     weight: Tensor,
-    other: Tensor | None = None,
+    add: Tensor | None = None,
     times: Tensor | None = None,
 ) -> Tensor:
-    """dout W, plus another gradient of x, contiguous, or times the slope of what made x."""
+    """dout W, plus `add`, another gradient of x, or times `times`, the slope of the function that made x; both are
+    contiguous (T, K)."""
     dout, weight = unit_stride(dout, weight)
     rows, (outer, inner) = dout.shape[0], weight.shape
     dx = dout.new_empty(rows, inner)
     chosen = tile(BWD_INPUT, dout, inner, outer)
     if programs := triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(inner, chosen["BLOCK_K"]):
-        linear_bwd_input_kernel[(programs,)](
-            dout,
-            weight,
-            next((t for t in (other, times) if t is not None), dout),
-            dx,
-            dout.stride(0),
-            weight.stride(0),
-            rows,
-            inner,
-            outer,
-            ADD=other is not None,
-            TIMES=times is not None,
-            **chosen,
-        )
+        linear_bwd_input_kernel[(programs,)](matrix(dout), matrix(weight), add, times, dx, rows, inner, outer, **chosen)
     return dx
 
 

@@ -20,14 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .linear import input_gradient, inside, tile, unit_stride
+from .linear import in_matrix, input_gradient, tile, unit_stride
+from .parts.groups import matrix
 from .parts.partials import Sum, sum_partials
 
 PROGRAMS = 132  # at once: an H100's multiprocessors
@@ -65,125 +66,80 @@ class _Job(NamedTuple):
     blocks: int  # of rows
 
 
+class WeightGradient(NamedTuple):
+    """A Product, as the kernel takes it."""
+
+    dout: Any  # address of (rows, outer)
+    dout_row: Any  # elements from one row to the next
+    x: Any  # address of (rows, inner)
+    x_row: Any
+    rows: Any
+    inner: Any
+    outer: Any
+    dweight: Any  # address of (outer, inner), or of the sums of the first share
+    dbias: Any  # address of (outer,), or of the sums of the first share
+    share_size: Any  # elements from the sums of one share to those of the next
+
+
 @triton.jit
-def _a_tile(
-    dout_ptr,
-    x_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    dout_row,
-    x_row,
-    rows,
-    inner,
-    outer,
-    a_share,
+def _weight_gradient_tile(
     program,
-    rows_a_share,
+    product,
+    rows_per_share,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (64-bit) of a product: the tiles of a share are neighbours; a share's sums are a_share numbers long."""
+    """A tile of dW, and for the first tile of its rows also db, summed over one share of the rows. `program`, 64-bit,
+    counts the tiles of the first share, then those of the next."""
+    product = WeightGradient(*product)
+    inner, outer, rows = product.inner, product.outer, product.rows
     across = tl.cdiv(inner, BLOCK_K)
     tiles = tl.cdiv(outer, BLOCK_N) * across
     share, corner = program // tiles, program % tiles
     offs_n = corner // across * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = corner % across * BLOCK_K + tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    sums = tl.zeros((BLOCK_N, 16), tl.float32)  # sixteen times the same: the narrowest product there is
-    ones = tl.full((BLOCK_M, 16), 1.0, x_ptr.dtype.element_ty)
-    start = share * rows_a_share
-    for first in range(start, tl.minimum(start + rows_a_share, rows), BLOCK_M):
+    sums = tl.zeros((BLOCK_N, 16), tl.float32)  # 16 equal columns: tl.dot has no narrower product
+    ones = tl.full((BLOCK_M, 16), 1.0, product.x.dtype.element_ty)
+    start = share * rows_per_share
+    for first in range(start, tl.minimum(start + rows_per_share, rows), BLOCK_M):
         offs_m = first + tl.arange(0, BLOCK_M)
-        there = inside(offs_m, rows, offs_n, outer, EVEN)
-        dout = tl.load(dout_ptr + offs_m[:, None] * dout_row + offs_n[None, :], mask=there, other=0.0)
-        there = inside(offs_m, rows, offs_k, inner, EVEN)
-        x = tl.load(x_ptr + offs_m[:, None] * x_row + offs_k[None, :], mask=there, other=0.0)
+        inside = in_matrix(offs_m, rows, offs_n, outer, EVEN)
+        dout = tl.load(product.dout + offs_m[:, None] * product.dout_row + offs_n[None, :], mask=inside, other=0.0)
+        inside = in_matrix(offs_m, rows, offs_k, inner, EVEN)
+        x = tl.load(product.x + offs_m[:, None] * product.x_row + offs_k[None, :], mask=inside, other=0.0)
         acc = tl.dot(tl.trans(dout), x, acc, input_precision=PRECISION)
         sums = tl.dot(tl.trans(dout), ones, sums, input_precision=PRECISION)
-    there = (offs_n[:, None] < outer) & (offs_k[None, :] < inner)
-    places = share * a_share + offs_n[:, None] * inner + offs_k[None, :]
-    tl.store(dweight_ptr + places, acc.to(dweight_ptr.dtype.element_ty), mask=there)
+    inside = (offs_n[:, None] < outer) & (offs_k[None, :] < inner)
+    places = share * product.share_size + offs_n[:, None] * inner + offs_k[None, :]
+    tl.store(product.dweight + places, acc.to(product.dweight.dtype.element_ty), mask=inside)
     if corner % across == 0:
-        total = tl.max(sums, 1).to(dbias_ptr.dtype.element_ty)
-        tl.store(dbias_ptr + share * a_share + offs_n, total, mask=offs_n < outer)
+        total = tl.max(sums, 1).to(product.dbias.dtype.element_ty)
+        tl.store(product.dbias + share * product.share_size + offs_n, total, mask=offs_n < outer)
 
 
 @triton.jit
 def linear_bwd_weight_kernel(
-    dout_ptr,
-    x_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    dout_row,
-    x_row,
-    rows,
-    inner,
-    outer,
-    a_share,
-    other_dout_ptr,
-    other_x_ptr,
-    other_dweight_ptr,
-    other_dbias_ptr,
-    other_dout_row,
-    other_x_row,
-    other_rows,
-    other_inner,
-    other_outer,
-    other_a_share,
+    product,
+    other,
     programs,
-    rows_a_share,
-    PAIR: tl.constexpr,
+    rows_per_share,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A product in `programs` programs, and in those after them, of a pair, another."""
+    """The first `programs` programs compute the WeightGradient `product`, those after them `other`, if it is not
+    None."""
     program = tl.program_id(0).to(tl.int64)
     if program < programs:
-        _a_tile(
-            dout_ptr,
-            x_ptr,
-            dweight_ptr,
-            dbias_ptr,
-            dout_row,
-            x_row,
-            rows,
-            inner,
-            outer,
-            a_share,
-            program,
-            rows_a_share,
-            EVEN,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            PRECISION,
-        )
-    elif PAIR:
-        _a_tile(
-            other_dout_ptr,
-            other_x_ptr,
-            other_dweight_ptr,
-            other_dbias_ptr,
-            other_dout_row,
-            other_x_row,
-            other_rows,
-            other_inner,
-            other_outer,
-            other_a_share,
-            program - programs,
-            rows_a_share,
-            EVEN,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            PRECISION,
-        )
+        _weight_gradient_tile(program, product, rows_per_share, EVEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    elif other is not None:
+        _weight_gradient_tile(program - programs, other, rows_per_share, EVEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
 
 
 def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tensor]:
@@ -212,8 +168,8 @@ def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tenso
 
 
 def _launch(jobs: list[_Job]) -> list[Sum]:
-    """One product or two; what is left to be summed."""
-    chosen, sums, given, programs = jobs[0].chosen, [], [], []
+    """Launches one or two products of one tile, and returns the sums over shares that are left to be taken."""
+    chosen, sums, groups, programs = jobs[0].chosen, [], [], []
     numbers = sum(job.product.dout.shape[1] * job.product.x.shape[1] for job in jobs)
     step = 2 * chosen["BLOCK_M"] * chosen["BLOCK_N"] * chosen["BLOCK_K"]
     blocks = share(tuple((job.tiles, job.blocks) for job in jobs), PROGRAMS, step, numbers)
@@ -224,17 +180,10 @@ def _launch(jobs: list[_Job]) -> list[Sum]:
             parts = x.new_empty(shares, size + outer, dtype=torch.float32)
             sums.append((parts, dweight, dbias))
             dweight, dbias = parts, parts[:, size:]
-        sizes = dout.stride(0), x.stride(0), rows, inner, outer, size + outer
-        given.append([dout, x, dweight, dbias, *sizes])
+        groups.append((*matrix(dout), *matrix(x), rows, inner, outer, dweight, dbias, size + outer))
         programs.append(tiles * shares)
-    linear_bwd_weight_kernel[(sum(programs),)](
-        *given[0],
-        *given[-1],
-        programs[0],
-        blocks * chosen["BLOCK_M"],
-        PAIR=len(jobs) > 1,
-        **chosen,
-    )
+    other = groups[1] if len(jobs) > 1 else None
+    linear_bwd_weight_kernel[(sum(programs),)](groups[0], other, programs[0], blocks * chosen["BLOCK_M"], **chosen)
     return sums
 
 
@@ -252,9 +201,9 @@ def share(products: tuple[tuple[int, int], ...], programs: int, flops: int, numb
     tiles = sum(tiles for tiles, _ in products)
 
     def seconds(shares: int) -> float:
-        a_share = triton.cdiv(most, shares)
-        waves = triton.cdiv(sum(tiles * triton.cdiv(blocks, a_share) for tiles, blocks in products), programs)
-        return waves * a_share * flops * programs / FLOPS + (8 * numbers * shares / BYTES if shares > 1 else 0)
+        blocks_per_share = triton.cdiv(most, shares)
+        waves = triton.cdiv(sum(tiles * triton.cdiv(blocks, blocks_per_share) for tiles, blocks in products), programs)
+        return waves * blocks_per_share * flops * programs / FLOPS + (8 * numbers * shares / BYTES if shares > 1 else 0)
 
     return triton.cdiv(most, min(range(1, min(most, max(16, programs // tiles)) + 1), key=seconds))
 

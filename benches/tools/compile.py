@@ -190,7 +190,7 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
         def call(arguments: tuple = arguments) -> None:
             out, saved = linear.linear_fwd(*arguments)
             linear_weight.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
-            linear.input_gradient(out, arguments[1], other=arguments[0])
+            linear.input_gradient(out, arguments[1], add=arguments[0])
             linear.input_gradient(out, arguments[1], times=arguments[0])
 
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call

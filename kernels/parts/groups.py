@@ -1,8 +1,8 @@
 """Groups of kernel arguments that belong together, so that functions take a few named things.
 
-A launcher passes a group as a plain tuple, which `matrix`, `heads` or `dropout` makes; the kernel gives its fields
-their names, `x = Matrix(*x)`, and hands the group on whole. None stands for a group that is absent, and is known when
-the kernel is compiled.
+A launcher passes a group as a plain tuple, made by `matrix`, `affine`, `heads` or `dropout` where several launchers
+need it. The kernel gives the fields their names, `x = Matrix(*x)`, and passes the group on whole. None stands for a
+group that is absent: Triton compiles the kernel without it.
 
 Plain tuples, because they launch faster: to bind the arguments of attention_bwd_kernel, 33 beside its constants, took
 12.2 us on a CPU one by one, 8.5 us in tuples and 15.0 us in NamedTuples, with triton 3.6 and 3.9 alike; to make the
@@ -31,6 +31,19 @@ class Matrix(NamedTuple):
 def matrix(t: Tensor) -> tuple:
     """The Matrix of t (T, D), whose columns have stride 1."""
     return t, t.stride(0)
+
+
+class Affine(NamedTuple):
+    """The parameters of x W^T + b."""
+
+    weight: Any  # address of W's first row; its columns lie side by side
+    row: Any  # elements from one row of W to the next
+    bias: Any  # address of b
+
+
+def affine(weight: Tensor, bias: Tensor) -> tuple:
+    """The Affine of a weight (N, K), whose columns have stride 1, and a bias (N,)."""
+    return weight, weight.stride(0), bias.contiguous()
 
 
 class Heads(NamedTuple):

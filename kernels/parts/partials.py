@@ -11,6 +11,8 @@ multiprocessor.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,84 +24,71 @@ FEW = 64  # partial sums at most that are added one by one, BLOCK columns a prog
 BLOCK = 512
 
 
+class Partials(NamedTuple):
+    """A Sum, as the kernel takes it."""
+
+    parts: Any  # address of (count, size) float32
+    first: Any  # address of the tensor that gets the first first_size totals
+    second: Any  # address of the tensor that gets the other ones
+    count: Any
+    first_size: Any
+    size: Any
+
+
 @triton.jit
-def _sum(
-    program, parts_ptr, first_ptr, second_ptr, count, first_size, size, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def _sum(program, sums, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The totals of BLOCK_N columns of a Partials, BLOCK_P of its rows at a time."""
+    sums = Partials(*sums)
     columns = program * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
-    for start in range(0, count, BLOCK_P):
+    for start in range(0, sums.count, BLOCK_P):
         rows = (start + tl.arange(0, BLOCK_P)).to(tl.int64)
-        there = (rows[:, None] < count) & (columns[None, :] < size)
-        acc += tl.load(parts_ptr + rows[:, None] * size + columns[None, :], mask=there, other=0.0)
+        inside = (rows[:, None] < sums.count) & (columns[None, :] < sums.size)
+        acc += tl.load(sums.parts + rows[:, None] * sums.size + columns[None, :], mask=inside, other=0.0)
     total = tl.sum(acc, 0)
-    tl.store(first_ptr + columns, total.to(first_ptr.dtype.element_ty), mask=columns < first_size)
-    second = (columns >= first_size) & (columns < size)
-    tl.store(second_ptr + columns - first_size, total.to(second_ptr.dtype.element_ty), mask=second)
+    tl.store(sums.first + columns, total.to(sums.first.dtype.element_ty), mask=columns < sums.first_size)
+    of_second = (columns >= sums.first_size) & (columns < sums.size)
+    tl.store(sums.second + columns - sums.first_size, total.to(sums.second.dtype.element_ty), mask=of_second)
 
 
 @triton.jit
 def sum_partials_kernel(
-    a_ptr,
-    a_first_ptr,
-    a_second_ptr,
-    a_count,
-    a_first_size,
-    a_size,
+    a,
+    b,
+    c,
     a_programs,
-    b_ptr,
-    b_first_ptr,
-    b_second_ptr,
-    b_count,
-    b_first_size,
-    b_size,
     b_programs,
-    c_ptr,
-    c_first_ptr,
-    c_second_ptr,
-    c_count,
-    c_first_size,
-    c_size,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A, B, C: whether there is such a matrix; those of A and B have few rows, those of C many."""
+    """a, b and c are each a Partials or None; a and b have few rows, c has many. The programs of a come first, then
+    those of b, then those of c."""
     program = tl.program_id(0).to(tl.int64)
-    if C and program >= a_programs + b_programs:
-        program -= a_programs + b_programs
-        _sum(program, c_ptr, c_first_ptr, c_second_ptr, c_count, c_first_size, c_size, BLOCK_P, BLOCK_N)
-    elif B and program >= a_programs:
-        _sum(program - a_programs, b_ptr, b_first_ptr, b_second_ptr, b_count, b_first_size, b_size, 1, BLOCK)
-    elif A:
-        _sum(program, a_ptr, a_first_ptr, a_second_ptr, a_count, a_first_size, a_size, 1, BLOCK)
+    if c is not None and program >= a_programs + b_programs:
+        _sum(program - a_programs - b_programs, c, BLOCK_P, BLOCK_N)
+    elif b is not None and program >= a_programs:
+        _sum(program - a_programs, b, 1, BLOCK)
+    elif a is not None:
+        _sum(program, a, 1, BLOCK)
 
 
 def sum_partials(*sums: Sum) -> None:
-    """The sum over P of each first (P, ...) float32, whose rows are the second's elements, then the third's, is put
-    into these: in one launch, of up to three, two of them of few rows."""
+    """Sums each (P, ...) of float32 over P, and puts the totals into the second tensor and then the third. A launch
+    takes up to three of these sums, of which two have at most FEW rows."""
     left = sorted(sums, key=lambda s: (s[0].shape[0], -s[0].numel()))
     while left:
         many = left.pop() if left[-1][0].shape[0] > FEW or len(left) > 2 else None
-        slots = [left.pop() if left and left[-1][0].shape[0] <= FEW else None for _ in range(2)] + [many]
-        given, programs = [], []
-        for found, block in zip(slots, (BLOCK, BLOCK, SUM["BLOCK_N"]), strict=True):
-            parts, first, second = found or sums[0]
+        few = [left.pop() if left and left[-1][0].shape[0] <= FEW else None for _ in range(2)]
+        groups: list[tuple | None] = []
+        programs = []
+        for one, block in zip([*few, many], (BLOCK, BLOCK, SUM["BLOCK_N"]), strict=True):
+            if one is None:
+                groups.append(None)
+                programs.append(0)
+                continue
+            parts, first, second = one
             size = first.numel() + second.numel()
-            given.append([parts, first, second, parts.shape[0], first.numel(), size])
-            programs.append(triton.cdiv(size, block) if found else 0)
-        a, b, c = given
-        sum_partials_kernel[(sum(programs),)](
-            *a,
-            programs[0],
-            *b,
-            programs[1],
-            *c,
-            **{name: found is not None for name, found in zip("ABC", slots, strict=True)},
-            BLOCK=BLOCK,
-            enable_fp_fusion=True,
-            **SUM,
-        )
+            groups.append((parts, first, second, parts.shape[0], first.numel(), size))
+            programs.append(triton.cdiv(size, block))
+        sum_partials_kernel[(sum(programs),)](*groups, *programs[:2], BLOCK=BLOCK, enable_fp_fusion=True, **SUM)

@@ -19,8 +19,8 @@ WIDE_PARAMETERS = {
     "_squares": ["first"],
     "_update": ["first"],
 }
-WIDE_PARAMETERS |= {"_a_tile": ["program"], "_sum": ["program"]}
-WIDE_PARAMETERS |= {"_at": ["first"], "_rows_of": ["offs_m"], "_dense": ["offs_m"]}
+WIDE_PARAMETERS |= {"_weight_gradient_tile": ["program"], "_sum": ["program"]}
+WIDE_PARAMETERS |= {"_at": ["first"], "_table_rows": ["offs_m"], "_summed_rows": ["offs_m"], "_dense": ["offs_m"]}
 SMALL_PARAMETERS = {name: ["count"] for name in ("_piece", "_squares", "_update")}  # adamw's number of tensors
 
 

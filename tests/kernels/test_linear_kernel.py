@@ -67,7 +67,7 @@ def test_shares_of_the_rows(rows: int, programs: int, monkeypatch: pytest.Monkey
 def test_another_gradient_is_added() -> None:
     for width in (8, 64):
         dout, weight, other = torch.randn(70, 64), torch.randn(64, width), torch.randn(70, width)
-        found = kernels.input_gradient(dout, weight, other=other)
+        found = kernels.input_gradient(dout, weight, add=other)
         torch.testing.assert_close(found, dout @ weight + other, rtol=1e-5, atol=1e-4)
 
 
