@@ -27,6 +27,7 @@ from torch import Tensor
 from .linear import gelu_and_slope, input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
 from .parts.device import entry
+from .parts.groups import Affine, Matrix, affine, matrix
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -62,11 +63,8 @@ def _columns(ptr, offs, WIDTH: tl.constexpr):
 
 @triton.jit
 def _dense(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    hidden_row,
-    weight_row,
+    hidden,
+    dense,
     offs_m,
     offs_n,
     rows,
@@ -77,33 +75,30 @@ def _dense(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of hidden W^T + b, float32."""
-    hidden_ptrs = hidden_ptr + tl.minimum(offs_m, rows - 1)[:, None] * hidden_row  # beyond the last row: it again
-    weight_ptrs = weight_ptr + tl.minimum(offs_n, WIDTH - 1).to(tl.int64)[:, None] * weight_row
+    """A tile of hidden W^T + b, float32: hidden is a Matrix, dense an Affine."""
+    # Rows beyond the last are read as the last row again, and never stored; so these loads need no mask.
+    hidden_ptrs = hidden.ptr + tl.minimum(offs_m, rows - 1)[:, None] * hidden.row
+    weight_ptrs = dense.weight + tl.minimum(offs_n, WIDTH - 1).to(tl.int64)[:, None] * dense.row
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, WIDTH, BLOCK_K):
         offs_k = first + tl.arange(0, BLOCK_K)[None, :]
         if EVEN:
-            hidden, weight = tl.load(hidden_ptrs + offs_k), tl.load(weight_ptrs + offs_k)
+            x, weight = tl.load(hidden_ptrs + offs_k), tl.load(weight_ptrs + offs_k)
         else:
-            hidden = tl.load(hidden_ptrs + offs_k, mask=offs_k < WIDTH, other=0.0)
+            x = tl.load(hidden_ptrs + offs_k, mask=offs_k < WIDTH, other=0.0)
             weight = tl.load(weight_ptrs + offs_k, mask=offs_k < WIDTH, other=0.0)
-        acc = tl.dot(hidden, tl.trans(weight), acc, input_precision=PRECISION)
-    return acc + _columns(bias_ptr, offs_n, WIDTH)
+        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
+    return acc + _columns(dense.bias, offs_n, WIDTH)
 
 
 @triton.jit
 def discriminator_head_fwd_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    out_weight_ptr,
-    out_bias_ptr,
+    hidden,
+    dense,
+    out,
     labels_ptr,
     loss_ptr,
     logits_ptr,
-    hidden_row,
-    weight_row,
     rows,
     WIDTH: tl.constexpr,
     EVEN: tl.constexpr,
@@ -112,29 +107,15 @@ def discriminator_head_fwd_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    hidden, dense, out = Matrix(*hidden), Affine(*dense), Affine(*out)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     x = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, WIDTH, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        z = _dense(
-            hidden_ptr,
-            weight_ptr,
-            bias_ptr,
-            hidden_row,
-            weight_row,
-            offs_m,
-            offs_n,
-            rows,
-            WIDTH,
-            EVEN,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            PRECISION,
-        )
+        z = _dense(hidden, dense, offs_m, offs_n, rows, WIDTH, EVEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
         gelu, _ = gelu_and_slope(z)
-        x += tl.sum(gelu * _columns(out_weight_ptr, offs_n, WIDTH), 1)
-    x += tl.load(out_bias_ptr).to(tl.float32)
+        x += tl.sum(gelu * _columns(out.weight, offs_n, WIDTH), 1)
+    x += tl.load(out.bias).to(tl.float32)
     label = tl.load(labels_ptr + offs_m, mask=offs_m < rows, other=0).to(tl.float32)
     e = tl.exp2(-tl.abs(x) * LOG2E)
     loss = tl.maximum(x, 0.0) - x * label + tl.where(e < 1e-3, e - 0.5 * e * e, LN2 * tl.log2(1.0 + e))
@@ -151,16 +132,12 @@ def discriminator_head_fwd(
         hidden, dense_weight = unit_stride(hidden, dense_weight)
         chosen = tile(FWD, hidden)
         discriminator_head_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
-            hidden,
-            dense_weight,
-            dense_bias.contiguous(),
-            out_weight.contiguous(),
-            out_bias,
+            matrix(hidden),
+            affine(dense_weight, dense_bias),
+            affine(out_weight.contiguous(), out_bias),
             labels.contiguous(),
             loss,
             logits,
-            hidden.stride(0),
-            dense_weight.stride(0),
             rows,
             **chosen,
         )
@@ -171,16 +148,13 @@ def discriminator_head_fwd(
 def discriminator_head_bwd_kernel(
     dloss_ptr,
     dlogits_ptr,
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
+    hidden,
+    dense,
     out_weight_ptr,
     labels_ptr,
     logits_ptr,
     dz_ptr,
     parts_ptr,
-    hidden_row,
-    weight_row,
     rows,
     WIDTH: tl.constexpr,
     EVEN: tl.constexpr,
@@ -192,34 +166,20 @@ def discriminator_head_bwd_kernel(
     tiles: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
     block, start = tl.program_id(0).to(tl.int64) // tiles, tl.program_id(0) % tiles * BLOCK_N
     offs_m, offs_n = block * BLOCK_M + tl.arange(0, BLOCK_M), start + tl.arange(0, BLOCK_N)
-    z = _dense(
-        hidden_ptr,
-        weight_ptr,
-        bias_ptr,
-        hidden_row,
-        weight_row,
-        offs_m,
-        offs_n,
-        rows,
-        WIDTH,
-        EVEN,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        PRECISION,
-    )
+    hidden, dense = Matrix(*hidden), Affine(*dense)
+    z = _dense(hidden, dense, offs_m, offs_n, rows, WIDTH, EVEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     gelu, slope = gelu_and_slope(z)
-    there = offs_m < rows
-    x = tl.load(logits_ptr + offs_m, mask=there, other=0.0).to(tl.float32)
-    label = tl.load(labels_ptr + offs_m, mask=there, other=0).to(tl.float32)
-    dloss = tl.load(dloss_ptr + offs_m, mask=there, other=0.0).to(tl.float32)
+    inside = offs_m < rows
+    x = tl.load(logits_ptr + offs_m, mask=inside, other=0.0).to(tl.float32)
+    label = tl.load(labels_ptr + offs_m, mask=inside, other=0).to(tl.float32)
+    dloss = tl.load(dloss_ptr + offs_m, mask=inside, other=0.0).to(tl.float32)
     dx = dloss * (1.0 / (1.0 + tl.exp2(-x * LOG2E)) - label)
-    dx += tl.load(dlogits_ptr + offs_m, mask=there, other=0.0).to(tl.float32)
+    dx += tl.load(dlogits_ptr + offs_m, mask=inside, other=0.0).to(tl.float32)
     dz = dx[:, None] * _columns(out_weight_ptr, offs_n, WIDTH) * slope
     places = offs_m[:, None] * WIDTH + offs_n[None, :]
-    tl.store(dz_ptr + places, dz.to(dz_ptr.dtype.element_ty), mask=there[:, None] & (offs_n[None, :] < WIDTH))
+    tl.store(dz_ptr + places, dz.to(dz_ptr.dtype.element_ty), mask=inside[:, None] & (offs_n[None, :] < WIDTH))
     parts_ptr += block * (WIDTH + 1)
-    tl.store(parts_ptr + offs_n, tl.sum(tl.where(there[:, None], dx[:, None] * gelu, 0.0), 0), mask=offs_n < WIDTH)
+    tl.store(parts_ptr + offs_n, tl.sum(tl.where(inside[:, None], dx[:, None] * gelu, 0.0), 0), mask=offs_n < WIDTH)
     if start == 0:
         tl.store(parts_ptr + WIDTH, tl.sum(dx, 0))
 
@@ -235,29 +195,25 @@ def discriminator_head_bwd(
     saved: list[Tensor],
 ) -> list[Tensor]:
     """grads [dloss, dlogits], saved [loss, logits] -> gradients of the arguments but labels."""
-    given = (hidden, dense_weight, dense_bias, out_weight, out_bias)
     rows, width = hidden.shape
     if rows == 0:
-        return [t.new_zeros(t.shape) for t in given]
+        return [t.new_zeros(t.shape) for t in (hidden, dense_weight, dense_bias, out_weight, out_bias)]
     hidden, dense_weight = unit_stride(hidden, dense_weight)
     chosen = tile(BWD, hidden)
     blocks, tiles = triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(width, chosen["BLOCK_N"])
     dz, parts = hidden.new_empty(rows, width), hidden.new_empty(blocks, width + 1, dtype=torch.float32)
     discriminator_head_bwd_kernel[(blocks * tiles,)](
         *(t.contiguous() for t in grads),
-        hidden,
-        dense_weight,
-        dense_bias.contiguous(),
+        matrix(hidden),
+        affine(dense_weight, dense_bias),
         out_weight.contiguous(),
         labels.contiguous(),
         saved[1],
         dz,
         parts,
-        hidden.stride(0),
-        dense_weight.stride(0),
         rows,
         **chosen,
     )
     dout_weight, dout_bias = out_weight.new_empty(out_weight.shape), out_bias.new_empty(out_bias.shape)
-    found = weight_gradients(Product(dz, hidden), also=[(parts, dout_weight, dout_bias)])
-    return [input_gradient(dz, dense_weight), *found, dout_weight, dout_bias]
+    dense_gradients = weight_gradients(Product(dz, hidden), also=[(parts, dout_weight, dout_bias)])
+    return [input_gradient(dz, dense_weight), *dense_gradients, dout_weight, dout_bias]

@@ -27,9 +27,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .generator_head_chunked import chunked_bwd, chunked_fwd
-from .generator_head_sample import LOG2E, TILE, largest_and_sum, sample, sharpened
+from .generator_head_sample import (
+    LOG2E,
+    TILE,
+    Statistics,
+    Words,
+    largest_and_sum,
+    new_statistics,
+    sample,
+    sharpened,
+    words,
+)
 from .parts.device import entry
-from .parts.groups import Matrix
+from .parts.groups import Matrix, matrix
 from .parts.rows import rows_of
 
 PROGRAMS = 264  # wanted at least: two for each of an H100's 132 multiprocessors
@@ -83,29 +93,27 @@ def tile(table: dict, hidden: Tensor) -> dict:
 
 
 @triton.jit
-def _hidden(ptr, stride, labels, offs, count, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Rows of hidden; what is not finite in a row left out is 0, as 0 times it would reach others."""
-    hidden = rows_of(Matrix(ptr, stride), offs, count, WIDTH, BLOCK_E)
-    odd = (labels[:, None] == -100) & ~(tl.abs(hidden.to(tl.float32)) < float("inf"))
-    return tl.where(odd, 0.0, hidden).to(hidden.dtype)
+def _hidden_rows(hidden, labels, offs, count, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Rows of hidden, a Matrix. In a row without a label, NaN and infinity become 0, since 0 times them is NaN."""
+    rows = rows_of(hidden, offs, count, WIDTH, BLOCK_E)
+    odd = (labels[:, None] == -100) & ~(tl.abs(rows.to(tl.float32)) < float("inf"))
+    return tl.where(odd, 0.0, rows).to(rows.dtype)
+
+
+@triton.jit
+def _word_rows(words, offs, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Rows of the weight of a Words, 0 beyond the last word."""
+    return rows_of(Matrix(words.weight, words.row), offs, words.count, WIDTH, BLOCK_E)
 
 
 @triton.jit
 def generator_head_fwd_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
+    hidden,
+    words,
     labels_ptr,
-    tile_max_ptr,
-    tile_sum_ptr,
-    share_max_ptr,
-    share_sum_ptr,
-    hidden_row,
-    weight_row,
+    statistics,
     rows,
-    vocabulary,
-    tiles,
-    tiles_a_share,
+    tiles_per_share,
     sharpness,
     SAME: tl.constexpr,
     DISALLOW: tl.constexpr,
@@ -115,20 +123,22 @@ def generator_head_fwd_kernel(
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """SAME: the sample is drawn from the probabilities of the loss, so one sum serves both."""
+    words, statistics = Words(*words), Statistics(*statistics)
     block, share = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    there = offs_m < rows
-    labels = tl.load(labels_ptr + offs_m, mask=there, other=-100)
-    hidden = _hidden(hidden_ptr, hidden_row, labels, offs_m, rows, WIDTH, BLOCK_E)
+    inside = offs_m < rows
+    labels = tl.load(labels_ptr + offs_m, mask=inside, other=-100)
+    hidden_rows = _hidden_rows(Matrix(*hidden), labels, offs_m, rows, WIDTH, BLOCK_E)
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
-    first = share * tiles_a_share
-    for number in tl.range(first, tl.minimum(first + tiles_a_share, tiles), disable_licm=True):
+    first = share * tiles_per_share
+    for number in tl.range(first, tl.minimum(first + tiles_per_share, statistics.tiles), disable_licm=True):
         offs_n = number * BLOCK_N + tl.arange(0, BLOCK_N)
-        weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E)
-        bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
-        logits = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
-        logits = tl.where(offs_n[None, :] < vocabulary, logits, float("-inf"))
+        weight = _word_rows(words, offs_n, WIDTH, BLOCK_E)
+        bias = tl.load(words.bias + offs_n, mask=offs_n < words.count, other=0.0).to(tl.float32)
+        logits = tl.dot(hidden_rows, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
+        logits = tl.where(offs_n[None, :] < words.count, logits, float("-inf"))
         safe, total = largest_and_sum(logits)
         m_new = tl.maximum(m_i, safe)
         l_i = l_i * tl.exp2((m_i - m_new) * LOG2E) + total * tl.exp2((safe - m_new) * LOG2E)
@@ -136,10 +146,10 @@ def generator_head_fwd_kernel(
         if not SAME:
             logits = sharpened(logits, sharpness, labels, offs_n, DISALLOW)
             safe, total = largest_and_sum(logits)
-        tl.store(tile_max_ptr + number * rows + offs_m, safe, mask=there)
-        tl.store(tile_sum_ptr + number * rows + offs_m, total, mask=there)
-    tl.store(share_max_ptr + share * rows + offs_m, m_i, mask=there)
-    tl.store(share_sum_ptr + share * rows + offs_m, l_i, mask=there)
+        tl.store(statistics.tile_max + number * rows + offs_m, safe, mask=inside)
+        tl.store(statistics.tile_sum + number * rows + offs_m, total, mask=inside)
+    tl.store(statistics.share_max + share * rows + offs_m, m_i, mask=inside)
+    tl.store(statistics.share_sum + share * rows + offs_m, l_i, mask=inside)
 
 
 def generator_head_fwd(
@@ -157,34 +167,28 @@ def generator_head_fwd(
     row_ids, rows, vocabulary = row_ids.contiguous(), hidden.shape[0], weight.shape[0]
     if rows == 0:
         return hidden.new_empty(0), torch.empty_like(labels), [hidden.new_empty(0, dtype=torch.float32)]
-    given = (hidden, weight, bias, labels, row_ids, seed, temperature, disallow_correct)
+    arguments = (hidden, weight, bias, labels, row_ids, seed, temperature, disallow_correct)
     if in_chunks(hidden):
-        return chunked_fwd(*given)
+        return chunked_fwd(*arguments)
     chosen = tile(FWD, hidden)
     tiles, blocks = triton.cdiv(vocabulary, TILE), triton.cdiv(rows, chosen["BLOCK_M"])
-    a_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, blocks)))
-    shares = triton.cdiv(tiles, a_share)
-    tile_statistics, share_statistics = (hidden.new_empty(2, n, rows, dtype=torch.float32) for n in (tiles, shares))
+    tiles_per_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, blocks)))
+    shares = triton.cdiv(tiles, tiles_per_share)
+    statistics = new_statistics(hidden, tiles, shares)
     sharpness = 1 / temperature if temperature else 1.0
     generator_head_fwd_kernel[(blocks, shares)](
-        hidden,
-        weight,
-        bias,
+        matrix(hidden),
+        words(weight, bias),
         labels,
-        *tile_statistics,
-        *share_statistics,
-        hidden.stride(0),
-        weight.stride(0),
+        statistics,
         rows,
-        vocabulary,
-        tiles,
-        a_share,
+        tiles_per_share,
         sharpness,
         SAME=sharpness == 1.0 and not disallow_correct,
         DISALLOW=disallow_correct,
         **chosen,
     )
-    loss, sampled, lse = sample(*given, tile_statistics, share_statistics)
+    loss, sampled, lse = sample(*arguments, statistics)
     return loss, sampled, [lse]
 
 
@@ -198,85 +202,79 @@ def _scale(dloss_ptr, lse_ptr, labels, offs, rows, vocabulary):
 
 @triton.jit
 def generator_head_bwd_hidden_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
+    hidden,
+    words,
     labels_ptr,
     lse_ptr,
     dloss_ptr,
     dhidden_ptr,
-    hidden_row,
-    weight_row,
     rows,
-    vocabulary,
-    words_a_share,
+    words_per_share,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    words = Words(*words)
     block, share = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     labels = tl.load(labels_ptr + offs_m, mask=offs_m < rows, other=-100)
-    hidden = _hidden(hidden_ptr, hidden_row, labels, offs_m, rows, WIDTH, BLOCK_E)
-    dloss, lse = _scale(dloss_ptr, lse_ptr, labels, offs_m, rows, vocabulary)
+    hidden_rows = _hidden_rows(Matrix(*hidden), labels, offs_m, rows, WIDTH, BLOCK_E)
+    dloss, lse = _scale(dloss_ptr, lse_ptr, labels, offs_m, rows, words.count)
     acc = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
-    start = share * words_a_share
-    for first in tl.range(start, tl.minimum(start + words_a_share, vocabulary), BLOCK_N, disable_licm=True):
+    start = share * words_per_share
+    for first in tl.range(start, tl.minimum(start + words_per_share, words.count), BLOCK_N, disable_licm=True):
         offs_n = first + tl.arange(0, BLOCK_N)
-        weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E)
-        bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=float("-inf")).to(tl.float32)
-        logits = tl.dot(hidden, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
+        weight = _word_rows(words, offs_n, WIDTH, BLOCK_E)
+        bias = tl.load(words.bias + offs_n, mask=offs_n < words.count, other=float("-inf")).to(tl.float32)
+        logits = tl.dot(hidden_rows, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         probs = tl.exp2((logits - lse[:, None]) * LOG2E)
         dlogits = (probs - tl.where(offs_n[None, :] == labels[:, None], 1.0, 0.0)) * dloss[:, None]
         acc = tl.dot(dlogits.to(weight.dtype), weight, acc, input_precision=PRECISION)
     columns = tl.arange(0, BLOCK_E)
-    there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
+    inside = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
     ptrs = dhidden_ptr + (share * rows + offs_m[:, None]) * WIDTH + columns[None, :]
-    tl.store(ptrs, acc.to(dhidden_ptr.dtype.element_ty), mask=there)
+    tl.store(ptrs, acc.to(dhidden_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def generator_head_bwd_weight_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
+    hidden,
+    words,
     labels_ptr,
     lse_ptr,
     dloss_ptr,
     dweight_ptr,
     dbias_ptr,
-    hidden_row,
-    weight_row,
     rows,
-    vocabulary,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    words = Words(*words)
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E)
-    bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=float("-inf")).to(tl.float32)
+    weight = _word_rows(words, offs_n, WIDTH, BLOCK_E)
+    bias = tl.load(words.bias + offs_n, mask=offs_n < words.count, other=float("-inf")).to(tl.float32)
     acc = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     sums = tl.zeros((BLOCK_N,), tl.float32)
     for first in tl.range(0, rows, BLOCK_M, disable_licm=True):
         offs_m = first + tl.arange(0, BLOCK_M)
         labels = tl.load(labels_ptr + offs_m, mask=offs_m < rows, other=-100)
-        hidden = _hidden(hidden_ptr, hidden_row, labels, offs_m, rows, WIDTH, BLOCK_E)
-        dloss, lse = _scale(dloss_ptr, lse_ptr, labels, offs_m, rows, vocabulary)
-        logits = tl.dot(weight, tl.trans(hidden), input_precision=PRECISION) + bias[:, None]
+        hidden_rows = _hidden_rows(Matrix(*hidden), labels, offs_m, rows, WIDTH, BLOCK_E)
+        dloss, lse = _scale(dloss_ptr, lse_ptr, labels, offs_m, rows, words.count)
+        logits = tl.dot(weight, tl.trans(hidden_rows), input_precision=PRECISION) + bias[:, None]
         probs = tl.exp2((logits - lse[None, :]) * LOG2E)
         dlogits = (probs - tl.where(offs_n[:, None] == labels[None, :], 1.0, 0.0)) * dloss[None, :]
         sums += tl.sum(dlogits, 1)
-        acc = tl.dot(dlogits.to(hidden.dtype), hidden, acc, input_precision=PRECISION)
+        acc = tl.dot(dlogits.to(hidden_rows.dtype), hidden_rows, acc, input_precision=PRECISION)
     columns = tl.arange(0, BLOCK_E)
-    there = (offs_n[:, None] < vocabulary) & (columns[None, :] < WIDTH)
+    inside = (offs_n[:, None] < words.count) & (columns[None, :] < WIDTH)
     ptrs = dweight_ptr + offs_n[:, None] * WIDTH + columns[None, :]
-    tl.store(ptrs, acc.to(dweight_ptr.dtype.element_ty), mask=there)
-    tl.store(dbias_ptr + offs_n, sums.to(dbias_ptr.dtype.element_ty), mask=offs_n < vocabulary)
+    tl.store(ptrs, acc.to(dweight_ptr.dtype.element_ty), mask=inside)
+    tl.store(dbias_ptr + offs_n, sums.to(dbias_ptr.dtype.element_ty), mask=offs_n < words.count)
 
 
 def generator_head_bwd(
@@ -300,20 +298,20 @@ def generator_head_bwd(
         return [hidden.new_empty(hidden.shape), dweight.zero_(), dbias.zero_()]
     if in_chunks(hidden):
         return chunked_bwd(dloss, hidden, weight, bias, labels, lse)
-    given = (hidden, weight, bias, labels, lse, dloss)
-    sizes = (hidden.stride(0), weight.stride(0), rows, vocabulary)
+    arguments = (matrix(hidden), words(weight, bias), labels, lse, dloss)
 
     chosen = tile(BWD_HIDDEN, hidden)
     blocks, tiles = triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(vocabulary, chosen["BLOCK_N"])
-    a_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS // 2, blocks)))
-    shares = triton.cdiv(tiles, a_share)
+    tiles_per_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS // 2, blocks)))
+    shares = triton.cdiv(tiles, tiles_per_share)
     parts = hidden.new_empty(shares, *hidden.shape, dtype=torch.float32)
-    generator_head_bwd_hidden_kernel[(blocks, shares)](*given, parts, *sizes, a_share * chosen["BLOCK_N"], **chosen)
+    words_per_share = tiles_per_share * chosen["BLOCK_N"]
+    generator_head_bwd_hidden_kernel[(blocks, shares)](*arguments, parts, rows, words_per_share, **chosen)
     dhidden = parts.sum(0).to(hidden.dtype)
 
     chosen = tile(BWD_WEIGHT, hidden)
     generator_head_bwd_weight_kernel[(triton.cdiv(vocabulary, chosen["BLOCK_N"]),)](
-        *given, dweight, dbias, *sizes, **chosen
+        *arguments, dweight, dbias, rows, **chosen
     )
     return [dhidden, dweight, dbias]
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .generator_head_sample import LOG2E, TILE, largest_and_sum, sample, sharpened
+from .generator_head_sample import LOG2E, TILE, Statistics, largest_and_sum, new_statistics, sample, sharpened
 
 CHUNK = 2**25  # bytes of logits at once: an A100's L2 has 40 MB, an H100's 50, an H200's 60
 TILES = dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8)  # of the logits, a program: 16 a thread
@@ -33,42 +33,40 @@ SHARE = 16  # tiles that a program goes over
 def generator_head_tiles_kernel(
     logits_ptr,
     labels_ptr,
-    tile_max_ptr,
-    tile_sum_ptr,
-    share_max_ptr,
-    share_sum_ptr,
+    statistics,
     rows,
     vocabulary,
-    tiles,
-    tiles_a_share,
+    tiles_per_share,
     sharpness,
     SAME: tl.constexpr,
     DISALLOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """SAME: the sample is drawn from the probabilities of the loss, so one sum serves both."""
+    statistics = Statistics(*statistics)
     block, share = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    there = offs_m < rows
-    labels = tl.load(labels_ptr + offs_m, mask=there, other=-100)
+    inside = offs_m < rows
+    labels = tl.load(labels_ptr + offs_m, mask=inside, other=-100)
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
-    first = share * tiles_a_share
-    for number in range(first, tl.minimum(first + tiles_a_share, tiles)):
+    first = share * tiles_per_share
+    for number in range(first, tl.minimum(first + tiles_per_share, statistics.tiles)):
         offs_n = number * BLOCK_N + tl.arange(0, BLOCK_N)
         ptrs = logits_ptr + offs_m[:, None] * vocabulary + offs_n[None, :]
-        inside = there[:, None] & (offs_n[None, :] < vocabulary)
-        logits = tl.load(ptrs, mask=inside, other=float("-inf")).to(tl.float32)
+        in_chunk = inside[:, None] & (offs_n[None, :] < vocabulary)
+        logits = tl.load(ptrs, mask=in_chunk, other=float("-inf")).to(tl.float32)
         safe, total = largest_and_sum(logits)
         m_new = tl.maximum(m_i, safe)
         l_i = l_i * tl.exp2((m_i - m_new) * LOG2E) + total * tl.exp2((safe - m_new) * LOG2E)
         m_i = m_new
         if not SAME:
             safe, total = largest_and_sum(sharpened(logits, sharpness, labels, offs_n, DISALLOW))
-        tl.store(tile_max_ptr + number * rows + offs_m, safe, mask=there)
-        tl.store(tile_sum_ptr + number * rows + offs_m, total, mask=there)
-    tl.store(share_max_ptr + share * rows + offs_m, m_i, mask=there)
-    tl.store(share_sum_ptr + share * rows + offs_m, l_i, mask=there)
+        tl.store(statistics.tile_max + number * rows + offs_m, safe, mask=inside)
+        tl.store(statistics.tile_sum + number * rows + offs_m, total, mask=inside)
+    tl.store(statistics.share_max + share * rows + offs_m, m_i, mask=inside)
+    tl.store(statistics.share_sum + share * rows + offs_m, l_i, mask=inside)
 
 
 @triton.jit
@@ -126,22 +124,17 @@ def chunked_fwd(
     vocabulary, sharpness = weight.shape[0], 1 / temperature if temperature else 1.0
     tiles = triton.cdiv(vocabulary, TILE)
     shares = triton.cdiv(tiles, SHARE)
-    found = []
+    chunks = []
     for rows in _chunks(hidden, weight):
-        given = (_without_nan(hidden[rows], labels[rows]), weight, bias, labels[rows], row_ids[rows], seed)
-        logits = torch.addmm(bias, given[0], weight.t())
-        count = logits.shape[0]
-        tile_statistics, share_statistics = (
-            logits.new_empty(2, n, count, dtype=torch.float32) for n in (tiles, shares)
-        )
+        clean = _without_nan(hidden[rows], labels[rows])
+        logits = torch.addmm(bias, clean, weight.t())
+        count, statistics = logits.shape[0], new_statistics(logits, tiles, shares)
         generator_head_tiles_kernel[(triton.cdiv(count, TILES["BLOCK_M"]), shares)](
             logits,
             labels[rows],
-            *tile_statistics,
-            *share_statistics,
+            statistics,
             count,
             vocabulary,
-            tiles,
             SHARE,
             sharpness,
             SAME=sharpness == 1.0 and not disallow_correct,
@@ -149,8 +142,9 @@ def chunked_fwd(
             enable_fp_fusion=True,
             **TILES,
         )
-        found.append(sample(*given, temperature, disallow_correct, tile_statistics, share_statistics, logits))
-    loss, sampled, lse = (torch.cat(parts) for parts in zip(*found, strict=True))
+        arguments = (clean, weight, bias, labels[rows], row_ids[rows], seed, temperature, disallow_correct)
+        chunks.append(sample(*arguments, statistics, logits))
+    loss, sampled, lse = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return loss, sampled, [lse]
 
 

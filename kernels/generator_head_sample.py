@@ -6,18 +6,66 @@ the tiles' sums, then the word in it: of 128 logits computed again, or, where th
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .parts.groups import Matrix
+from .parts.groups import Matrix, affine, matrix
 from .parts.philox import philox, uniform
 from .parts.rows import rows_of
 
 TILE = 128  # words; the convention of the samples
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Words(NamedTuple):
+    """The vocabulary: the parameters of its logits, hidden W^T + b."""
+
+    weight: Any  # address of W (V, E)
+    row: Any  # elements from one row of W to the next
+    bias: Any  # address of b (V,)
+    count: Any  # V
+
+
+def words(weight: Tensor, bias: Tensor) -> tuple:
+    """The Words of a weight (V, E), whose columns have stride 1, and a bias (V,)."""
+    return *affine(weight, bias), weight.shape[0]
+
+
+class Statistics(NamedTuple):
+    """Maxima m and sums of exp(l - m) over logits l of each row: addresses of float32."""
+
+    tile_max: Any  # (tiles, M): over the words of each tile, of the logits that the sample is drawn from
+    tile_sum: Any
+    share_max: Any  # (shares, M): over the tiles of each share, of the logits of the loss
+    share_sum: Any
+    tiles: Any
+    shares: Any
+
+
+def new_statistics(like: Tensor, tiles: int, shares: int) -> tuple:
+    """Empty Statistics for the rows of `like`."""
+    of_tiles, of_shares = (like.new_empty(2, n, like.shape[0], dtype=torch.float32) for n in (tiles, shares))
+    return *of_tiles, *of_shares, tiles, shares
+
+
+class Draw(NamedTuple):
+    """The key of each row's random words: addresses of row ids (M,) and of the seed, int64."""
+
+    row_ids: Any
+    seed: Any
+
+
+class Results(NamedTuple):
+    """Where loss (M,), log-sum-exp (M,) and sampled word (M,) go."""
+
+    loss: Any
+    lse: Any
+    sampled: Any
 
 
 @triton.jit
@@ -49,28 +97,15 @@ def _inverse_cdf(weights, u, BLOCK: tl.constexpr):
 
 @triton.jit
 def generator_head_sample_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
+    hidden,
+    words,
     logits_ptr,
     labels_ptr,
-    row_ids_ptr,
-    seed_ptr,
-    tile_max_ptr,
-    tile_sum_ptr,
-    share_max_ptr,
-    share_sum_ptr,
-    loss_ptr,
-    lse_ptr,
-    sampled_ptr,
-    hidden_row,
-    weight_row,
+    draw,
+    statistics,
+    results,
     rows,
-    vocabulary,
-    tiles,
-    shares,
     sharpness,
-    STORED: tl.constexpr,
     LIKELIEST: tl.constexpr,
     DISALLOW: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -79,56 +114,61 @@ def generator_head_sample_kernel(
     TILES: tl.constexpr,
     SHARES: tl.constexpr,
 ):
+    """logits_ptr: None where the logits are not stored, but computed again from hidden and words."""
+    hidden, words, statistics = Matrix(*hidden), Words(*words), Statistics(*statistics)
+    draw, results = Draw(*draw), Results(*results)
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels_ptr + row)
     columns = tl.arange(0, BLOCK_E)
-    if not STORED:
-        hidden = tl.load(hidden_ptr + row * hidden_row + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    if logits_ptr is None:
+        x = tl.load(hidden.ptr + row * hidden.row + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
         if label == -100:
-            hidden = tl.where(tl.abs(hidden) < float("inf"), hidden, 0.0)
+            x = tl.where(tl.abs(x) < float("inf"), x, 0.0)
 
     share = tl.arange(0, SHARES).to(tl.int64)
-    m = tl.load(share_max_ptr + share * rows + row, mask=share < shares, other=float("-inf"))
-    total = tl.load(share_sum_ptr + share * rows + row, mask=share < shares, other=0.0)
+    m = tl.load(statistics.share_max + share * rows + row, mask=share < statistics.shares, other=float("-inf"))
+    total = tl.load(statistics.share_sum + share * rows + row, mask=share < statistics.shares, other=0.0)
     largest = tl.max(m, 0)
     lse = largest + LN2 * tl.log2(tl.sum(total * tl.exp2((m - largest) * LOG2E), 0))
-    word = (label >= 0) & (label < vocabulary)
-    wanted = tl.where(word, label, 0).to(tl.int64)
-    if STORED:
-        logit = tl.load(logits_ptr + row * vocabulary + wanted).to(tl.float32)
+    word = (label >= 0) & (label < words.count)
+    target = tl.where(word, label, 0).to(tl.int64)
+    if logits_ptr is not None:
+        logit = tl.load(logits_ptr + row * words.count + target).to(tl.float32)
     else:
-        target = tl.load(weight_ptr + wanted * weight_row + columns, mask=columns < WIDTH, other=0.0)
-        logit = tl.sum(hidden * target.to(tl.float32), 0) + tl.load(bias_ptr + wanted).to(tl.float32)
-    loss = tl.where(word, lse - logit, float("nan"))  # never a plausible loss, nor a bad read
+        weight = tl.load(words.weight + target * words.row + columns, mask=columns < WIDTH, other=0.0)
+        logit = tl.sum(x * weight.to(tl.float32), 0) + tl.load(words.bias + target).to(tl.float32)
+    loss = tl.where(word, lse - logit, float("nan"))  # a label that is no word shows, and is never read
     loss = tl.where(label == -100, 0.0, loss)
-    tl.store(lse_ptr + row, lse)
-    tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty))
+    tl.store(results.lse + row, lse)
+    tl.store(results.loss + row, loss.to(results.loss.dtype.element_ty))
 
-    w0, w1, _, _ = philox(tl.load(seed_ptr), tl.load(row_ids_ptr + row), 0, 0)
+    w0, w1, _, _ = philox(tl.load(draw.seed), tl.load(draw.row_ids + row), 0, 0)
     number = tl.arange(0, TILES)
-    m = tl.load(tile_max_ptr + number.to(tl.int64) * rows + row, mask=number < tiles, other=float("-inf"))
-    total = tl.load(tile_sum_ptr + number.to(tl.int64) * rows + row, mask=number < tiles, other=0.0)
+    m = tl.load(
+        statistics.tile_max + number.to(tl.int64) * rows + row, mask=number < statistics.tiles, other=float("-inf")
+    )
+    total = tl.load(statistics.tile_sum + number.to(tl.int64) * rows + row, mask=number < statistics.tiles, other=0.0)
     if LIKELIEST:
         chosen = tl.argmax(m, 0)
     else:
         chosen = _inverse_cdf(total * tl.exp2((m - tl.max(m, 0)) * LOG2E), uniform(w0), TILES)
-    chosen = tl.minimum(chosen, tiles - 1).to(tl.int64)
+    chosen = tl.minimum(chosen, statistics.tiles - 1).to(tl.int64)
     offs_n = chosen * BLOCK_N + tl.arange(0, BLOCK_N)
-    if STORED:
-        logits = tl.load(logits_ptr + row * vocabulary + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
+    if logits_ptr is not None:
+        logits = tl.load(logits_ptr + row * words.count + offs_n, mask=offs_n < words.count, other=0.0).to(tl.float32)
     else:
-        weight = rows_of(Matrix(weight_ptr, weight_row), offs_n, vocabulary, WIDTH, BLOCK_E).to(tl.float32)
-        bias = tl.load(bias_ptr + offs_n, mask=offs_n < vocabulary, other=0.0).to(tl.float32)
-        logits = tl.sum(weight * hidden[None, :], 1) + bias
+        weights = rows_of(Matrix(words.weight, words.row), offs_n, words.count, WIDTH, BLOCK_E).to(tl.float32)
+        bias = tl.load(words.bias + offs_n, mask=offs_n < words.count, other=0.0).to(tl.float32)
+        logits = tl.sum(weights * x[None, :], 1) + bias
     logits *= sharpness
     if DISALLOW:
         logits -= tl.where(offs_n == label, 1000.0, 0.0)
-    logits = tl.where(offs_n < vocabulary, logits, float("-inf"))
+    logits = tl.where(offs_n < words.count, logits, float("-inf"))
     if LIKELIEST:
         within = tl.argmax(logits, 0)
     else:
         within = _inverse_cdf(tl.exp2((logits - tl.max(logits, 0)) * LOG2E), uniform(w1), BLOCK_N)
-    tl.store(sampled_ptr + row, tl.minimum(chosen * BLOCK_N + within, vocabulary - 1))
+    tl.store(results.sampled + row, tl.minimum(chosen * BLOCK_N + within, words.count - 1))
 
 
 def sample(
@@ -140,37 +180,25 @@ def sample(
     seed: Tensor,
     temperature: float,
     disallow_correct: bool,
-    tile_statistics: Tensor,
-    share_statistics: Tensor,
+    statistics: tuple,
     logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Maxima and sums (2, tiles, M) and (2, shares, M), and the logits (M, V) where they are stored -> loss (M,),
-    sampled (M,), lse (M,) float32."""
-    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    """The rows' loss (M,), sampled word (M,) and log-sum-exp (M,) float32, from the Statistics that the sweep over the
+    vocabulary has filled. logits (M, V): where the sweep stored them."""
+    rows = hidden.shape[0]
     loss, lse = hidden.new_empty(rows), hidden.new_empty(rows, dtype=torch.float32)
     sampled = torch.empty_like(labels)
-    tiles, shares = tile_statistics.shape[1], share_statistics.shape[1]
+    *_, tiles, shares = statistics
     generator_head_sample_kernel[(rows,)](
-        hidden,
-        weight,
-        bias,
-        hidden if logits is None else logits,
+        matrix(hidden),
+        words(weight, bias),
+        logits,
         labels,
-        row_ids,
-        seed,
-        *tile_statistics,
-        *share_statistics,
-        loss,
-        lse,
-        sampled,
-        hidden.stride(0),
-        weight.stride(0),
+        (row_ids, seed),
+        statistics,
+        (loss, lse, sampled),
         rows,
-        vocabulary,
-        tiles,
-        shares,
         1 / temperature if temperature else 1.0,
-        STORED=logits is not None,
         LIKELIEST=temperature == 0,
         DISALLOW=disallow_correct,
         WIDTH=hidden.shape[1],
