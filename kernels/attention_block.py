@@ -24,7 +24,7 @@ pieces against 3 us of traffic. A sequence much shorter than BLOCK_S wastes its 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -35,7 +35,7 @@ from .attention import attention_fwd, reads_again
 from .dropout_add_layer_norm import dropout_add_layer_norm_fwd
 from .linear import product, unit_stride
 from .parts.device import entry
-from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.groups import Affine, Dropout, Matrix, affine, dropout, matrix
 from .parts.layer_norm import Norm, add_and_normalise
 from .parts.philox import dropout_keep
 
@@ -57,28 +57,33 @@ def in_one_launch(x: Tensor, max_seqlen: int, num_heads: int) -> bool:
     return chosen != {} and x.shape[1] == 64 * num_heads and max_seqlen <= chosen["BLOCK_S"]
 
 
+class Buffers(NamedTuple):
+    """What the one launch writes besides its statistics, contiguous."""
+
+    qkv: Any  # (T, 3 D): queries, keys and values
+    read: Any  # (T, D): what attention reads of the values
+    lse: Any  # (H, T) float32: log-sum-exps of the scores, in powers of two
+    z: Any  # (T, D): what is normalised
+    out: Any  # (T, D)
+    tokens: Any  # T
+
+
 @triton.jit
-def _weight(weight, rows, columns):
-    return tl.load(weight.ptr + rows.to(tl.int64)[:, None] * weight.row + columns[None, :])
+def _weight(linear, rows, columns):
+    """A tile of an Affine's weight."""
+    return tl.load(linear.weight + rows.to(tl.int64)[:, None] * linear.row + columns[None, :])
 
 
 @triton.jit
 def attention_block_fwd_kernel(
     x,
-    qkv_weight,
-    qkv_bias_ptr,
-    out_weight,
-    out_bias_ptr,
+    projection,
+    output,
     norm,
     cu_seqlens_ptr,
     attention_dropout,
     dropout,
-    qkv_ptr,
-    context_ptr,
-    lse_ptr,
-    z_ptr,
-    out_ptr,
-    tokens,
+    buffers,
     scale,
     eps,
     WIDTH: tl.constexpr,
@@ -87,7 +92,8 @@ def attention_block_fwd_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    x, qkv_weight, out_weight, norm = Matrix(*x), Matrix(*qkv_weight), Matrix(*out_weight), Norm(*norm)
+    x, norm, buffers = Matrix(*x), Norm(*norm), Buffers(*buffers)
+    projection, output = Affine(*projection), Affine(*output)
     if attention_dropout is not None:
         attention_dropout = Dropout(*attention_dropout)
     if dropout is not None:
@@ -98,30 +104,30 @@ def attention_block_fwd_kernel(
     if length == 0:
         return
     place, columns, column = tl.arange(0, BLOCK_S), tl.arange(0, WIDTH), tl.arange(0, BLOCK_H)
-    rows, there = start + place, place < length
-    x_rows = tl.load(x.ptr + rows[:, None] * x.row + columns[None, :], mask=there[:, None], other=0.0)
+    rows, inside = start + place, place < length
+    x_rows = tl.load(x.ptr + rows[:, None] * x.row + columns[None, :], mask=inside[:, None], other=0.0)
     for first in tl.range(0, 3 * WIDTH, BLOCK_H, num_stages=3):
         outer = first + column
-        weight = _weight(qkv_weight, outer, columns)
-        bias = tl.load(qkv_bias_ptr + outer).to(tl.float32)
+        weight = _weight(projection, outer, columns)
+        bias = tl.load(projection.bias + outer).to(tl.float32)
         qkv = tl.dot(x_rows, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
-        tl.store(qkv_ptr + rows[:, None] * (3 * WIDTH) + outer[None, :], qkv.to(x_rows.dtype), mask=there[:, None])
+        tl.store(buffers.qkv + rows[:, None] * (3 * WIDTH) + outer[None, :], qkv.to(x_rows.dtype), mask=inside[:, None])
     tl.debug_barrier()  # other threads of the program read them
 
     keep_scale = 1.0
     if attention_dropout is not None:
         keep_scale = attention_dropout.scale
         seed = tl.load(attention_dropout.seed)
-        ids = tl.load(attention_dropout.row_ids + rows, mask=there, other=0)
-    lse_ptrs = lse_ptr + rows
+        ids = tl.load(attention_dropout.row_ids + rows, mask=inside, other=0)
+    lse_ptrs = buffers.lse + rows
     for head in range(0, WIDTH // BLOCK_H):
         outer = head * BLOCK_H + column
-        q_ptrs = qkv_ptr + rows[:, None] * (3 * WIDTH) + outer[None, :]
-        q = tl.load(q_ptrs, mask=there[:, None], other=0.0)
-        k = tl.load(q_ptrs + WIDTH, mask=there[:, None], other=0.0)
-        v = tl.load(q_ptrs + 2 * WIDTH, mask=there[:, None], other=0.0)
+        q_ptrs = buffers.qkv + rows[:, None] * (3 * WIDTH) + outer[None, :]
+        q = tl.load(q_ptrs, mask=inside[:, None], other=0.0)
+        k = tl.load(q_ptrs + WIDTH, mask=inside[:, None], other=0.0)
+        v = tl.load(q_ptrs + 2 * WIDTH, mask=inside[:, None], other=0.0)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
-        s = tl.where(there[None, :], s, float("-inf"))
+        s = tl.where(inside[None, :], s, float("-inf"))
         largest = tl.max(s, 1)
         p = tl.exp2(s - largest[:, None])
         total = tl.sum(p, 1)
@@ -129,20 +135,22 @@ def attention_block_fwd_kernel(
             keep = dropout_keep(seed, ids, 0, 1 + head, attention_dropout.threshold, BLOCK_S, BLOCK_S)
             p = tl.where(keep, p, 0.0)
         acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) * (keep_scale / total)[:, None]
-        tl.store(context_ptr + rows[:, None] * WIDTH + outer[None, :], acc.to(x_rows.dtype), mask=there[:, None])
-        tl.store(lse_ptrs, largest + tl.log2(total), mask=there)
-        lse_ptrs += tokens
+        tl.store(buffers.read + rows[:, None] * WIDTH + outer[None, :], acc.to(x_rows.dtype), mask=inside[:, None])
+        tl.store(lse_ptrs, largest + tl.log2(total), mask=inside)
+        lse_ptrs += buffers.tokens
     tl.debug_barrier()
 
     acc = tl.zeros((BLOCK_S, WIDTH), tl.float32)
     for first in tl.range(0, WIDTH, BLOCK_H, num_stages=2):
-        read = tl.load(context_ptr + rows[:, None] * WIDTH + (first + column)[None, :], mask=there[:, None], other=0.0)
-        weight = _weight(out_weight, columns, first + column)
+        read_ptrs = buffers.read + rows[:, None] * WIDTH + (first + column)[None, :]
+        read = tl.load(read_ptrs, mask=inside[:, None], other=0.0)
+        weight = _weight(output, columns, first + column)
         acc = tl.dot(read, tl.trans(weight), acc, input_precision=PRECISION)
-    acc += tl.load(out_bias_ptr + columns).to(tl.float32)[None, :]
+    acc += tl.load(output.bias + columns).to(tl.float32)[None, :]
     places = rows[:, None] * WIDTH + columns[None, :]
-    tl.store(z_ptr + places, acc.to(x_rows.dtype), mask=there[:, None])
-    add_and_normalise(x, z_ptr, out_ptr, norm, dropout, eps, start, start + length, WIDTH, BLOCK_R)
+    tl.store(buffers.z + places, acc.to(x_rows.dtype), mask=inside[:, None])
+    end = start + length
+    add_and_normalise(x, buffers.z, buffers.out, norm, dropout, eps, start, end, WIDTH, BLOCK_R)
 
 
 def _one_launch(
@@ -170,20 +178,13 @@ def _one_launch(
     if sequences := cu_seqlens.shape[0] - 1:
         attention_block_fwd_kernel[(sequences,)](
             matrix(x),
-            matrix(qkv_weight),
-            qkv_bias.contiguous(),
-            matrix(out_weight),
-            out_bias.contiguous(),
+            affine(qkv_weight, qkv_bias),
+            affine(out_weight, out_bias),
             (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
             cu_seqlens.contiguous(),
             dropout(row_ids, seed, attention_dropout_p),
             dropout(row_ids, seed, dropout_p),
-            qkv,
-            read,
-            lse,
-            z,
-            out,
-            tokens,
+            (qkv, read, lse, z, out, tokens),
             1 / math.sqrt(width // num_heads),
             eps,
             WIDTH=width,

@@ -34,7 +34,7 @@ from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
 from .parts.device import entry
 from .parts.groups import Dropout, Matrix, dropout, matrix
-from .parts.layer_norm import Norm, Normed, NormGradients, add_and_normalise_bwd, rows_and_source
+from .parts.layer_norm import Normed, NormGradients, add_and_normalise_bwd, rows_and_source
 from .parts.partials import Sum
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_N divides D, BLOCK_R rows at a time are taken
@@ -49,9 +49,8 @@ BWD = {
 @triton.jit
 def attention_block_bwd_kernel(
     dout,
-    z_ptr,
-    x_ptr,
     norm,
+    x_ptr,
     dropout,
     source,
     gradients,
@@ -71,9 +70,8 @@ def attention_block_bwd_kernel(
         source = Normed(*source)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
     end = tl.minimum(start + BLOCK_M, rows)
-    add_and_normalise_bwd(
-        Matrix(*dout), z_ptr, x_ptr, Norm(*norm), dropout, source, gradients, start, end, WIDTH, BLOCK_R
-    )
+    norm = Normed(*norm)
+    add_and_normalise_bwd(Matrix(*dout), norm, x_ptr, dropout, source, gradients, start, end, WIDTH, BLOCK_R)
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
     dprojected = tl.load(gradients.dy + here * WIDTH + columns[None, :])
@@ -112,9 +110,8 @@ def _to_read(
     parts = z.new_empty(programs, 2, width, dtype=torch.float32)
     attention_block_bwd_kernel[(programs,)](
         matrix(dout),
-        z,
+        (z, mean, rstd, norm_weight.contiguous(), None),
         x,
-        (norm_weight.contiguous(), None, mean, rstd),
         dropout(row_ids, seed, dropout_p),
         source,
         (dprojected, dx, parts),

@@ -28,6 +28,8 @@ rows it would be 268. BLOCK_F is what shared memory leaves room for, two stages 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -37,7 +39,7 @@ from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
 from .linear import gelu_and_slope, input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
 from .parts.device import entry
-from .parts.groups import Dropout, Matrix, dropout, matrix
+from .parts.groups import Affine, Dropout, Matrix, affine, dropout, matrix
 from .parts.layer_norm import Norm, Normed, NormGradients, add_and_normalise, add_and_normalise_bwd, rows_and_source
 
 # (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
@@ -74,9 +76,7 @@ def tile(table: dict, x: Tensor) -> dict:
 def ffn_block_fwd_kernel(
     x,
     up,
-    up_bias_ptr,
     down,
-    down_bias_ptr,
     norm,
     dropout,
     out_ptr,
@@ -90,7 +90,7 @@ def ffn_block_fwd_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    x, up, down, norm = Matrix(*x), Matrix(*up), Matrix(*down), Norm(*norm)
+    x, up, down, norm = Matrix(*x), Affine(*up), Affine(*down), Norm(*norm)
     if dropout is not None:
         dropout = Dropout(*dropout)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
@@ -100,12 +100,12 @@ def ffn_block_fwd_kernel(
     acc = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
-        up_rows = tl.load(up.ptr + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
-        bias = tl.load(up_bias_ptr + offs_f).to(tl.float32)
+        up_rows = tl.load(up.weight + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
+        bias = tl.load(up.bias + offs_f).to(tl.float32)
         h, _ = gelu_and_slope(tl.dot(x_rows, tl.trans(up_rows), input_precision=PRECISION) + bias[None, :])
-        down_columns = tl.load(down.ptr + columns.to(tl.int64)[:, None] * down.row + offs_f[None, :])
+        down_columns = tl.load(down.weight + columns.to(tl.int64)[:, None] * down.row + offs_f[None, :])
         acc = tl.dot(h.to(x_rows.dtype), tl.trans(down_columns), acc, input_precision=PRECISION)
-    acc += tl.load(down_bias_ptr + columns).to(tl.float32)[None, :]
+    acc += tl.load(down.bias + columns).to(tl.float32)[None, :]
     places = z_ptr + offs_m[:, None] * WIDTH + columns[None, :]
     tl.store(places, acc.to(z_ptr.dtype.element_ty), mask=offs_m[:, None] < rows)
     end = tl.minimum(start + BLOCK_M, rows)
@@ -140,10 +140,8 @@ def ffn_block_fwd(
         chosen = tile(FWD, x)
         ffn_block_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
             matrix(x),
-            matrix(up_weight),
-            up_bias.contiguous(),
-            matrix(down_weight),
-            down_bias.contiguous(),
+            affine(up_weight, up_bias),
+            affine(down_weight, down_bias),
             (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
             dropout(row_ids, seed, dropout_p),
             out,
@@ -156,20 +154,26 @@ def ffn_block_fwd(
     return out, [z, mean, rstd]
 
 
+class FfnGradients(NamedTuple):
+    """Where the backward puts its results, contiguous; h is what the second product's input was."""
+
+    ddown: Any  # (T, D): of what dropout takes
+    dx: Any  # (T, D)
+    parts: Any  # (P, 2, D) float32: each program's sums for the gradients of the norm's weight and bias
+    h: Any  # (T, F)
+    dz: Any  # (T, F): of the GELU's argument
+
+
 @triton.jit
 def ffn_block_bwd_kernel(
     dout,
-    z_ptr,
-    x,
     norm,
+    x,
     dropout,
     source,
     gradients,
     up,
-    up_bias_ptr,
     down,
-    h_ptr,
-    dz_ptr,
     rows,
     inner,
     WIDTH: tl.constexpr,
@@ -178,32 +182,32 @@ def ffn_block_bwd_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    x, up, down, gradients = Matrix(*x), Matrix(*up), Matrix(*down), NormGradients(*gradients)
+    x, up, down, gradients = Matrix(*x), Affine(*up), Matrix(*down), FfnGradients(*gradients)
     if dropout is not None:
         dropout = Dropout(*dropout)
     if source is not None:
         source = Normed(*source)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
     end = tl.minimum(start + BLOCK_M, rows)
-    add_and_normalise_bwd(
-        Matrix(*dout), z_ptr, x.ptr, Norm(*norm), dropout, source, gradients, start, end, WIDTH, BLOCK_R
-    )
+    of_norm = NormGradients(gradients.ddown, gradients.dx, gradients.parts)
+    norm = Normed(*norm)
+    add_and_normalise_bwd(Matrix(*dout), norm, x.ptr, dropout, source, of_norm, start, end, WIDTH, BLOCK_R)
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
     x_rows = tl.load(x.ptr + here * x.row + columns[None, :])
-    ddown = tl.load(gradients.dy + here * WIDTH + columns[None, :])
+    ddown = tl.load(gradients.ddown + here * WIDTH + columns[None, :])
     acc = tl.load(gradients.dx + here * WIDTH + columns[None, :]).to(tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
-        up_rows = tl.load(up.ptr + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
-        bias = tl.load(up_bias_ptr + offs_f).to(tl.float32)
+        up_rows = tl.load(up.weight + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
+        bias = tl.load(up.bias + offs_f).to(tl.float32)
         h, slope = gelu_and_slope(tl.dot(x_rows, tl.trans(up_rows), input_precision=PRECISION) + bias[None, :])
         down_columns = tl.load(down.ptr + columns.to(tl.int64)[:, None] * down.row + offs_f[None, :])
         dz = (tl.dot(ddown, down_columns, input_precision=PRECISION) * slope).to(x_rows.dtype)
         acc = tl.dot(dz, up_rows, acc, input_precision=PRECISION)
         places = offs_m[:, None] * inner + offs_f[None, :]
-        tl.store(h_ptr + places, h.to(x_rows.dtype), mask=there)
-        tl.store(dz_ptr + places, dz, mask=there)
+        tl.store(gradients.h + places, h.to(x_rows.dtype), mask=there)
+        tl.store(gradients.dz + places, dz, mask=there)
     tl.store(gradients.dx + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x_rows.dtype), mask=there)
 
 
@@ -242,17 +246,13 @@ def ffn_block_bwd(
     if count:
         ffn_block_bwd_kernel[(programs,)](
             matrix(dout),
-            z,
+            (z, mean, rstd, norm_weight.contiguous(), None),
             matrix(rows),
-            (norm_weight.contiguous(), None, mean, rstd),
             dropout(row_ids, seed, dropout_p),
             source,
-            (ddown, dx, parts),
-            matrix(up_weight),
-            up_bias.contiguous(),
+            (ddown, dx, parts, h, dz),
+            affine(up_weight, up_bias),
             matrix(down_weight),
-            h,
-            dz,
             count,
             inner,
             **chosen,

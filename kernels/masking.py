@@ -15,6 +15,8 @@ PyTorch's operations the two are 25 to 30.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +42,15 @@ def _candidates(ids_ptr, rows_ptr, offs, end, seed, SPECIAL: tl.constexpr):
     return ids, rows, candidate, choice.to(tl.int64), replace.to(tl.int64)
 
 
+class Masked(NamedTuple):
+    """Where masking puts its results: addresses of int64."""
+
+    ids: Any  # (T,)
+    positions: Any  # (M,)
+    labels: Any  # (M,)
+    sample_rows: Any  # (M,)
+
+
 @triton.jit
 def masking_fwd_kernel(
     ids_ptr,
@@ -47,16 +58,14 @@ def masking_fwd_kernel(
     slots_ptr,
     rows_ptr,
     seed_ptr,
-    masked_ptr,
-    positions_ptr,
-    labels_ptr,
-    sample_rows_ptr,
+    masked,
     mask_id,
     threshold,
     SPECIAL: tl.constexpr,
     FAITHFUL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    masked = Masked(*masked)
     n = tl.program_id(0).to(tl.int64)
     start, end = tl.load(cu_ptr + n).to(tl.int64), tl.load(cu_ptr + n + 1).to(tl.int64)
     slot, last = tl.load(slots_ptr + n).to(tl.int64), tl.load(slots_ptr + n + 1).to(tl.int64)
@@ -67,11 +76,11 @@ def masking_fwd_kernel(
     if FAITHFUL:
         # Where the candidates are, in order, stands in masked_ids until it receives the ids.
         rank = tl.cumsum(candidate.to(tl.int64)) - 1
-        tl.store(masked_ptr + start + rank, start + lane, mask=candidate)
+        tl.store(masked.ids + start + rank, start + lane, mask=candidate)
         for first in range(start + BLOCK, end, BLOCK):
             _, _, more, _, _ = _candidates(ids_ptr, rows_ptr, first + lane, end, seed, SPECIAL)
             rank = candidates + tl.cumsum(more.to(tl.int64)) - 1
-            tl.store(masked_ptr + start + rank, first + lane, mask=more)
+            tl.store(masked.ids + start + rank, first + lane, mask=more)
             candidates += tl.sum(more.to(tl.int64))
         tl.debug_barrier()
         row = tl.load(rows_ptr + start, mask=start < end, other=0)
@@ -81,23 +90,23 @@ def masking_fwd_kernel(
             used = draw < stop
             _, _, pick, _ = philox(seed, row + (draw - slot), 0, 0)
             chosen = (pick.to(tl.int64) * candidates) >> 32
-            at = tl.load(masked_ptr + start + chosen, mask=used, other=0)
+            at = tl.load(masked.ids + start + chosen, mask=used, other=0)
             at = tl.where(used, at, start)
             label = tl.load(ids_ptr + at, mask=used, other=-100)
-            tl.store(positions_ptr + draw, at, mask=draw < last)
-            tl.store(labels_ptr + draw, label, mask=draw < last)
-            tl.store(sample_rows_ptr + draw, tl.where(used, row + (draw - slot), row), mask=draw < last)
+            tl.store(masked.positions + draw, at, mask=draw < last)
+            tl.store(masked.labels + draw, label, mask=draw < last)
+            tl.store(masked.sample_rows + draw, tl.where(used, row + (draw - slot), row), mask=draw < last)
         tl.debug_barrier()
         for first in range(start, end, BLOCK):
             there = first + lane < end
-            tl.store(masked_ptr + first + lane, tl.load(ids_ptr + first + lane, mask=there), mask=there)
+            tl.store(masked.ids + first + lane, tl.load(ids_ptr + first + lane, mask=there), mask=there)
         tl.debug_barrier()
         for first in range(slot, last, BLOCK):
             draw = first + lane
             used = draw < stop
             _, _, _, hide = philox(seed, row + (draw - slot), 0, 0)
-            at = tl.load(positions_ptr + draw, mask=used, other=0)
-            tl.store(masked_ptr + at, lane * 0 + mask_id, mask=used & (hide.to(tl.int64) < threshold))
+            at = tl.load(masked.positions + draw, mask=used, other=0)
+            tl.store(masked.ids + at, lane * 0 + mask_id, mask=used & (hide.to(tl.int64) < threshold))
     else:
         for first in range(start + BLOCK, end, BLOCK):
             _, _, more, _, _ = _candidates(ids_ptr, rows_ptr, first + lane, end, seed, SPECIAL)
@@ -122,19 +131,19 @@ def masking_fwd_kernel(
             same = candidate & (choice == largest)
             taken = (candidate & (choice < largest)) | (same & (tl.cumsum(same.to(tl.int64)) <= equal))
             at = slot + tl.cumsum(taken.to(tl.int64)) - 1
-            tl.store(positions_ptr + at, first + lane, mask=taken)
-            tl.store(labels_ptr + at, ids, mask=taken)
-            tl.store(sample_rows_ptr + at, rows, mask=taken)
+            tl.store(masked.positions + at, first + lane, mask=taken)
+            tl.store(masked.labels + at, ids, mask=taken)
+            tl.store(masked.sample_rows + at, rows, mask=taken)
             hidden = tl.where(taken & (replace < threshold), mask_id, ids)
-            tl.store(masked_ptr + first + lane, hidden, mask=first + lane < end)
+            tl.store(masked.ids + first + lane, hidden, mask=first + lane < end)
             slot += tl.sum(taken.to(tl.int64))
             equal -= tl.sum(same.to(tl.int64))
         row = tl.load(rows_ptr + start, mask=start < end, other=0)
         for first in range(slot, last, BLOCK):  # more slots than candidates
             empty = first + lane < last
-            tl.store(positions_ptr + first + lane, lane * 0 + start, mask=empty)
-            tl.store(labels_ptr + first + lane, lane * 0 - 100, mask=empty)
-            tl.store(sample_rows_ptr + first + lane, lane * 0 + row, mask=empty)
+            tl.store(masked.positions + first + lane, lane * 0 + start, mask=empty)
+            tl.store(masked.labels + first + lane, lane * 0 - 100, mask=empty)
+            tl.store(masked.sample_rows + first + lane, lane * 0 + row, mask=empty)
 
 
 def masking_fwd(
@@ -159,10 +168,7 @@ def masking_fwd(
             slots.contiguous(),
             rows,
             seed,
-            masked_ids,
-            positions,
-            labels,
-            sample_rows,
+            (masked_ids, positions, labels, sample_rows),
             mask_id,
             threshold,
             SPECIAL=tuple(special_ids),

@@ -31,13 +31,13 @@ class Norm(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """The output of a LayerNorm that was not saved: what it is computed from again."""
+    """What a LayerNorm saves and its parameters: its output, which is not saved, follows from these."""
 
-    z: Any  # (T, D) what was normalised, contiguous
+    z: Any  # (T, D), contiguous: what was normalised
     mean: Any  # (T,) float32
     rstd: Any  # (T,) float32, 1 / deviation
     weight: Any  # (D,)
-    bias: Any  # (D,)
+    bias: Any  # (D,); None in a backward, which does not need it
 
 
 class NormGradients(NamedTuple):
@@ -207,9 +207,8 @@ def recompute_rows(
 @triton.jit
 def add_and_normalise_bwd(
     dout,
-    z_ptr,
-    x_ptr,
     norm,
+    x_ptr,
     dropout,
     source,
     gradients,
@@ -218,10 +217,12 @@ def add_and_normalise_bwd(
     WIDTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """dy and dx of out = LayerNorm(z), z = x + dropout(y), of rows start to end, for the whole program to read. Where
-    there is a `source`, x is computed from it again and stored."""
+    """dy and dx of out = LayerNorm(z), z = x + dropout(y), for rows start to end; ends with a barrier, so that every
+    thread of the program may read them. `norm` and `source` are each a Normed. If `source` is not None, x is its
+    output, which is computed again and stored."""
     if source is not None:
         recompute_rows(source, x_ptr, start, end, BLOCK_R, WIDTH, BLOCK_R, WIDTH)
-    z = Matrix(z_ptr, WIDTH)
-    normalise_rows_bwd(dout, z, None, norm, dropout, gradients, start, end, BLOCK_R, WIDTH, BLOCK_R, WIDTH)
+    normalise_rows_bwd(
+        dout, Matrix(norm.z, WIDTH), None, norm, dropout, gradients, start, end, BLOCK_R, WIDTH, BLOCK_R, WIDTH
+    )
     tl.debug_barrier()
