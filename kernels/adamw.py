@@ -1,30 +1,34 @@
 """adamw on the GPU: one launch for the norm, one for the update, however many tensors; the host never waits.
 
-A table (10, n) goes to the device: each tensor's five addresses (parameter, gradient, moments, copy), its size and
-first piece, its rate and decay, and whether the addresses are multiples of 16. All tensors are cut into pieces of BLOCK
-elements, numbered through, and a program finds its tensor by counting the first pieces at or below its own. Each list
-has a dtype of its own; where there are copies, such as bfloat16 beside a float32 parameter, the new parameter is
-rounded into its copy as it is stored, by the same launch.
+g is clipped to max_grad_norm; then m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, and
+p -= lr (m / (sqrt(v) + eps) + decay p), where lr is the step's rate times the tensor's.
 
-adamw_norm_kernel: a program sums the squares of every P-th piece in float64, so neither digits nor range are lost.
-adamw_update_kernel: a program adds these P sums in order, and updates its piece unless the norm or the guard is not
-finite: no answer goes back to the host. No atomics, two runs give the same bits.
+A table (10, n) on the device has a column for each tensor: its five addresses (parameter, gradient, two moments, copy),
+its size, the number of its first piece, its rate and decay, and whether the addresses are multiples of 16. All tensors
+are cut into pieces of BLOCK elements, which are numbered through. A program finds the tensor of a piece by counting the
+first pieces that are not above it. Each list has a dtype of its own. If there are copies, such as bfloat16 beside a
+float32 parameter, the same launch rounds the new parameter into its copy.
 
-CUDA graphs: lr and the guard are read on the device at every replay (there is no bias correction, so no step count);
-rates and decays are lists of the schema, and a graph keeps those of its capture, as it does the addresses. The table is
-copied to the device only where it is not what was there at the last step; a capture that copies one reads pinned
-memory set aside by a step before it, which is then kept, as is the table, so that a replay finds both as they were.
+adamw_norm_kernel: program p of P sums the squares of gradients in the pieces p, p + P, ... in float64, so neither
+digits nor range are lost.
+adamw_update_kernel: a program adds these P sums in order, and updates one piece, unless the norm or the guard is not
+finite; the host need not know. No atomics, and two runs give the same bits.
+
+CUDA graphs: lr and the guard are read on the device at every replay (there is no bias correction, so no step count).
+Rates and decays are lists of the schema, so a graph keeps those of its capture, as it does the addresses. The table is
+copied to the device only if it differs from that of the last step. A capture that copies it reads pinned memory that an
+earlier step has set aside; this memory and the table are then kept, so that a replay finds both unchanged.
 
 Cost: 2 flops in float64 and 12 in float32 a parameter; bytes in float32: 4 for the norm, 28 for the update; with
 gradients and copies in bfloat16 2 and 28. ELECTRA-Small, 14.3 million parameters: 57 and 400 MB, at 4.3 TB/s 13 and
-93 us: bandwidth is the roof, and no products, so 790 TFLOP/s do not come in. Launches: 2, and the table's copy (80 n
-bytes, 32 KB for 400 tensors) where addresses changed. The reference, in
-PyTorch's foreach operations: 12 passes, 112 bytes a parameter, and the host waits for the norm and for lr.
+93 us, so bandwidth is the limit; there are no products. Launches: 2, and the table's copy (80 n bytes, 32 KB for 400
+tensors) if addresses changed. The reference, in PyTorch's foreach operations, takes 12 passes and 112 bytes a
+parameter, and the host waits for the norm and for lr.
 
-Tiles: 2,048 elements to 8 warps are 8 a thread, two vectors of 16 bytes from each tensor in float32, and 64 registers,
-76 with copies: 4 or 3 programs and 128 or 96 KB under way on a multiprocessor. Beside its 57 KB a program reads 8 KB
-from the cache. A piece that is whole and aligned takes such vectors; the last of a tensor, and those at odd addresses,
-go element by element.
+Tiles: 2,048 elements for 8 warps are 8 a thread, two vectors of 16 bytes from each tensor in float32, and 64 registers,
+76 with copies: 4 or 3 programs, which have 128 or 96 KB of loads in flight on a multiprocessor. Beside its 57 KB a
+program reads 8 KB from the cache. A piece that is whole and aligned is read in such vectors; the last piece of a tensor
+and pieces at odd addresses are read element by element.
 """
 
 from __future__ import annotations
@@ -38,17 +42,17 @@ from torch import Tensor
 
 BLOCK = 2048  # elements of a piece
 WARPS = 8
-PROGRAMS = 512  # of the norm at most: so many partial sums
+PROGRAMS = 512  # the most programs, and partial sums, of the norm
 
-_spare: dict[int, Tensor] = {}  # pinned memory by size, for a capture, which cannot ask for any
-_tables: dict[tuple, tuple[Tensor, Tensor]] = {}  # the last table of a device and number of tensors, here and there
-_captured: list[Tensor] = []  # what a graph reads again at every replay
+_spare: dict[int, Tensor] = {}  # pinned memory by size, for a capture, during which none can be allocated
+_tables: dict[tuple, tuple[Tensor, Tensor]] = {}  # by device and size: the last table on the host and on the device
+_captured: list[Tensor] = []  # memory that a CUDA graph reads at every replay
 
 
 @triton.jit
 def _piece(table_ptr, count, number, TENSORS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of piece `number`: its tensor's column of the table, its first element there, how many there are from it, and
-    whether the piece is whole and at multiples of 16 bytes."""
+    """Returns for piece `number`: its tensor's column of the table; its first element in the tensor, 64-bit; the number
+    of elements from there to the tensor's end; and whether the piece is whole and its addresses multiples of 16."""
     index = tl.arange(0, TENSORS)
     starts = tl.load(table_ptr + 6 * count + index, mask=index < count, other=2**62)
     column_ptr = table_ptr + tl.sum((starts <= number).to(tl.int32), 0) - 1
@@ -59,7 +63,7 @@ def _piece(table_ptr, count, number, TENSORS: tl.constexpr, BLOCK: tl.constexpr)
 
 @triton.jit
 def _at(like_ptr, address_ptr, first, WHOLE: tl.constexpr):
-    """Element `first` of the tensor whose address is there."""
+    """The address of element `first` of the tensor whose address is stored at address_ptr; like_ptr has its dtype."""
     ptr = tl.load(address_ptr).to(like_ptr.dtype)
     if WHOLE:
         ptr = tl.multiple_of(ptr, 16)
@@ -69,8 +73,8 @@ def _at(like_ptr, address_ptr, first, WHOLE: tl.constexpr):
 @triton.jit
 def _squares(like_ptr, column_ptr, count, first, left, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
-    there = offs < (BLOCK if WHOLE else left)
-    grad = tl.load(_at(like_ptr, column_ptr + count, first, WHOLE) + offs, mask=there, other=0.0).to(tl.float64)
+    inside = offs < (BLOCK if WHOLE else left)
+    grad = tl.load(_at(like_ptr, column_ptr + count, first, WHOLE) + offs, mask=inside, other=0.0).to(tl.float64)
     return grad * grad
 
 
@@ -187,7 +191,7 @@ def adamw_fwd(
     starts, count, pieces = torch.cat([ends.new_zeros(1), ends[:-1]]), len(params), int(ends[-1])
     if pieces == 0:
         return lr.new_zeros(1)
-    dense[4] = dense[4] or dense[0]  # never written then
+    dense[4] = dense[4] or dense[0]  # without copies, the table's addresses of copies are not used
     addresses = torch.tensor([[t.data_ptr() for t in tensors] for tensors in dense])
     numbers = torch.tensor([lr_scales, weight_decays], dtype=torch.float64).view(torch.int64)
     wide = (addresses % 16 == 0).all(0)
@@ -209,15 +213,15 @@ def adamw_fwd(
         PARTS=PROGRAMS,
         **chosen,
     )
-    for given, laid in zip(lists, dense, strict=True):
-        for tensor, ours in zip(given, laid, strict=False):
-            if ours is not tensor and given is not grads:
-                tensor.copy_(ours)
+    for tensors, contiguous in zip(lists, dense, strict=True):
+        for tensor, updated in zip(tensors, contiguous, strict=False):
+            if updated is not tensor and tensors is not grads:
+                tensor.copy_(updated)
     return norm
 
 
 def _on_device(table: Tensor, like: Tensor) -> Tensor:
-    """The table beside `like`, without a wait."""
+    """The table on the device of `like`, copied without waiting for the device."""
     if like.device.type != "cuda":
         return table.to(like.device)
     key, capturing = (like.device, table.numel()), torch.cuda.is_current_stream_capturing()
@@ -230,10 +234,10 @@ def _on_device(table: Tensor, like: Tensor) -> Tensor:
             _captured.append(pinned)
         else:
             raise RuntimeError("adamw: take a step over the same number of tensors before a CUDA graph captures one")
-        there = pinned.copy_(table).to(like.device, non_blocking=True)
+        on_device = pinned.copy_(table).to(like.device, non_blocking=True)
         if capturing:
-            return there  # memory of the graph's: nobody else's table
-        _tables[key] = table, there
+            return on_device  # the graph owns this memory, so no other call may use the table
+        _tables[key] = table, on_device
     if capturing:
         _captured.append(_tables[key][1])
     return _tables[key][1]

@@ -1,20 +1,22 @@
-"""attention on the GPU: packed sequences, dropout on the probabilities, one launch forward and one backward.
+"""attention on the GPU: out = dropout(softmax(scale Q K^T)) V of packed sequences, in one launch each way.
 
-attention_fwd_kernel: a program takes a block of queries of one sequence and head and goes over its keys; where all
-keys fit in one block (WHOLE) there is no running maximum, and up to 128 tokens are one program, which reads K and V
-once. It saves the log-sum-exps (H, T), in powers of two.
+attention_fwd_kernel: a program computes a block of queries of one sequence and head, and goes over its keys in blocks.
+If all keys fit in one block (WHOLE), the softmax needs no running maximum. Sequences of up to 128 tokens are one
+program for each head, so K and V are read once. It writes out (T, H, D) and, for the backward, the log-sum-exps of the
+scores (H, T), in powers of two.
 
-The backward is attention_bwd.py's kernel. 129 to 512 keys: attention_resident.py both ways, where the table says.
+The backward is in attention_bwd.py. For 129 to 512 keys both ways are in attention_resident.py, if the table has a tile
+for it.
 
 Cost at N sequences of S tokens, H heads of D: 4 N H S^2 D flops forward, 10 backward in place of 4 (14 where S > 128);
 bytes in bf16: 8 T H D + 4 T H forward, 16 T H D + 4 T H backward. ELECTRA-Small, 128 x 128 tokens, 4 heads of 64:
 2.1 GF and 34 MB forward, 5.4 GF and 67 MB backward; at 790 TFLOP/s and 4.3 TB/s that is 2.7 and 6.8 us of products,
-7.9 and 16 us of traffic, and a Philox call for 16 scores: bandwidth is the roof at S = 128. Base, 256 x 512, 12 heads:
+7.9 and 16 us of traffic, and a Philox call for 16 scores: bandwidth is the limit at S = 128. Base, 256 x 512, 12 heads:
 103 GF and 0.8 GB forward, 131 us of products and 189 us of traffic; 361 GF and 1.6 GB backward, 457 and 376 us.
 
 Launches: 1 forward, 1 backward; eager PyTorch 6 (two products, scale, mask, softmax, dropout) and 9. Planned occupancy
-at D = 64 in bf16: of 128 keys 2 programs of 8 warps forward (118 registers, 48 KB) and 1 backward (196 registers); of
-512, whose keys and values take 128 KB, 1 each way.
+at D = 64 in bf16: with 128 keys 2 programs of 8 warps forward (118 registers, 48 KB) and 1 backward (196 registers);
+with 512, whose keys and values take 128 KB, 1 each way.
 """
 
 from __future__ import annotations
@@ -34,20 +36,20 @@ from .parts.groups import Dropout, Heads, Matrix, dropout, heads
 from .parts.philox import dropout_keep
 from .parts.rows import put_rows, rows_of
 
-# (bytes of an element, padded head width, kind[, generation]) -> tile; see device.py. Kinds: the most keys a sequence
-# has, "few" for up to 128 keys and 64 queries, "long" for all else.
+# (bytes of an element, padded head width, kind[, generation]) -> tile; see device.py. A kind is the most keys that a
+# sequence has; "few" is for up to 128 keys and 64 queries, "long" for all other lengths.
 FWD = {
     (2, 32, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 32, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
     (2, 32, "128"): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 32, "512"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=1),
-    (2, 32, "512", 80): {},  # there the tensor cores read registers
+    (2, 32, "512", 80): {},  # an A100's tensor cores read registers, not shared memory
     (2, 32, "long"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 64, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 64, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
     (2, 64, "128"): dict(BLOCK_M=128, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 64, "512"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=1),
-    (2, 64, "512", 80): {},  # there the tensor cores read registers
+    (2, 64, "512", 80): {},  # an A100's tensor cores read registers, not shared memory
     (2, 64, "long"): dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
     (2, 128, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 128, "few"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1),
@@ -63,12 +65,12 @@ BWD = {
     (2, 32, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 32, "128"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 32, "512"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
-    (2, 32, "512", 80): {},  # there the tensor cores read registers
+    (2, 32, "512", 80): {},  # an A100's tensor cores read registers, not shared memory
     (2, 32, "long"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
     (2, 64, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=1),
     (2, 64, "128"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
     (2, 64, "512"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1),
-    (2, 64, "512", 80): {},  # there the tensor cores read registers
+    (2, 64, "512", 80): {},  # an A100's tensor cores read registers, not shared memory
     (2, 64, "long"): dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
     (2, 128, "64"): dict(BLOCK_M=64, BLOCK_N=64, num_warps=8, num_stages=1),
     (2, 128, "128"): dict(BLOCK_M=32, BLOCK_N=128, num_warps=8, num_stages=1),
@@ -85,9 +87,10 @@ BWD = {
 
 
 def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int) -> dict:
-    """The table's entry, and what follows from it; with LENGTH, the kernels of attention_resident.py take it."""
+    """The kernel's options: a tile of the table and what follows from it. If LENGTH is among them, they are for the
+    kernels of attention_resident.py."""
     size, width = q.element_size(), max(32, triton.next_power_of_2(q.shape[2]))
-    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    precision = "ieee" if size == 4 else "tf32"  # matters for 32-bit products only
     longest = max_seqlen_k if table is FWD else max(max_seqlen, max_seqlen_k)
     kinds = ["64"] * (max_seqlen_k <= 64) + ["few"] * (max_seqlen <= 64) + ["128"] if max_seqlen_k <= 128 else []
     kinds += ["512"] * (max_seqlen_k > 128 and longest <= 512) + ["long"]
@@ -99,7 +102,8 @@ def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int) -> dict:
 
 
 def reads_again(q: Tensor, max_seqlen_k: int) -> bool:
-    """Whether the backward makes again what was read: where one block has all keys, and registers for one more sum."""
+    """Whether the backward can compute the forward's output again: if one block has all keys, and the registers suffice
+    for one more sum."""
     return q.element_size() == 2 and q.shape[2] <= 64 and tile(BWD, q, 0, max_seqlen_k).get("WHOLE", False)
 
 
@@ -121,7 +125,7 @@ def attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """WHOLE: one block has all keys of a sequence."""
+    """blocks: how many blocks of queries a sequence has at most. WHOLE: one block has all keys of a sequence."""
     sequences = Sequences(*sequences)
     n, head, block = program_of(blocks, sequences.heads)
     start, queries = span(sequences.cu_seqlens, n)
@@ -160,7 +164,7 @@ def attention_fwd_kernel(
             keep = dropout_keep(seed, ids, first, 1 + head, dropout.threshold, BLOCK_M, BLOCK_N)
             p = tl.where(keep, p, 0.0)
         acc = tl.dot(p.to(v_block.dtype), v_block, acc, input_precision=PRECISION)
-    some = l_i != 0.0  # else a query without keys: 0
+    some = l_i != 0.0  # false for a query without keys, whose output is 0
     l_i = tl.where(some, l_i, 1.0)
     out = acc * (keep_scale / l_i)[:, None]
     heads = sequences.heads
@@ -200,13 +204,13 @@ def attention_fwd(
 
 def attention_bwd(grads: list[Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
     """grads [dout], saved [out, lse] -> [dq, dk, dv]."""
-    found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
-    put_gradients(found, grads[0], q, k, v, *rest)
-    return found
+    gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
+    put_gradients(gradients, grads[0], q, k, v, *rest)
+    return gradients
 
 
 def put_gradients(
-    found: list[Tensor],
+    gradients: list[Tensor],
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -222,8 +226,11 @@ def put_gradients(
     saved: list[Tensor],
     again: bool = False,
 ) -> None:
-    """dq, dk and dv are put where `found` says, such as side by side in one gradient of a packed projection. `again`:
-    out, the first saved, is put there too, where `reads_again`."""
+    """Writes dq, dk and dv to `gradients`, of any strides, such as views of one packed projection's gradient.
+
+    saved: out and the log-sum-exps
+    again: out is an empty buffer, which is filled, too; allowed if `reads_again`
+    """
     out, lse = saved
     q, k, v, dout = _unit_stride(q, k, v, dout)
     tokens, num_heads, _ = q.shape
@@ -231,20 +238,20 @@ def put_gradients(
     programs = (cu_seqlens.shape[0] - 1) * num_heads
     if programs == 0 or max(max_seqlen, max_seqlen_k) == 0:
         return
-    views, gradients = [heads(t) for t in (q, k, v)], [heads(t) for t in found]
+    views, places = [heads(t) for t in (q, k, v)], [heads(t) for t in gradients]
     inputs = (*views, out.contiguous(), heads(dout), lse)
     sequences = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), tokens, num_heads)
     numbers = (sequences, dropout(row_ids, seed, dropout_p), softmax_scale)
     if "LENGTH" in chosen:
         statistics = lse.new_empty(2, programs, chosen["LENGTH"])
         ids = row_ids.new_empty(programs, chosen["LENGTH"])
-        attention_bwd_resident_kernel[(2 * programs,)](*inputs, statistics, ids, *gradients, *numbers, **chosen)
+        attention_bwd_resident_kernel[(2 * programs,)](*inputs, statistics, ids, *places, *numbers, **chosen)
         return
     blocks = max(triton.cdiv(max_seqlen, chosen["BLOCK_M"]), triton.cdiv(max_seqlen_k, chosen["BLOCK_N"]))
     blocks = 1 if chosen["WHOLE"] else blocks
-    attention_bwd_kernel[(programs * blocks,)](*inputs, *gradients, *numbers, blocks, AGAIN=again, **chosen)
+    attention_bwd_kernel[(programs * blocks,)](*inputs, *places, *numbers, blocks, AGAIN=again, **chosen)
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """Columns side by side, as in every packed projection; copied if not."""
+    """The tensors with a last dimension of stride 1, as views of a packed projection have; others are copied."""
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]

@@ -1,24 +1,27 @@
-"""attention_block on the GPU: one launch forward where rows are narrow and sequences short, else a launch a piece.
+"""attention_block on the GPU: out = LayerNorm(z), z = x + dropout(attention(x Wqkv^T + bqkv) Wo^T + bo).
 
-attention_block_fwd_kernel: a program takes one sequence, from its rows of x, kept on chip, to its rows of the result.
-Each step leaves in memory what the backward wants and the next takes from the cache: the projection, 64 columns at a
-time; head after head what was read, scores, softmax and dropout staying in registers; the output projection; and
-dropout, residual and LayerNorm (add_and_normalise). Together in registers they would not fit; the programs of other
-sequences have no part in any of it, so a barrier in the program is enough.
+It is one launch if rows are narrow and sequences short, else a launch for each part.
 
-Else, and where only some rows ask, linear.py, attention.py on views of the packed projection, linear.py again and
-dropout_add_layer_norm.py: queries, keys and values are columns of one (T, 3 D) product. Rows that ask get their queries
-from a product of their own, (R, D), and keys and values are one of (T, 2 D). The backward is attention_block_bwd.py's.
-No atomics; two runs give the same bits.
+attention_block_fwd_kernel: a program computes one sequence. It reads the sequence's rows of x and keeps them on chip,
+computes queries, keys and values, 64 columns at a time; then each head's attention, whose scores, softmax and dropout
+stay in registers; then the output projection; and last dropout, residual and LayerNorm (add_and_normalise). Each step
+writes its result to memory, since the backward needs it and registers would not hold all of them; the next step reads
+it from the cache. No other program reads or writes these rows, so a barrier within the program is enough. It writes
+qkv, attention's output, log-sum-exps, z, out and the norm's statistics.
+
+Otherwise, and if only some rows are queries, the parts are linear.py, attention.py on views of the packed projection,
+linear.py again and dropout_add_layer_norm.py: queries, keys and values are columns of one (T, 3 D) product. If only
+some rows are queries, their queries are a product of their own, (R, D), and keys and values are one of (T, 2 D). The
+backward is in attention_block_bwd.py. No atomics, and two runs give the same bits.
 
 ELECTRA-Small, T = 16384 (128 x 128), D = 256, 4 heads, bf16, at 790 TFLOP/s and 4.3 TB/s:
                    flops    us   elements moved       us     launches (eager)
     one launch     10.7 GF  14   7 T D        59 MB   14     1        (6 to 13)
-    in pieces      10.7 GF  14   13 T D      109 MB   25     4
-The one launch reads the weights, 0.5 MB, for each sequence, 67 MB from the L2, and
-34 MB of its own results. It is one program a multiprocessor, 8 warps, and its steps wait for each other, so that 14 us
-are far: what it spares is 50 MB and three boundaries. The generator, D = 64 and one head, is 5 us of boundaries in
-pieces against 3 us of traffic. A sequence much shorter than BLOCK_S wastes its program. To be raced; FWD decides.
+    in parts       10.7 GF  14   13 T D      109 MB   25     4
+The one launch reads the weights, 0.5 MB, for each sequence, 67 MB from the L2, and 34 MB of its own results. It is one
+program of 8 warps a multiprocessor, whose steps wait for each other, so it will take far more than 14 us; it saves
+50 MB and three launch boundaries. The generator, D = 64 and one head, has 5 us of boundaries in parts, and 3 us of
+traffic. A sequence much shorter than BLOCK_S wastes its program. Which is faster is still to be raced; FWD decides.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ from .parts.philox import dropout_keep
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
-# (bytes of an element, D[, generation]) -> tile of the forward in one launch, see device.py: heads of 64, sequences of
-# BLOCK_S tokens at most; BLOCK_R rows at a time are normalised.
+# (bytes of an element, D[, generation]) -> tile of the forward in one launch, see device.py: for heads of 64 and
+# sequences of at most BLOCK_S tokens; BLOCK_R rows are normalised at once.
 FWD = {
     (2, 64): dict(BLOCK_S=128, BLOCK_R=64, num_warps=8, num_stages=1),
     (2, 128): dict(BLOCK_S=128, BLOCK_R=32, num_warps=8, num_stages=1),
@@ -52,18 +55,18 @@ FWD = {
 
 
 def in_one_launch(x: Tensor, max_seqlen: int, num_heads: int) -> bool:
-    """Whether the table has such rows on this device, and so long sequences."""
+    """Whether the table has a tile for rows of this width and sequences of this length on this device."""
     chosen = entry(FWD, (x.element_size(), x.shape[1]), x)
     return chosen != {} and x.shape[1] == 64 * num_heads and max_seqlen <= chosen["BLOCK_S"]
 
 
 class Buffers(NamedTuple):
-    """What the one launch writes besides its statistics, contiguous."""
+    """What the one launch writes besides the norm's statistics, contiguous."""
 
     qkv: Any  # (T, 3 D): queries, keys and values
-    read: Any  # (T, D): what attention reads of the values
+    read: Any  # (T, D): attention's output
     lse: Any  # (H, T) float32: log-sum-exps of the scores, in powers of two
-    z: Any  # (T, D): what is normalised
+    z: Any  # (T, D): the norm's input
     out: Any  # (T, D)
     tokens: Any  # T
 
@@ -112,7 +115,7 @@ def attention_block_fwd_kernel(
         bias = tl.load(projection.bias + outer).to(tl.float32)
         qkv = tl.dot(x_rows, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         tl.store(buffers.qkv + rows[:, None] * (3 * WIDTH) + outer[None, :], qkv.to(x_rows.dtype), mask=inside[:, None])
-    tl.debug_barrier()  # other threads of the program read them
+    tl.debug_barrier()  # other threads of the program read qkv
 
     keep_scale = 1.0
     if attention_dropout is not None:
@@ -169,7 +172,7 @@ def _one_launch(
     attention_dropout_p: float,
     dropout_p: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """out, [z, mean, rstd, lse], [qkv], read (T, H, D / H)."""
+    """Returns (out, [z, mean, rstd, lse], [qkv], attention's output (T, H, D / H))."""
     x, qkv_weight, out_weight = unit_stride(x, qkv_weight, out_weight)
     tokens, width = x.shape
     out, z, read = (x.new_empty(x.shape) for _ in range(3))
@@ -217,30 +220,33 @@ def attention_block_fwd(
     dropout_p: float,
     ids: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (R, D), [z (R, D), mean, rstd (R,), lse (H, R), qkv (T, 3 D) or queries (R, D) and keys and values
-    (T, 2 D), and unless the backward makes it again, read (R, H, D / H)]; all rows ask, R = T, without `rows`.
-    ids: of the rows that ask, if they are at hand."""
+    """-> out (R, D), and what is saved: [z (R, D), mean, rstd (R,), lse (H, R), qkv (T, 3 D), attention's output (R, H,
+    D / H)]. If `rows` is None, all rows are queries, R = T; else qkv is queries (R, D), and keys and values (T, 2 D).
+    Attention's output is not saved if the backward can compute it again (`reads_again`).
+
+    ids: (R,), the row ids of the queries, if the caller has them
+    """
     width, weights = x.shape[1], (qkv_weight, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
     if rows is None and in_one_launch(x, max_seqlen, num_heads):
         numbers = (row_ids, num_heads, seed, eps, attention_dropout_p, dropout_p)
         out, saved, projections, read = _one_launch(x, *weights, cu_seqlens, *numbers)
     else:
-        asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
+        query_x, ids, *offsets = query_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
         if rows is None:
             projections = [product(x, qkv_weight, qkv_bias)[0]]
         else:
-            queries, _ = product(asking, qkv_weight[:width], qkv_bias[:width])
+            queries, _ = product(query_x, qkv_weight[:width], qkv_bias[:width])
             projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
         scale = 1 / math.sqrt(width // num_heads)
         read, lse = attention_fwd(*heads_of(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
         z, _ = product(read.flatten(1), out_weight, out_bias)
         norm = (norm_weight, norm_bias, ids, seed, eps, dropout_p)
-        out, statistics = dropout_add_layer_norm_fwd(z, asking, *norm, into_x=True)
+        out, statistics = dropout_add_layer_norm_fwd(z, query_x, *norm, into_x=True)
         saved = [z, *statistics, *lse]
     return out, [*saved, *projections, *([] if reads_again(read, max_seqlen) else [read])]
 
 
-def asking_rows(
+def query_rows(
     x: Any,
     row_ids: Tensor,
     cu: Tensor,
@@ -250,14 +256,16 @@ def asking_rows(
     max_rows: int,
     ids: Tensor | None,
 ) -> list:
-    """The rows that ask, their ids, and the offsets and longest sequence of these and of the keys."""
+    """Returns [the rows that are queries, their row ids, the offsets of their sequences and the greatest length, and
+    these two for the keys]."""
     if rows is None:
         return [x, row_ids, cu, longest, cu, longest]
     return [x[rows], row_ids[rows] if ids is None else ids, cu_rows, max_rows, cu, longest]
 
 
 def heads_of(projections: list[Tensor], heads: int) -> list[Tensor]:
-    """Queries, keys and values, (., H, D / H) each, as views of one projection or of two."""
+    """Queries, keys and values, (., H, D / H) each, as views of one projection (T, 3 D) or of two, (R, D) and
+    (T, 2 D)."""
     width = projections[-1].shape[1]
     *queries, others = projections
     count = 2 if queries else 3

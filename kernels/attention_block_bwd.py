@@ -1,12 +1,13 @@
-"""attention_block's backward on the GPU: five launches where rows are narrow, of any lengths.
+"""attention_block's backward on the GPU: the gradients of x, both weights, both biases and the norm, in five launches.
 
-attention_block_bwd_kernel: a program takes BLOCK_M rows through the norm and the dropout, a few at a time, to the
-gradients of the output projection and of the residual, as dropout_add_layer_norm.py does, and the former, which the
-weight's gradient wants in memory in any case, from there through the projection: dread = dprojected W, BLOCK_N columns
-at a time. Wider rows take dropout_add_layer_norm.py's launch and linear.py's.
-Then attention.py; the gradients of q, k and v are put side by side, so that the gradients of x and of the weight are
-one product each; linear_weight.py takes both weights' gradients together, and sums them and the norm's. The gradients
-of rows asked for twice are added by index_put_, which sorts, so in order. No atomics; two runs give the same bits.
+attention_block_bwd_kernel: a program takes BLOCK_M rows through the norm and the dropout, a few at a time
+(add_and_normalise_bwd), to the gradients of the output projection and of the residual. It writes both, since the
+weights' gradients need the former, and multiplies it by the projection's weight: dread = dprojected W, the gradient of
+attention's output, BLOCK_N columns at a time. Wider rows take dropout_add_layer_norm.py's launch and linear.py's.
+Then come attention.py's backward, which writes the gradients of q, k and v side by side, so that the gradients of x and
+of the weight are one product each; linear.py for dx; and linear_weight.py for both weights' gradients, whose sums and
+the norm's are one more launch. The gradients of rows that are queries twice are added by index_put_, which sorts, so in
+order. No atomics, and two runs give the same bits.
 
 ELECTRA-Small, T = 16384 (128 x 128), D = 256, 4 heads, bf16, at 790 TFLOP/s and 4.3 TB/s:
                       flops    us   elements moved            us   launches (eager PyTorch)
@@ -14,8 +15,8 @@ ELECTRA-Small, T = 16384 (128 x 128), D = 256, 4 heads, bf16, at 790 TFLOP/s and
     attention         5.4 GF   7    8 T D          67 MB      16   1  (9)
     dx                6.4 GF   8    5 T D          42 MB      10   1  (2)
     weights, sums     8.6 GF   11   6 T D + sums   84 MB      20   2  (6)
-In launches of their own norm and product moved 7 T D: what one wrote the other read. 64 rows are 256 programs, two a
-multiprocessor (planned occupancy), so one's traffic meets the other's products.
+As two launches, norm and product would move 7 T D, since the product reads what the norm writes. 64 rows a program are
+256 programs, two a multiprocessor (planned occupancy), so the traffic of one overlaps with the products of the other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import put_gradients
-from .attention_block import asking_rows, heads_of
+from .attention_block import heads_of, query_rows
 from .dropout_add_layer_norm import row_gradients
 from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
@@ -37,8 +38,8 @@ from .parts.groups import Dropout, Matrix, dropout, matrix
 from .parts.layer_norm import Normed, NormGradients, add_and_normalise_bwd, rows_and_source
 from .parts.partials import Sum
 
-# (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_N divides D, BLOCK_R rows at a time are taken
-# through the norm.
+# (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_N divides D; BLOCK_R rows go through the norm at
+# once.
 BWD = {
     (2, 64): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_R=32, num_warps=4, num_stages=2),
     (2, 128): dict(BLOCK_M=64, BLOCK_N=64, BLOCK_R=16, num_warps=4, num_stages=2),
@@ -73,13 +74,14 @@ def attention_block_bwd_kernel(
     norm = Normed(*norm)
     add_and_normalise_bwd(Matrix(*dout), norm, x_ptr, dropout, source, gradients, start, end, WIDTH, BLOCK_R)
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
-    here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
-    dprojected = tl.load(gradients.dy + here * WIDTH + columns[None, :])
+    # Rows beyond the last are read as the last row again, and never stored.
+    row, inside = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
+    dprojected = tl.load(gradients.dy + row * WIDTH + columns[None, :])
     for first in range(0, WIDTH, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         part = tl.load(weight.ptr + columns.to(tl.int64)[:, None] * weight.row + offs_n[None, :])
         dread = tl.dot(dprojected, part, input_precision=PRECISION).to(dcontext_ptr.dtype.element_ty)
-        tl.store(dcontext_ptr + offs_m[:, None] * WIDTH + offs_n[None, :], dread, mask=there)
+        tl.store(dcontext_ptr + offs_m[:, None] * WIDTH + offs_n[None, :], dread, mask=inside)
 
 
 def _to_read(
@@ -95,7 +97,7 @@ def _to_read(
     rstd: Tensor,
     weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Sum]:
-    """dprojected, dx of the residual, dread (R, D), x, and what the norm's gradients are the sums of."""
+    """Returns dprojected, dx of the residual, dread and x, each (R, D), and the Sum that gives the norm's gradients."""
     rows, width = z.shape
     size = z.element_size()
     chosen = entry(BWD, (size, width), z)
@@ -119,7 +121,7 @@ def _to_read(
         dread,
         rows,
         WIDTH=width,
-        PRECISION="ieee" if size == 4 else "tf32",  # of 32-bit products; others have none
+        PRECISION="ieee" if size == 4 else "tf32",  # matters for 32-bit products only
         enable_fp_fusion=True,
         **chosen,
     )
@@ -149,14 +151,17 @@ def attention_block_bwd(
     saved: list[Tensor],
     ids: Tensor | None = None,
 ) -> list[Tensor]:
-    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x, which may be a norm before if
-    all rows ask, to norm_bias. ids: of the rows that ask, if they are at hand."""
+    """grads [dout], saved [out, what the forward saved] -> the gradients of the seven tensors from x to norm_bias.
+
+    x: a Normed, if the encoder did not save it, which is allowed if all rows are queries
+    ids: (R,), the row ids of the queries, if the caller has them
+    """
     _, z, mean, rstd, lse, *projections = saved
     kept = projections.pop() if len(projections) > 1 + (rows is not None) else None
-    asking, ids, *offsets = asking_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
+    query_x, ids, *offsets = query_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
     width, scale = z.shape[1], 1 / math.sqrt(z.shape[1] // num_heads)
-    given = (grads[0], z, asking, norm_weight, norm_bias, ids, seed, dropout_p, mean, rstd)
-    dprojected, dasking, dread, asking, norm = _to_read(*given, out_weight)
+    given = (grads[0], z, query_x, norm_weight, norm_bias, ids, seed, dropout_p, mean, rstd)
+    dprojected, dquery_x, dread, query_x, norm = _to_read(*given, out_weight)
     dread = dread.unflatten(1, (num_heads, width // num_heads))
     read = torch.empty_like(dread) if kept is None else kept
     gradients = [torch.empty_like(t) for t in projections]
@@ -166,14 +171,14 @@ def attention_block_bwd(
     into = torch.empty_like(qkv_weight, memory_format=torch.contiguous_format), qkv_bias.new_empty(3 * width)
     if rows is None:
         (dqkv,) = gradients
-        dx = input_gradient(dqkv, qkv_weight, add=dasking)
-        parts = [Product(dqkv, asking, into=into)]
+        dx = input_gradient(dqkv, qkv_weight, add=dquery_x)
+        parts = [Product(dqkv, query_x, into=into)]
     else:
         assert isinstance(x, Tensor)
         dq, dkv = gradients
-        dasking = input_gradient(dq, qkv_weight[:width], add=dasking)
-        dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dasking, accumulate=True)
+        dquery_x = input_gradient(dq, qkv_weight[:width], add=dquery_x)
+        dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dquery_x, accumulate=True)
         first, others = zip(*(t.tensor_split([width]) for t in into), strict=True)
-        parts = [Product(dq, asking, into=first), Product(dkv, x, into=others)]
+        parts = [Product(dq, query_x, into=first), Product(dkv, x, into=others)]
     dout_weights = weight_gradients(Product(dprojected, read.flatten(1)), *parts, also=[norm])[:2]
     return [dx, *into, *dout_weights, *norm[1:]]

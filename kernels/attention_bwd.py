@@ -1,14 +1,16 @@
-"""The backward of attention that goes over blocks of keys and queries, of any lengths.
+"""The backward of attention: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO O)), dQ = scale dS K, dK = scale dS^T Q.
 
-attention_bwd_kernel: where all keys fit in one block (WHOLE) one program a sequence and head keeps K and V, goes over
-the queries, takes S = Q K^T and dP = dO V^T once and gives dQ, dK and dV: five products. Longer sequences: a program
-gives dK and dV of its block of keys, then dQ of its block of queries, computing the scores for each: seven products.
-Gradients go wherever strides say, as into one (T, 3, H, D). Nothing is added from two programs, so no atomics, and two
-runs give the same bits. rowsum(dO O) is taken on the way.
+attention_bwd_kernel: if all keys of a sequence fit in one block (WHOLE), there is one program for each sequence and
+head. It keeps K and V, goes over the queries, computes S = Q K^T and dP once, and writes dQ, dK and dV: five products.
+For longer sequences a program computes dK and dV of its block of keys, and then dQ of its block of queries, with the
+scores computed for each: seven products. It reads q, k, v, out, dout and the log-sum-exps, and computes rowsum(dO O) on
+the way. Gradients are written with any strides, such as into one (T, 3, H, D). No sum has terms of two programs, so no
+atomics, and two runs give the same bits.
 
-With all keys in the block what was read can be made again (AGAIN), a sixth product beside the scores, so that an
-attention block need not keep it: 1.1 GF (1.4 us) for ELECTRA-Small at 128 x 128, and no byte more, as O is written in
-place of read. It takes up to 253 registers at heads of 64, and would spill at 128 or in float32 (`reads_again`).
+If the block has all keys, the forward's output can be computed again (AGAIN), by a sixth product beside the scores, so
+an attention block need not save it. That costs 1.1 GF (1.4 us) for ELECTRA-Small at 128 x 128 and no traffic, as O is
+written instead of read. It takes up to 253 registers for heads of 64, and would spill for heads of 128 or in float32
+(`reads_again`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def attention_bwd_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """WHOLE: one block has all keys of a sequence. AGAIN: `out` is an empty buffer, which is filled again."""
+    """blocks: how many blocks of queries or keys a sequence has at most. WHOLE: one block has all keys of a sequence.
+    AGAIN: out is an empty buffer, which is filled, too."""
     sequences = Sequences(*sequences)
     heads = sequences.heads
     n, head, block = program_of(blocks, heads)
@@ -84,11 +87,11 @@ def attention_bwd_kernel(
                 ids = tl.load(row_ids_ptr + offs_m, mask=inside, other=0)
                 mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
             allowed = (offs_n[:, None] < keys) & inside[None, :]
-            p, ds, read = scores_bwd(
+            p, ds, output = scores_bwd(
                 q_block, k_block, v_block, dout_block, lse, delta, allowed, mask, block * BLOCK_N, scale, PRECISION
             )
             if AGAIN:
-                put_rows(out_rows, offs_m, queries, read, WIDTH, BLOCK_D)
+                put_rows(out_rows, offs_m, queries, output, WIDTH, BLOCK_D)
             dv_sum = tl.dot(p, dout_block, dv_sum, input_precision=PRECISION)
             dk_sum = tl.dot(ds, q_block, dk_sum, input_precision=PRECISION)
             if WHOLE:
@@ -97,7 +100,7 @@ def attention_bwd_kernel(
         put_rows(head_rows(Heads(*dk), start_k, head), offs_n, keys, dk_sum * slope, WIDTH, BLOCK_D)
         put_rows(head_rows(Heads(*dv), start_k, head), offs_n, keys, dv_sum, WIDTH, BLOCK_D)
 
-    if not WHOLE:  # noqa: SIM102  decided as it compiles
+    if not WHOLE:  # noqa: SIM102  a condition of the compiler, which `and` would mix with one of the program
         if block * BLOCK_M < queries:  # dQ of a block of queries
             offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
             inside = offs_m < queries

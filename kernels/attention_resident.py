@@ -1,18 +1,20 @@
-"""Attention of 129 to 512 keys: what passes by meets what stays on chip, so that nothing is read twice by a program.
+"""attention of 129 to 512 keys: a program keeps whole matrices in shared memory, so it reads nothing twice.
 
-attention_fwd_resident_kernel: a program a sequence and head keeps K and V in shared memory, LENGTH rows of each (64 +
-64 KB at 512 keys of 64 in bf16), while the queries pass by. The usual loop reads them from the L2 again for every block
-of queries: for Base at 256 x 512 1.6 GB in place of 0.4, 290 us at 5.5 TB/s where the products take 131.
-attention_bwd_resident_kernel: two programs a sequence and head. One keeps Q and dO while keys pass by and gives dK and
-dV, one keeps K and V while queries pass by and gives dQ. Each sum stays in registers until it is whole, and nothing is
-added by two programs. Seven products, as in the loop, which reads 1.8 MB a sequence and head where these read 0.6.
-(With five, dQ of 512 queries stays beside dK and dV, 192 registers a thread of 8 warps, and all else spills.) The
-first program leaves each query's log-sum-exp, rowsum(dO O) and row id in memory of its own: held, or masked, they would
-be in every thread's registers.
+attention_fwd_resident_kernel: one program for each sequence and head. It keeps K and V in shared memory, LENGTH rows of
+each (64 + 64 KB for 512 keys of 64 in bf16), and goes over the queries. The loop of attention.py reads K and V from the
+L2 again for every block of queries: for Base at 256 x 512 1.6 GB instead of 0.4, 290 us at 5.5 TB/s, where the products
+take 131.
+attention_bwd_resident_kernel: two programs for each sequence and head. One keeps Q and dO, goes over the keys and
+computes dK and dV; the other keeps K and V, goes over the queries and computes dQ. Each sum stays in registers until it
+is complete, and none has terms of two programs. That is seven products, as in the loop, which reads 1.8 MB for each
+sequence and head where these programs read 0.6. (With five products, dQ of 512 queries would be kept beside dK and dV,
+192 registers a thread of 8 warps, and everything else would spill.) The first program writes each query's log-sum-exp,
+rowsum(dO O) and row id to memory of its own: kept on chip, or masked, they would be in the registers of every thread.
 
-The blocks are unrolled, as what lies in shared memory has no index. `lane < keys - i BLOCK_N`, disable_licm and a seed
-read where it is needed keep the rest from being worked out before the loop and held: that spills. Planned occupancy:
-one program a multiprocessor, 8 warps, at 512; two at 256.
+The blocks in shared memory are a tuple, and loops over them are unrolled, since Triton cannot index shared memory.
+`lane < keys - i BLOCK_N`, disable_licm and loading the seed where it is used keep the compiler from computing values
+before the loop and holding them, which spills. Planned occupancy: one program a multiprocessor, 8 warps, at 512 keys;
+two at 256.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ def attention_fwd_resident_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """LENGTH: the most keys of a sequence, 256 or 512."""
     sequences = Sequences(*sequences)
     heads = sequences.heads
     pid = tl.program_id(0).to(tl.int64)
@@ -86,7 +89,7 @@ def attention_fwd_resident_kernel(
                 keep = dropout_keep(seed, ids, i * BLOCK_N, 1 + head, dropout.threshold, BLOCK_M, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = tl.dot(p.to(q_block.dtype), vs[i], acc, input_precision=PRECISION)
-        some = l_i != 0.0  # else a query without keys: 0
+        some = l_i != 0.0  # false for a query without keys, whose output is 0
         l_i = tl.where(some, l_i, 1.0)
         out = acc * (keep_scale / l_i)[:, None]
         put_rows(out_rows, offs_m, queries, out, WIDTH, BLOCK_D)
@@ -117,6 +120,8 @@ def attention_bwd_resident_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """LENGTH: the most keys and queries of a sequence, 256 or 512. statistics_ptr, ids_ptr: scratch memory for LENGTH
+    queries of each sequence and head, two float32 and one int64 each."""
     sequences = Sequences(*sequences)
     heads = sequences.heads
     pid = tl.program_id(0).to(tl.int64)
@@ -134,14 +139,14 @@ def attention_bwd_resident_kernel(
     lane_m, lane_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     slope = tl.where(keys > 1, scale, 0.0)  # the softmax of one score is 1 whatever the score
 
-    if pid % 2 == 0:  # dK and dV: Q and dO stay
+    if pid % 2 == 0:  # dK and dV: keeps Q and dO
         statistics_ptr += pid * LENGTH
         ids_ptr += pid // 2 * LENGTH
         for first in tl.range(0, LENGTH, BLOCK_M, disable_licm=True):
             offs_m = first + lane_m
             dout_block = rows_of(dout_rows, offs_m, queries, WIDTH, BLOCK_D)
             out = rows_of(out_rows, offs_m, queries, WIDTH, BLOCK_D)
-            lse = tl.load(lse_ptr + offs_m, mask=offs_m < queries, other=float("inf"))  # P of no query is 0
+            lse = tl.load(lse_ptr + offs_m, mask=offs_m < queries, other=float("inf"))  # beyond the queries P = 0
             tl.store(statistics_ptr + offs_m, lse)
             tl.store(statistics_ptr + LENGTH + offs_m, tl.sum(out.to(tl.float32) * dout_block.to(tl.float32), 1))
             if dropout is not None:
@@ -178,7 +183,7 @@ def attention_bwd_resident_kernel(
                 dk_sum = tl.dot(ds, qs[i], dk_sum, input_precision=PRECISION)
             put_rows(dk_rows, offs_n, keys, dk_sum * slope, WIDTH, BLOCK_D)
             put_rows(dv_rows, offs_n, keys, dv_sum, WIDTH, BLOCK_D)
-    else:  # dQ: K and V stay
+    else:  # dQ: keeps K and V
         if dropout is not None:
             seed = tl.load(dropout.seed)
         ks = ()

@@ -1,20 +1,22 @@
-"""discriminator_head on the GPU: one launch from the hidden rows to loss and logit; what is between is never written.
+"""discriminator_head on the GPU: logit = w gelu(W h + b) + c of each token, and its binary cross-entropy.
 
-discriminator_head_fwd_kernel: a program takes BLOCK_M rows through all columns of the dense layer, BLOCK_N at a time,
-and adds each tile's share of the logit, w gelu(z), in registers; the loss follows in the same program.
-discriminator_head_bwd_kernel: a program a tile forms z again, and gives dz (T, D) and its rows' sums of dlogit gelu(z)
-for w, and of dlogit for c, which partials.py adds in order. dX, dW and db are linear.py's products of dz.
-No atomics, two runs give the same bits.
+discriminator_head_fwd_kernel, the only launch: a program takes BLOCK_M rows of hidden through all columns of the dense
+layer, BLOCK_N at a time. It adds each tile's part of the logit, w gelu(z), in registers, and writes logit and loss; z
+is never written.
+discriminator_head_bwd_kernel: a program computes a tile of z again, and writes dz (T, D) and its rows' sums of dlogit
+gelu(z) for w, and of dlogit for c, which partials.py adds in order. dX, dW and db are linear.py's products of dz.
+No atomics, and two runs give the same bits.
 
-Cost: 2 T D D flops forward and 6 backward (4 are needed: forming z again costs 2 T D D in place of 4 T D bytes written
-and read, less below D = 370, and no memory). Bytes in bf16: 2 T D forward, 10 T D backward. ELECTRA-Small, T = 16,384,
-D = 256: 2.1 GF and 8 MB forward, 2.7 us at 790 TFLOP/s and 2.0 us at 4.3 TB/s; 6.4 GF and 42 MB backward, 8.2 and
-9.8 us: the products are the roof forward, bytes backward, and a GELU an element comes on top.
+Cost: 2 T D D flops forward and 6 backward (4 are needed: computing z again costs 2 T D D flops instead of 4 T D bytes
+written and read, which is less below D = 370, and no memory). Bytes in bf16: 2 T D forward, 10 T D backward.
+ELECTRA-Small, T = 16,384, D = 256: 2.1 GF and 8 MB forward, 2.7 us at 790 TFLOP/s and 2.0 us at 4.3 TB/s; 6.4 GF and
+42 MB backward, 8.2 and 9.8 us: products are the limit forward, bandwidth backward, and a GELU an element comes on top.
 Launches: 1 forward and 5 backward; eager PyTorch 4 (product, GELU, product, loss) and 9.
 
-Tiles: forward 64 x 128 sums to 4 warps are 64 registers a thread of 168, and 74 KB: 3 programs a multiprocessor, so
-that the 256 of ELECTRA-Small are all there at once, and one's GELU hides behind another's product. Backward 128 x 128
-to 8 warps read half as much of hidden and W from the cache; its 188 registers leave one program a multiprocessor.
+Tiles: forward, the sums of 64 x 128 for 4 warps are 64 registers a thread of 168, and 74 KB: 3 programs a
+multiprocessor, so the 256 programs of ELECTRA-Small run at once, and the GELU of one overlaps with the product of
+another. Backward, 128 x 128 for 8 warps read half as much of hidden and W from the cache; its 188 registers leave room
+for one program a multiprocessor.
 """
 
 from __future__ import annotations
@@ -49,15 +51,16 @@ BWD = {
 
 
 def tile(table: dict, hidden: Tensor) -> dict:
-    """The table's entry, and what follows from it."""
+    """The kernel's options: a tile of the table, and what follows from it."""
     size, width = hidden.element_size(), hidden.shape[1]
     even = width % (64 if size == 2 else 16) == 0
-    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    precision = "ieee" if size == 4 else "tf32"  # matters for 32-bit products only
     return entry(table, (size, even), hidden) | dict(WIDTH=width, EVEN=even, PRECISION=precision, enable_fp_fusion=True)
 
 
 @triton.jit
 def _columns(ptr, offs, WIDTH: tl.constexpr):
+    """Elements offs of a vector (WIDTH,), as (1, N) float32; 0 beyond its end."""
     return tl.load(ptr + offs, mask=offs < WIDTH, other=0.0).to(tl.float32)[None, :]
 
 
@@ -194,7 +197,7 @@ def discriminator_head_bwd(
     labels: Tensor,
     saved: list[Tensor],
 ) -> list[Tensor]:
-    """grads [dloss, dlogits], saved [loss, logits] -> gradients of the arguments but labels."""
+    """grads [dloss, dlogits], saved [loss, logits] -> the gradients of all arguments but labels."""
     rows, width = hidden.shape
     if rows == 0:
         return [t.new_zeros(t.shape) for t in (hidden, dense_weight, dense_bias, out_weight, out_bias)]

@@ -1,24 +1,25 @@
-"""dropout_add_layer_norm on the GPU: one launch forward, two backward, each row read once and kept in registers.
+"""dropout_add_layer_norm on the GPU: out = LayerNorm(z), z = residual + dropout(x): one launch forward, two backward.
 
-dropout_add_layer_norm_fwd_kernel: a program takes BLOCK_M whole rows and saves mean and 1 / deviation, (T,) float32.
-dropout_add_layer_norm_bwd_kernel: a program goes over every P-th block of rows and forms the normalised rows again from
-x and residual, which autograd keeps in any case: as many bytes as reading a saved (T, D) that the forward would have
-had to write, without its memory and its rounding. It gives dx, dresidual and its rows' sums for dweight and dbias,
-(P, 2, D); partials.py adds these in order. No atomics, two runs give the same bits.
+dropout_add_layer_norm_fwd_kernel: a program computes BLOCK_M whole rows. It reads x and residual, and writes out and,
+for the backward, mean and 1 / deviation, (T,) float32.
+dropout_add_layer_norm_bwd_kernel: program p of P computes the blocks p, p + P, ... of rows. It computes the normalised
+rows again from x and residual, which autograd keeps in any case: that reads as many bytes as a saved (T, D) would, but
+needs neither its memory nor its rounding. It writes dx, dresidual and its rows' sums for dweight and dbias, (P, 2, D);
+partials.py adds these in order. No atomics, and two runs give the same bits.
 
-The mean is corrected by the mean of what is left, so rows far from zero, constant ones too, lose no digits. Backward
-takes the correction again, with a third sum beside the two it needs in any case.
+The mean is corrected by the mean of the differences from it, so rows far from zero, also constant ones, lose no digits.
+The backward computes the correction again, by a third sum beside the two that it needs in any case.
 
 Cost: about 8 T D flops forward, 16 backward, and a Philox call (about 80 integer operations) for 16 elements each way.
 Bytes in bf16: 6 T D forward, 10 T D backward, 16 T and 8 P D beside them. ELECTRA-Small, T = 16,384, D = 256: 25 MB and
-42 MB, at 4.3 TB/s 5.9 and 9.8 us; the flops and the Philox calls, spread over all cores, are about 1 us: bandwidth is
-the roof, and no products, so 790 TFLOP/s do not come in. Launches: eager PyTorch 3 forward (dropout, add, layer norm)
-and 3 backward, which move 15 bytes an element each way; here 1 and 2.
+42 MB, at 4.3 TB/s 5.9 and 9.8 us; the flops and the Philox calls take about 1 us on all cores, so bandwidth is the
+limit. There are no products. Launches: eager PyTorch 3 forward (dropout, add, layer norm) and 3 backward, which move
+15 bytes an element each way; here 1 and 2.
 
-Tiles: 2,048 elements to 4 warps are 16 a thread (8 at D = 4,096, where triton 3.6 would spill); a warp has a row of its
-own up to D = 512. The forward in bf16 takes 48 to 65 registers, so 7 to 10 programs fit on a multiprocessor and have
-56 KB or more under way. The backward keeps two accumulators an element and takes 128: 4 programs and 48 KB, for which
-PROGRAMS is 4 for each of 132.
+Tiles: 2,048 elements for 4 warps are 16 a thread (8 at D = 4,096, where triton 3.6 would spill); up to D = 512 a warp
+has rows of its own. The forward in bf16 takes 48 to 65 registers, so 7 to 10 programs fit on a multiprocessor, with
+56 KB or more of loads in flight. The backward keeps two accumulators an element and takes 128 registers: 4 programs and
+48 KB, so PROGRAMS is 4 for each of 132 multiprocessors.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from .parts.layer_norm import (
 from .parts.partials import Sum, sum_partials
 from .parts.philox import dropout_keep
 
-PROGRAMS = 528  # of the backward at most, for any number of rows: so many partial sums
+PROGRAMS = 528  # the most programs, and partial sums, of the backward, for any number of rows
 
 # padded D -> tile, forward and backward.
 TILES = {
@@ -79,13 +80,13 @@ def dropout_add_layer_norm_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """SUM: what is normalised takes x's place, rounded as it is there."""
+    """SUM: z is stored in x's memory, and normalised after it is rounded to x's dtype."""
     x, norm = Matrix(*x), Norm(*norm)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_D)
-    there = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
-    y = load_rows(x, offs_m[:, None], there)
-    z = load_rows(Matrix(*residual), offs_m[:, None], there)
+    inside = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
+    y = load_rows(x, offs_m[:, None], inside)
+    z = load_rows(Matrix(*residual), offs_m[:, None], inside)
     weight = tl.load(norm.weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
     bias = tl.load(norm.bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
     if dropout is not None:
@@ -96,12 +97,12 @@ def dropout_add_layer_norm_fwd_kernel(
     z = z + y
     if SUM:
         kept = z.to(x.ptr.dtype.element_ty)
-        tl.store(x.ptr + offs_m[:, None] * x.row + columns[None, :], kept, mask=there)
+        tl.store(x.ptr + offs_m[:, None] * x.row + columns[None, :], kept, mask=inside)
         z = kept.to(tl.float32)
-    mean, rstd, xhat = normalise(z, there, eps, WIDTH)
+    mean, rstd, xhat = normalise(z, inside, eps, WIDTH)
     out = xhat * weight[None, :] + bias[None, :]
     ptrs = out_ptr + offs_m[:, None] * WIDTH + columns[None, :]
-    tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(norm.mean + offs_m[:, None], mean, mask=offs_m[:, None] < rows)
     tl.store(norm.rstd + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
 
@@ -117,7 +118,7 @@ def dropout_add_layer_norm_fwd(
     dropout_p: float,
     into_x: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [mean, rstd (T,) float32]; into_x: the sum is put where x is, contiguous."""
+    """-> out (T, D), [mean, rstd (T,) float32]. into_x: x, contiguous, is overwritten by z."""
     rows, width = x.shape
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
@@ -153,6 +154,7 @@ def dropout_add_layer_norm_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """SUM: x is the sum z, and residual is only the memory for the output of `source`, if there is one."""
     dout, x, residual, norm = Matrix(*dout), Matrix(*x), Matrix(*residual), Norm(*norm)
     gradients = NormGradients(*gradients)
     if dropout is not None:
@@ -184,7 +186,7 @@ def dropout_add_layer_norm_bwd(
 
 
 def row_gradients(dout: Tensor, z: Tensor, x: Tensor | Normed, *norm: Any) -> tuple[Tensor, Tensor, Tensor, Sum]:
-    """Of a block's end, LayerNorm(z) with z = x + dropout(y): dy, dx, x, and what the norm's gradients are sums of.
+    """Returns (dy, dx, x, partial sums of the norm's gradients) of a block's end, LayerNorm(z) with z = x + dropout(y).
     norm: weight, bias, row_ids, seed, dropout_p, mean, rstd."""
     rows, source = rows_and_source(x)
     dy, dx, left = _row_gradients(dout, z, rows, source, *norm, SUM=True)
@@ -205,7 +207,7 @@ def _row_gradients(
     rstd: Tensor,
     **kind: bool,
 ) -> tuple[Tensor, Tensor, Sum]:
-    """dx, dresidual, and the sums that dweight and dbias wait for."""
+    """Returns (dx, dresidual, the Sum that gives dweight and dbias)."""
     rows, width = x.shape
     dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, weight, bias))
     if x.numel() == 0:

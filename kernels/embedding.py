@@ -1,21 +1,22 @@
-"""embedding on the GPU: the three tables gathered, summed, normalised and dropped in one launch.
+"""embedding on the GPU: out = dropout(LayerNorm(word[ids] + position[positions] + token_type[types])), in one launch.
 
-embedding_fwd_kernel: a program takes BLOCK_M tokens and saves mean and 1 / deviation, (T,) float32. The projection,
-where there is one, is linear.py's, and its input is saved too.
+embedding_fwd_kernel: a program computes BLOCK_M tokens. It reads their rows of the three tables, and writes their rows
+of out and, for the backward, mean and 1 / deviation, (T,) float32. If there is a projection, it is linear.py's, and its
+input is saved too.
 
-embedding_bwd_kernel: a program goes over every P-th block of tokens and gathers their rows again, as many bytes as
-reading a saved (T, E) that the forward would have had to write. It gives the gradient dz (T, E) of the sum of the three
-rows, and its tokens' sums for the norm, (P, 2, E), which partials.py adds in order. The gradients of the tables are in
-embedding_tables.py. No atomics, two runs give the same bits.
+embedding_bwd_kernel: program p of P computes the blocks p, p + P, ... of tokens. It gathers the rows of the tables
+again: as many bytes as reading their sum (T, E), which the forward would have had to write. It writes the gradient dz
+(T, E) of that sum, and its tokens' sums for the norm's gradients, (P, 2, E), which partials.py adds in order. The
+gradients of the tables are in embedding_tables.py. No atomics, and two runs give the same bits.
 
 Cost: about 10 T E flops forward, 20 T E backward, and a Philox call (about 80 integer operations) for 16 elements each
 way. Bytes in bf16: 4 T E + 40 T forward, 6 T E + 40 T backward (positions and types come from the cache). ELECTRA-
-Small, T = 16,384, E = 128: 9 and 13 MB, at 4.3 TB/s 2 and 3 us: the launches, 2 to 3 us each, are the roof, and no
-products but the projection's, so 790 TFLOP/s do not come in. Launches: 1 forward and 2 backward; eager PyTorch 7 (three
-gathers, two additions, layer norm, dropout) and 3.
+Small, T = 16,384, E = 128: 9 and 13 MB, at 4.3 TB/s 2 and 3 us, so the launches, 2 to 3 us each, are the limit; there
+are no products but the projection's. Launches: 1 forward and 2 backward; eager PyTorch 7 (three gathers, two additions,
+layer norm, dropout) and 3.
 
 Tiles and statistics are those of dropout_add_layer_norm.py. Planned occupancy at E = 128: 9 programs of 4 warps a
-multiprocessor forward, 4 backward. A step of ELECTRA has two such passes, generator and discriminator.
+multiprocessor forward, 4 backward. A step of ELECTRA calls the op twice, for the generator and the discriminator.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Tables(NamedTuple):
 
 @triton.jit
 def _table_rows(table, index_ptr, offs_m, rows, inside):
-    """The rows of a table, a Matrix, that the indices of tokens offs_m name: (M, D) float32."""
+    """The rows of a table, a Matrix, at the indices of tokens offs_m: (M, D) float32."""
     index = tl.load(index_ptr + offs_m[:, None], mask=offs_m[:, None] < rows, other=0)
     return load_rows(table, index, inside)
 
@@ -126,7 +127,7 @@ def embedding_fwd(
     eps: float,
     dropout_p: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [mean, rstd (T,) float32], and the projection's input (T, E) if there is one."""
+    """-> out (T, D), [mean, rstd (T,) float32, and the projection's input (T, E) if there is a projection]."""
     rows, width = input_ids.shape[0], word.shape[1]
     out = word.new_empty(rows, width)
     mean, rstd = (word.new_empty(rows, dtype=torch.float32) for _ in range(2))

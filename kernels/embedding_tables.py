@@ -1,22 +1,25 @@
-"""Gradients of the embedding's tables on the GPU: sums over the tokens of each row, in order; see embedding.py.
+"""The gradients of the embedding's tables: each row's is the sum of dz over the tokens that use it, in order.
 
-embedding_bwd_word_kernel: tokens sorted by word, stably, so that each word's are side by side and in order. A program a
-token: if it is the first of its word, or at a multiple of RUN, it sums its word's tokens up to the next multiple. Where
-these are all, it writes the word's row, else a part, and embedding_bwd_join_kernel adds the parts of a word in order.
+embedding_bwd_word_kernel: the tokens are sorted by word, stably, so those of a word are consecutive and in order. There
+is a program for each token. It has work if its token is the first of its word, or at a multiple of RUN: it sums the
+word's tokens up to the next multiple. If these are all the word's tokens, it writes the row of the gradient; else it
+writes a part, and embedding_bwd_join_kernel adds the parts of each word in order.
 
-embedding_bwd_position_kernel: positions and types, a few hundred rows, as a product: ones where a token has the
-position or type, times dz, over a share of the tokens; partials.py adds the shares. What is not finite in dz would
-come to every row, as 0 times it is NaN: it is left out, and where there is such, a second loop puts NaN in its rows.
-No atomics, two runs give the same bits.
+embedding_bwd_position_kernel: positions and types have a few hundred rows, so their gradient is a product: a matrix of
+ones where a token has the position or type, times dz. A program computes a tile over a share of the tokens, and
+partials.py adds the shares. NaN and infinity in dz would reach every row, as 0 times them is NaN: they are left out of
+the product, and if there were any, a second loop puts NaN into the rows of their tokens.
+No atomics, and two runs give the same bits.
 
-Cost: T E additions, and 2 T E (P + types) flops of product, less the blocks of rows that no token at hand has; bytes in
-bf16: 2 T E + 2 V E (zeros) + 30 T for the words, 2 T E and 8 E (P + types) a share for the rest. ELECTRA-Small,
-T = 16,384, E = 128, V = 30,522, P = 512, of which 128 are in use: 12 and 13 MB, at 4.3 TB/s 6 us together; 0.8 GF, at
-790 TFLOP/s 1 us. The launches are the roof: 5 (zeros, words, join, product, sum), beside the sort, which for keys of 16
-bits (vocabularies up to 32,768) takes half the passes of 32; eager PyTorch sorts for each of the three tables.
+Cost: T E additions, and 2 T E (P + types) flops of product, less those of blocks of rows that no token of a block has;
+bytes in bf16: 2 T E + 2 V E (zeros) + 30 T for the words, 2 T E and 8 E (P + types) a share for the rest. ELECTRA-
+Small, T = 16,384, E = 128, V = 30,522, P = 512, of which 128 are in use: 12 and 13 MB, at 4.3 TB/s 6 us together;
+0.8 GF, at 790 TFLOP/s 1 us. So the launches are the limit: 5 (zeros, words, join, product, sum), beside the sort, which
+takes half the passes for keys of 16 bits (vocabularies up to 32,768) that it takes for 32; eager PyTorch sorts for each
+of the three tables.
 
-Tiles: the word's programs are many, small and mostly without work: 2 warps, 2,048 elements at once, planned 16 a
-multiprocessor. The product's accumulator is 32 registers a thread: 2 programs of 4 warps at least.
+Tiles: the programs for words are many and small, and most have no work: 2 warps, 2,048 elements at once, planned 16 a
+multiprocessor. The product's accumulator is 32 registers a thread: at least 2 programs of 4 warps.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ from .parts.groups import Matrix
 from .parts.layer_norm import load_rows
 from .parts.partials import sum_partials
 
-RUN = 64  # tokens of a word that one program sums at most
-SHARES = 16  # of the tokens at most, in the product for positions and types
+RUN = 64  # the most tokens of a word that one program sums
+SHARES = 16  # the most shares of the tokens in the product for positions and types
 
 # (bytes of an element[, generation]) -> tile of that product, see device.py: BLOCK_P rows of the tables, BLOCK_T tokens
 # at a time, BLOCK_E columns.
@@ -76,7 +79,7 @@ def embedding_bwd_word_kernel(
         if begins & (tl.load(words_ptr + after, mask=after < rows, other=-1) != word):
             ptrs = dword_ptr + word.to(tl.int64) * WIDTH + columns
             tl.store(ptrs, total.to(dword_ptr.dtype.element_ty), mask=columns < WIDTH)
-        else:  # (blocks, 2, E): a word that goes on from the block before, a word that goes on in the next
+        else:  # (blocks, 2, E): the part of the word that began in an earlier block; that of the word that goes on
             tl.store(parts_ptr + (2 * block + begins.to(tl.int64)) * WIDTH + columns, total, mask=columns < WIDTH)
 
 
@@ -114,7 +117,7 @@ def embedding_bwd_join_kernel(
 
 @triton.jit
 def _has(places_ptr, types_ptr, offs_t, offs_p, positions, kinds, rows):
-    """(P, T): whether a token has the position, or the type, of a row of the two tables put together."""
+    """(P, T): whether a token uses row offs_p of the two tables, positions first and then types."""
     places = tl.load(places_ptr + offs_t, mask=offs_t < rows, other=-1).to(tl.int32)
     types = tl.load(types_ptr + offs_t, mask=offs_t < rows, other=kinds).to(tl.int32) + positions
     return (offs_p[:, None] == places[None, :]) | (offs_p[:, None] == types[None, :])
@@ -147,8 +150,8 @@ def embedding_bwd_position_kernel(
         offs_t = first + tl.arange(0, BLOCK_T)
         has = _has(places_ptr, types_ptr, offs_t, offs_p, positions, kinds, rows)
         if tl.max(tl.max(has.to(tl.int32), 1), 0) > 0:
-            there = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
-            dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=there, other=0.0)
+            inside = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
+            dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
             finite = tl.abs(dz.to(tl.float32)) < float("inf")
             worst = tl.maximum(worst, tl.max(tl.max(tl.where(finite, 0.0, 1.0), 1), 0))
             dz = tl.where(finite, dz, 0.0).to(dz.dtype)
@@ -157,18 +160,18 @@ def embedding_bwd_position_kernel(
         for first in range(start, end, BLOCK_T):
             offs_t = first + tl.arange(0, BLOCK_T)
             has = _has(places_ptr, types_ptr, offs_t, offs_p, positions, kinds, rows)
-            there = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
-            dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=there, other=0.0)
+            inside = (offs_t[:, None] < rows) & (columns[None, :] < WIDTH)
+            dz = tl.load(dz_ptr + offs_t[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
             odd = ~(tl.abs(dz.to(tl.float32)) < float("inf"))
             theirs = tl.dot(has.to(dz.dtype), odd.to(dz.dtype), input_precision=PRECISION)
             acc = tl.where(theirs > 0, float("nan"), acc)
-    there = (offs_p[:, None] < positions + kinds) & (columns[None, :] < WIDTH)
+    inside = (offs_p[:, None] < positions + kinds) & (columns[None, :] < WIDTH)
     ptrs = parts_ptr + (share * (positions + kinds) + offs_p[:, None]) * WIDTH + columns[None, :]
-    tl.store(ptrs, acc, mask=there)
+    tl.store(ptrs, acc, mask=inside)
 
 
 def sum_words(dz: Tensor, ids: Tensor, dword: Tensor) -> None:
-    """dword (V, E): the sum of the rows of dz (T, E) of each word, 0 for a word that no token is."""
+    """dword (V, E): for each word the sum of the rows of dz (T, E) of its tokens, 0 if there are none."""
     rows, width = dz.shape
     words, order = ids.to(torch.int16 if dword.shape[0] <= 2**15 else torch.int32).sort(stable=True)
     padded = max(64, triton.next_power_of_2(width))
@@ -182,7 +185,7 @@ def sum_words(dz: Tensor, ids: Tensor, dword: Tensor) -> None:
 
 
 def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, dtoken_type: Tensor) -> None:
-    """The same of each position and each type."""
+    """dposition (P, E) and dtoken_type (types, E): the same sums for each position and each type."""
     rows, width = dz.shape
     chosen = entry(POSITION, (dz.element_size(),), dz)
     chunks = triton.cdiv(rows, chosen["BLOCK_T"])
@@ -200,7 +203,7 @@ def sum_positions(dz: Tensor, places: Tensor, types: Tensor, dposition: Tensor, 
         rows,
         chunks_per_share * chosen["BLOCK_T"],
         WIDTH=width,
-        PRECISION="ieee" if dz.element_size() == 4 else "tf32",  # of 32-bit products; others have none
+        PRECISION="ieee" if dz.element_size() == 4 else "tf32",  # matters for 32-bit products only
         enable_fp_fusion=True,
         **chosen,
     )

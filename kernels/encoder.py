@@ -1,15 +1,15 @@
-"""encoder on the GPU: its blocks' launches layer by layer; the rows between the blocks are not kept.
+"""encoder on the GPU: the launches of attention_block and ffn_block, layer by layer; no rows between them are saved.
 
-For each layer it keeps what went into either norm, z (T, D), with statistics, and the projection (T, 3 D) with the
-scores' log-sum-exps: 5 T D. In the backward, the rows between blocks, LayerNorm(z), are made again by the launch that
-takes a block's rows through its own norm (layer_norm.py), what attention read beside the scores (attention.py), and the
-FFN's inside as ever (ffn_block.py). What does not fit there is kept too: what was read, where a sequence has more keys
-than one block; h and the GELU's slope, where the FFN is in pieces; all rows that go into the last layer, where only
-some are queries. The blocks' launches are all there is; their docstrings say what they cost.
+For each layer it saves both norms' inputs z (T, D) with their statistics, and the projection (T, 3 D) with the scores'
+log-sum-exps: 5 T D. The backward computes again: the rows between blocks, LayerNorm(z), in the launch that takes a
+block's rows through its own norm (layer_norm.py); attention's output, beside the scores (attention.py); and the inside
+of the FFN, as ever (ffn_block.py). Saved, too, is what cannot be computed there: attention's output if a sequence has
+more keys than one block; h and the GELU's slope if the FFN is not one launch; and the last layer's input if only some
+rows are queries. There are no other launches; the costs are in the blocks' docstrings.
 
-ELECTRA-Small, T = 16384, D = 256, bf16, a layer: 42 MB kept, 23 % of eager PyTorch's 185, where its blocks alone keep
-59 with their inputs; 17 MB more are written backward, 4 us at 4.3 TB/s, and 1.1 GF more computed, 1.4 us at 790
-TFLOP/s.
+ELECTRA-Small, T = 16384, D = 256, bf16, a layer: 42 MB saved, 23 % of eager PyTorch's 185; the blocks alone save 59
+with their inputs. In return the backward writes 17 MB more, 4 us at 4.3 TB/s, and computes 1.1 GF more, 1.4 us at
+790 TFLOP/s.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .attention_block_bwd import attention_block_bwd
 from .ffn_block import ffn_block_bwd, ffn_block_fwd
 from .parts.layer_norm import Normed
 
-Layers = Sequence[Any]  # .attention and .ffn: the arguments of the layer's two blocks, NamedTuples in their order
+Layers = Sequence[Any]  # each has .attention and .ffn, the NamedTuples of the arguments of its two blocks
 
 
 class Saved(NamedTuple):
-    """What the forward of one layer saves. Either list begins with its block's norm: z, mean and 1 / deviation."""
+    """What the forward of one layer saves. Each list begins with z, mean and 1 / deviation of its block's norm."""
 
     attention: list[Tensor]
-    x: Tensor | None  # the rows that go into the layer, where only some are queries and it is not the first
+    x: Tensor | None  # the layer's input, if only some of its rows are queries and the layer is not the first
     ffn: list[Tensor]
 
     @property
@@ -69,6 +69,6 @@ def encoder_bwd(grads: list[Tensor], x: Tensor, layers: Layers, out: Tensor, sav
 
 
 def _norm_of(block: Any, kept: list[Tensor]) -> Normed:
-    """The rows that a block's norm gives, from what the block saved."""
+    """The output of a block, as the Normed of what the block saved."""
     z, mean, rstd, *_ = kept
     return Normed(z, mean, rstd, block.norm_weight, block.norm_bias)

@@ -1,29 +1,34 @@
-"""ffn_block on the GPU: where rows are narrow one launch forward, and nothing of width F kept for the backward.
+"""ffn_block on the GPU: out = LayerNorm(z), z = x + dropout(gelu(x W1^T + b1) W2^T + b2).
+
+It is one launch each way if rows are narrow, else a launch for each part.
 
 ffn_block_fwd_kernel: a program keeps BLOCK_M rows of x on chip and goes over F, BLOCK_F columns at a time: h = gelu(x
-W1^T + b1) is an operand of the next product before it ever reaches memory. What it adds up, rounded as a product of its
-own would be, goes to memory; add_and_normalise reads it back from the cache, a few rows at a time, for dropout,
-residual and LayerNorm, since all of them beside the sums would not fit in registers.
-ffn_block_bwd_kernel takes its rows through the norm and the dropout, a few at a time, to ddown and dresidual; it keeps
-x and ddown and goes over F likewise: x W1^T + b1 again, dh = ddown W2, dz = dh gelu'(.), and dx = dresidual + dz W1 in
-registers; h, dz and ddown go to memory for linear_weight.py's gradients. No atomics; two runs give the same bits.
-Other rows take linear.py's launches and dropout_add_layer_norm.py's, and keep h and the GELU's slope.
+W1^T + b1) is an operand of the next product, and never written. The sum, rounded as the result of a product of its own
+would be, goes to memory; add_and_normalise reads it back from the cache, a few rows at a time, for dropout, residual
+and LayerNorm, since registers would not hold these beside the sums. It writes z, out and the norm's statistics; nothing
+of width F is saved.
+ffn_block_bwd_kernel: a program takes BLOCK_M rows through the norm and the dropout, a few at a time, to ddown and
+dresidual. It keeps x and ddown and goes over F: it computes x W1^T + b1 again, dh = ddown W2, dz = dh gelu'(x W1^T +
+b1), and sums dx = dresidual + dz W1 in registers. It writes dx, and h, dz and ddown for linear_weight.py's gradients.
+No atomics, and two runs give the same bits.
+Wide rows take linear.py's launches and dropout_add_layer_norm.py's, and save h and the GELU's slope.
 
-Keep or recompute: h and slope kept cost 4 T F elements written and read; x W1^T again costs 2 T D F flops, and 2 T F
-elements, h alone. Equal at D = 2 x 790 / 4.3 = 367 in bf16. At D = 256, T = 16384, F = 1024: 31 us kept; recomputed 11
-and 16 us, with 67 MB less a layer. At D = 768 it would cost 98 us to spare 47: there they are kept. Recomputing h and
-dz for the weights' gradients too, in place of the 134 MB (31 us) that are written and read, would cost 22 us more, in
-a kernel with two accumulators of its own: near enough to even that the plain products stay.
+Save or recompute: saving h and the slope costs 4 T F elements written and read; computing x W1^T again costs 2 T D F
+flops and 2 T F elements, for h alone. They are equal at D = 2 x 790 / 4.3 = 367 in bf16. At D = 256, T = 16384,
+F = 1024: 31 us saved; recomputed 11 and 16 us, and 67 MB less a layer. At D = 768 recomputing would cost 98 us to save
+47, so there they are saved. If the weights' gradients recomputed h and dz, too, instead of reading them (134 MB, 31 us,
+written and read), it would cost 22 us more, in a kernel with two accumulators of its own: so nearly equal that the
+plain products stay.
 
 ELECTRA-Small, T = 16384, D = 256, F = 1024, bf16, at 790 TFLOP/s and 4.3 TB/s (weights stay in the L2):
                    flops   us     elements moved        us     launches (eager)
     forward        17 GF   22     3 T D         25 MB    6     1        (6, and 210 MB)
     to dx          26 GF   33     6 T D + 2 T F 118 MB  27     1        (7)
     dW1, dW2, sums 17 GF   22     2 T D + 2 T F 101 MB  24     2        (4 and 2)
-The norm in a launch of its own would move 42 MB and leave 101 to the second: 25 MB and a boundary more. Its part goes
-first, on every multiprocessor at once, so its 6 us of traffic hide behind no products.
-Tiles: 128 rows are 128 programs, one a multiprocessor, and read both weights, 1 MB, from the L2 each: 134 MB; with 64
-rows it would be 268. BLOCK_F is what shared memory leaves room for, two stages of it.
+The norm's backward in a launch of its own would move 42 MB and leave 101 to the second: 25 MB and a launch boundary
+more. As part of this launch it is first on every multiprocessor at once, so its 6 us of traffic overlap no products.
+Tiles: 128 rows a program are 128 programs, one a multiprocessor, which read both weights, 1 MB, from the L2 each:
+134 MB; with 64 rows it would be 268. BLOCK_F is as large as shared memory allows with two stages.
 """
 
 from __future__ import annotations
@@ -42,8 +47,7 @@ from .parts.device import entry
 from .parts.groups import Affine, Dropout, Matrix, affine, dropout, matrix
 from .parts.layer_norm import Norm, Normed, NormGradients, add_and_normalise, add_and_normalise_bwd, rows_and_source
 
-# (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F, BLOCK_R rows at a time are
-# normalised.
+# (bytes of an element, D[, generation]) -> tile, see device.py: BLOCK_F divides F; BLOCK_R rows are normalised at once.
 FWD = {
     (2, 64): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=64, num_warps=4, num_stages=2),
     (2, 128): dict(BLOCK_M=128, BLOCK_F=64, BLOCK_R=32, num_warps=8, num_stages=2),
@@ -61,14 +65,14 @@ BWD = {
 
 
 def in_one_launch(x: Tensor, up_weight: Tensor) -> bool:
-    """Whether the tables have such rows on this device."""
+    """Whether the tables have a tile for rows of this width on this device, whose BLOCK_F divides F."""
     return entry(FWD, (x.element_size(), x.shape[1]), x) != {} and up_weight.shape[0] % 64 == 0
 
 
 def tile(table: dict, x: Tensor) -> dict:
-    """The table's entry, and what follows from it."""
+    """The kernel's options: a tile of the table, and what follows from it."""
     size, width = x.element_size(), x.shape[1]
-    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    precision = "ieee" if size == 4 else "tf32"  # matters for 32-bit products only
     return entry(table, (size, width), x) | dict(WIDTH=width, PRECISION=precision, enable_fp_fusion=True)
 
 
@@ -95,8 +99,8 @@ def ffn_block_fwd_kernel(
         dropout = Dropout(*dropout)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
-    here = tl.minimum(offs_m, rows - 1)  # beyond the last row: it again, never stored
-    x_rows = tl.load(x.ptr + here[:, None] * x.row + columns[None, :])
+    row = tl.minimum(offs_m, rows - 1)  # rows beyond the last are read as the last row again, and never stored
+    x_rows = tl.load(x.ptr + row[:, None] * x.row + columns[None, :])
     acc = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
@@ -125,7 +129,7 @@ def ffn_block_fwd(
     eps: float,
     dropout_p: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [z (T, D), mean, rstd (T,) float32], in pieces [..., h, slope (T, F)]."""
+    """-> out (T, D), [z (T, D), mean, rstd (T,) float32, and if it is not one launch h and the GELU's slope (T, F)]."""
     if not in_one_launch(x, up_weight):
         h, slope = product(x, up_weight, up_bias, gelu=True, keep=True)
         z, _ = product(h, down_weight, down_bias)
@@ -155,13 +159,13 @@ def ffn_block_fwd(
 
 
 class FfnGradients(NamedTuple):
-    """Where the backward puts its results, contiguous; h is what the second product's input was."""
+    """Where the backward puts its results, contiguous."""
 
-    ddown: Any  # (T, D): of what dropout takes
+    ddown: Any  # (T, D): the gradient of the second product's result
     dx: Any  # (T, D)
     parts: Any  # (P, 2, D) float32: each program's sums for the gradients of the norm's weight and bias
-    h: Any  # (T, F)
-    dz: Any  # (T, F): of the GELU's argument
+    h: Any  # (T, F): the GELU's output, computed again
+    dz: Any  # (T, F): the gradient of the GELU's argument
 
 
 @triton.jit
@@ -193,10 +197,10 @@ def ffn_block_bwd_kernel(
     norm = Normed(*norm)
     add_and_normalise_bwd(Matrix(*dout), norm, x.ptr, dropout, source, of_norm, start, end, WIDTH, BLOCK_R)
     offs_m, columns = start + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
-    here, there = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
-    x_rows = tl.load(x.ptr + here * x.row + columns[None, :])
-    ddown = tl.load(gradients.ddown + here * WIDTH + columns[None, :])
-    acc = tl.load(gradients.dx + here * WIDTH + columns[None, :]).to(tl.float32)
+    row, inside = tl.minimum(offs_m, rows - 1)[:, None], offs_m[:, None] < rows
+    x_rows = tl.load(x.ptr + row * x.row + columns[None, :])
+    ddown = tl.load(gradients.ddown + row * WIDTH + columns[None, :])
+    acc = tl.load(gradients.dx + row * WIDTH + columns[None, :]).to(tl.float32)
     for first in range(0, inner, BLOCK_F):
         offs_f = first + tl.arange(0, BLOCK_F)
         up_rows = tl.load(up.weight + offs_f.to(tl.int64)[:, None] * up.row + columns[None, :])
@@ -206,9 +210,9 @@ def ffn_block_bwd_kernel(
         dz = (tl.dot(ddown, down_columns, input_precision=PRECISION) * slope).to(x_rows.dtype)
         acc = tl.dot(dz, up_rows, acc, input_precision=PRECISION)
         places = offs_m[:, None] * inner + offs_f[None, :]
-        tl.store(gradients.h + places, h.to(x_rows.dtype), mask=there)
-        tl.store(gradients.dz + places, dz, mask=there)
-    tl.store(gradients.dx + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x_rows.dtype), mask=there)
+        tl.store(gradients.h + places, h.to(x_rows.dtype), mask=inside)
+        tl.store(gradients.dz + places, dz, mask=inside)
+    tl.store(gradients.dx + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x_rows.dtype), mask=inside)
 
 
 def ffn_block_bwd(
@@ -226,7 +230,10 @@ def ffn_block_bwd(
     dropout_p: float,
     saved: list[Tensor],
 ) -> list[Tensor]:
-    """grads [dout], saved [out, ...] -> a gradient for each of the seven tensors from x to norm_bias."""
+    """grads [dout], saved [out, what the forward saved] -> the gradients of the seven tensors from x to norm_bias.
+
+    x: a Normed, if the encoder did not save it
+    """
     _, z, mean, rstd, *kept = saved
     if kept:
         h, slope = kept

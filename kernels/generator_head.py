@@ -1,22 +1,28 @@
-"""generator_head on the GPU: loss and exact sample from one sweep over the vocabulary; no (M, V) tensor anywhere.
+"""generator_head on the GPU: the cross-entropy of logits hidden W^T + b, and a word drawn from each row's softmax.
 
-generator_head_fwd_kernel: a program keeps BLOCK_M rows and sweeps a share of the vocabulary, 128 words at a time; it
-gives each tile's maximum and sum of exp(l / temperature), (2, M, V / 128), and its share's log-sum-exp, (splits, M).
-generator_head_sample.py: a program a row joins the shares to the loss, finds the sample's tile by inverse CDF, then
-computes that tile's 128 logits again for the word.
-generator_head_bwd_hidden_kernel sweeps the vocabulary for rows, generator_head_bwd_weight_kernel the rows for words;
-each computes its logits again from the saved log-sum-exps. Sums over shares are taken in order: no atomics, two runs
-give the same bits.
+One sweep over the vocabulary serves loss and sample, and no (M, V) tensor is ever in memory.
 
-Cost: 2 M V E flops forward, 8 M V E backward (6 are needed; logits are computed once for each of the two); bytes:
-2 (M + V) E + 8 M V / 128 forward, about as many again for the sample's tiles (256 E a row, from the cache), 8 (M + V) E
-backward. ELECTRA-Small, 2432 rows, 30522 words, E = 128: 19 GF and 13 MB forward, 76 GF backward; at 790 TFLOP/s and
-4.3 TB/s 24 and 96 us of products, 3 and 8 us of traffic: the products, and an exponential a logit, are the roof.
-A row has at most 512 bytes; wider ones go in chunks of rows whose logits fit in the L2 (generator_head_chunked.py).
+generator_head_fwd_kernel: a program keeps BLOCK_M rows of hidden and sweeps a share of the vocabulary, 128 words (a
+tile) at a time. It writes the maximum and sum of exponentials of each tile, for the sample, (2, M, V / 128), and those
+of the share, for the loss, (2, M, shares).
+generator_head_sample_kernel (generator_head_sample.py): a program for each row joins the shares to the loss, finds the
+sample's tile by the inverse of the cumulative distribution over the tiles, and computes that tile's 128 logits again to
+find the word.
+generator_head_bwd_hidden_kernel: a program computes BLOCK_M rows of dhidden over a share of the vocabulary; PyTorch
+adds the shares. generator_head_bwd_weight_kernel: a program computes BLOCK_N words of dW and db over all rows. Each
+computes the logits again, and their gradients from the saved log-sum-exps. Sums over shares are taken in order: no
+atomics, and two runs give the same bits.
+
+Cost: 2 M V E flops forward, 8 M V E backward (6 are needed; logits are computed once for each of the two kernels);
+bytes: 2 (M + V) E + 8 M V / 128 forward, about as many again for the sample's tiles (256 E a row, from the cache),
+8 (M + V) E backward. ELECTRA-Small, 2432 rows, 30522 words, E = 128: 19 GF and 13 MB forward, 76 GF backward; at
+790 TFLOP/s and 4.3 TB/s 24 and 96 us of products, 3 and 8 us of traffic: the products, and an exponential for each
+logit, are the limit. A row has at most 512 bytes; for wider ones, chunks of rows have their logits in the L2
+(generator_head_chunked.py).
 
 Launches a step: 2 forward, 4 backward; eager PyTorch about 9 and 5 (product, log-softmax, gather, noise, argmax and
-gradients), which move 7.4 GB. Planned occupancy at E = 128: one program of 8 warps a multiprocessor each sweep, whose
-sums are 64 registers a thread and whose weights take 64 to 129 KB under way; 4 of 4 warps for the sample.
+gradients), which move 7.4 GB. Planned occupancy at E = 128: one program of 8 warps a multiprocessor in each sweep,
+whose sums are 64 registers a thread and which has 64 to 129 KB of weights in flight; 4 of 4 warps for the sample.
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ from .parts.device import entry
 from .parts.groups import Matrix, matrix
 from .parts.rows import rows_of
 
-PROGRAMS = 264  # wanted at least: two for each of an H100's 132 multiprocessors
+PROGRAMS = 264  # at least as many are wanted, by shares: two for each of an H100's 132 multiprocessors
 
 # (bytes of an element, padded E[, generation]) -> tile; see device.py.
 FWD = {
@@ -79,14 +85,14 @@ BWD_WEIGHT = {  # BLOCK_N words a program, BLOCK_M rows at a time
 
 
 def in_chunks(hidden: Tensor) -> bool:
-    """Rows of more than 512 bytes: with sums beside them they leave no room on chip."""
+    """Whether rows have more than 512 bytes: they do not fit on chip beside the sums."""
     return hidden.shape[1] * hidden.element_size() > 512
 
 
 def tile(table: dict, hidden: Tensor) -> dict:
-    """The table's entry, and what follows from it."""
+    """The kernel's options: a tile of the table, and what follows from it."""
     size, width = hidden.element_size(), max(64, triton.next_power_of_2(hidden.shape[1]))
-    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    precision = "ieee" if size == 4 else "tf32"  # matters for 32-bit products only
     return entry(table, (size, width), hidden) | dict(
         WIDTH=hidden.shape[1], BLOCK_E=width, PRECISION=precision, enable_fp_fusion=True
     )
@@ -194,7 +200,7 @@ def generator_head_fwd(
 
 @triton.jit
 def _scale(dloss_ptr, lse_ptr, labels, offs, rows, vocabulary):
-    """Each row's gradient, 0 unless its label is a word, and its log-sum-exp, infinite beyond the last row."""
+    """Returns each row's dloss, 0 if its label is no word, and its log-sum-exp, infinite beyond the last row."""
     used = (labels >= 0) & (labels < vocabulary)
     dloss = tl.load(dloss_ptr + offs, mask=used, other=0.0).to(tl.float32)
     return dloss, tl.load(lse_ptr + offs, mask=offs < rows, other=float("inf"))
@@ -317,6 +323,6 @@ def generator_head_bwd(
 
 
 def _laid_out(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """Columns side by side; copied if not."""
+    """hidden and weight with columns of stride 1, bias and labels contiguous; others are copied."""
     hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
     return hidden, weight, bias.contiguous(), labels.contiguous()

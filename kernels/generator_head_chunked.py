@@ -1,18 +1,19 @@
-"""generator_head for wide rows: chunks of rows, whose logits are stored in the L2 and nowhere else.
+"""generator_head for wide rows: for a chunk of rows at a time, the logits are stored, but no further than the L2.
 
-torch.addmm gives a chunk's logits. generator_head_tiles_kernel reads them once for each tile's maximum and sum and for
-the shares of the log-sum-exp; generator_head_sample.py draws as it does of logits that are not stored. The backward
-forms the logits again; generator_head_bwd_logits_kernel turns them into their gradients where they are and sums these
-for the bias, (blocks, V); two products follow, the weight's added up from chunk to chunk, rounded to its dtype as the
-reference's is. No atomics: programs own their places.
+torch.addmm computes a chunk's logits. generator_head_tiles_kernel reads them once: a program takes BLOCK_M rows and 16
+tiles, and writes each tile's maximum and sum of exponentials and those of its share, as generator_head_fwd_kernel does.
+generator_head_sample.py draws from the stored logits. The backward computes the logits again.
+generator_head_bwd_logits_kernel replaces a tile of them by their gradients, and writes the sums over its rows for the
+bias, (blocks, V). Two products follow: dhidden, and the weight's gradient, which is summed from chunk to chunk and
+rounded to its dtype, as the reference's is. No atomics: no two programs write to one place.
 
-Cost: 2 M V E flops forward, 6 M V E backward. Why in chunks: never to store logits costs 2 M V E flops more than
-keeping them (a sweep for each gradient), which is 2 E / 790 ps a logit; writing a bfloat16 logit and its gradient and
-reading them, 8 bytes, costs 8 / 4.3 ps: equal at E = 735, and from 257 on a row leaves no room for the sums on chip.
-In the L2 the 8 bytes cost less than from memory; what is added is the weight's gradient, read and written by each
-chunk, 4 V E bytes. ELECTRA-Base, 20,224 rows, V = 30,522, E = 768: 948 GF forward and 2,844 backward, 1.2 and 3.6 ms at
-790 TFLOP/s; 40 chunks of 512 rows, 31 MB of logits each; weights and their gradient 47 + 94 MB a chunk, 5.6 GB, 1.3 ms
-at 4.3 TB/s, beside the products. Launches: 3 a chunk forward, 5 backward; in eager PyTorch, unchunked, 7.4 GB more.
+Cost: 2 M V E flops forward, 6 M V E backward. Why chunks: not to store logits costs 2 M V E flops more (a sweep for
+each gradient), 2 E / 790 ps a logit; to write and read a bfloat16 logit and its gradient, 8 bytes, costs 8 / 4.3 ps.
+These are equal at E = 735, and from E = 257 on a row leaves no room for the sums on chip. In the L2 the 8 bytes cost
+less than in memory; but each chunk reads and writes the weight's gradient, 4 V E bytes. ELECTRA-Base, 20,224 rows, V =
+30,522, E = 768: 948 GF forward and 2,844 backward, 1.2 and 3.6 ms at 790 TFLOP/s; 40 chunks of 512 rows, 31 MB of
+logits each; weights and their gradient 47 + 94 MB a chunk, 5.6 GB, 1.3 ms at 4.3 TB/s, beside the products. Launches: 3
+a chunk forward, 5 backward; eager PyTorch, without chunks, moves 7.4 GB more.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor
 
 from .generator_head_sample import LOG2E, TILE, Statistics, largest_and_sum, new_statistics, sample, sharpened
 
-CHUNK = 2**25  # bytes of logits at once: an A100's L2 has 40 MB, an H100's 50, an H200's 60
-TILES = dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8)  # of the logits, a program: 16 a thread
-SHARE = 16  # tiles that a program goes over
+CHUNK = 2**25  # bytes of logits in a chunk: an A100's L2 has 40 MB, an H100's 50, an H200's 60
+TILES = dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8)  # a program has 16 logits a thread at once
+SHARE = 16  # tiles of a share
 
 
 @triton.jit
@@ -81,7 +82,7 @@ def generator_head_bwd_logits_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Logits become their gradients in place; a block of rows leaves its sums."""
+    """Replaces logits by their gradients; sums_ptr (blocks, vocabulary): their sums over each block of rows."""
     across = tl.cdiv(vocabulary, BLOCK_N)
     block, tile = tl.program_id(0).to(tl.int64) // across, tl.program_id(0).to(tl.int64) % across
     offs_m, offs_n = block * BLOCK_M + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -99,14 +100,14 @@ def generator_head_bwd_logits_kernel(
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows at a time: as many as CHUNK bytes hold, in whole blocks of 128 from there on."""
+    """The chunks of rows: each has as many rows as fit in CHUNK bytes, a multiple of 128 if that is 128 or more."""
     most = max(1, CHUNK // (weight.shape[0] * hidden.element_size()))
     most = most // 128 * 128 or most
     return [slice(start, start + most) for start in range(0, hidden.shape[0], most)]
 
 
 def _without_nan(hidden: Tensor, labels: Tensor) -> Tensor:
-    """What is not finite in rows left out becomes 0: 0 times it would reach the weight's gradient."""
+    """hidden, where NaN and infinity in rows without a label are 0: 0 times them would be NaN in dW."""
     return torch.where((labels == -100)[:, None], hidden.nan_to_num(0.0, 0.0, 0.0), hidden)
 
 

@@ -1,7 +1,9 @@
-"""generator_head's sample: of each row the loss, and a word drawn exactly from per-tile sums; see generator_head.py.
+"""generator_head's last step: each row's loss, and a word drawn exactly from its softmax, by sums over tiles.
 
-generator_head_sample_kernel: a program a row joins the shares to the loss, finds the sample's tile by inverse CDF over
-the tiles' sums, then the word in it: of 128 logits computed again, or, where they are stored (STORED), read again.
+generator_head_sample_kernel: a program for each row joins the shares' sums to the log-sum-exp and the loss. It finds
+the sample's tile by the inverse of the cumulative distribution over the tiles' sums, with one uniform number, and the
+word in it by that over the tile's words, with another. The tile's 128 logits are computed again, or read again where
+they are stored. It writes loss, log-sum-exp and word. See generator_head.py for the cost.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .parts.groups import Matrix, affine, matrix
 from .parts.philox import philox, uniform
 from .parts.rows import rows_of
 
-TILE = 128  # words; the convention of the samples
+TILE = 128  # words of a tile; every backend samples in tiles of 128
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -70,7 +72,7 @@ class Results(NamedTuple):
 
 @triton.jit
 def largest_and_sum(logits):
-    """Of each row of a tile: its largest logit, and the sum of exp of what is below it, 0 and 0 where there is none."""
+    """Returns each row's largest logit m and its sum of exp(l - m); 0 and 0 if all its logits are -inf."""
     largest = tl.max(logits, 1)
     safe = tl.where(largest == float("-inf"), 0.0, largest)
     return safe, tl.sum(tl.exp2((logits - safe[:, None]) * LOG2E), 1)
@@ -78,7 +80,7 @@ def largest_and_sum(logits):
 
 @triton.jit
 def sharpened(logits, sharpness, labels, offs_n, DISALLOW: tl.constexpr):
-    """What the sample is drawn from: logits / temperature, the label's far down if it is not allowed."""
+    """The logits that the sample is drawn from: logits / temperature, with that of the label 1000 lower if DISALLOW."""
     logits = logits * sharpness
     if DISALLOW:
         logits -= tl.where(offs_n[None, :] == labels[:, None], 1000.0, 0.0)
@@ -87,7 +89,7 @@ def sharpened(logits, sharpness, labels, offs_n, DISALLOW: tl.constexpr):
 
 @triton.jit
 def _inverse_cdf(weights, u, BLOCK: tl.constexpr):
-    """First index whose running sum exceeds u times the whole, else the last of a weight above 0; 0 for NaN."""
+    """The first index whose running sum exceeds u times the total, else the last one of positive weight; 0 for NaN."""
     index = tl.arange(0, BLOCK)
     running = tl.cumsum(weights, 0)
     whole = tl.sum(tl.where(index == BLOCK - 1, running, 0.0), 0)

@@ -1,14 +1,16 @@
-"""linear on the GPU: y = f(x W^T + b) and its gradients, a tile of the result a program.
+"""linear on the GPU: y = f(x W^T + b), f the identity or the erf GELU, and the gradient of x.
 
-linear_fwd_kernel adds the bias and takes the GELU as a tile is finished, and keeps the GELU's slope there rather than
-its argument: the same bytes, and the backward multiplies where it would compute the GELU again.
-linear_bwd_input_kernel: dX = dz W, and another gradient of x added, or the slope of what made x multiplied, if the
-caller has one. With a GELU dz = dy slope is worked out before, once for both gradients.
-The weight's and the bias's gradients are linear_weight.py's. No atomics, two runs give the same bits.
+linear_fwd_kernel: a program computes a tile of y. It adds the bias and applies the GELU before it stores the tile. For
+the backward it stores the GELU's slope, not its argument: the same bytes, and the backward multiplies where it would
+have to compute the GELU's derivative.
+linear_bwd_input_kernel: a program computes a tile of dX = dz W. It can add another gradient of x, or multiply by the
+slope of the function that made x. With a GELU, dz = dy slope is computed before, once for both gradients.
+The gradients of weight and bias are in linear_weight.py. No atomics, and two runs give the same bits.
 
-Cost: 2 T K N flops forward, 4 T K N backward; elements: T (K + N) forward, T (2 N + 2 K) backward, T N more forward and
-3 T N more backward with the GELU (recomputed, the slope costs 2 T K N flops in place of 4 T N bytes: less below
-K = 370, which is what ffn_block does). At 790 TFLOP/s and 4.3 TB/s, T = 16384 in bf16, microseconds (products, bytes):
+Cost: 2 T K N flops forward, 4 T K N backward; elements: T (K + N) forward, T (2 N + 2 K) backward, and with the GELU
+T N more forward and 3 T N more backward. (To recompute the slope would cost 2 T K N flops instead of 4 T N bytes: less
+below K = 370, which is what ffn_block does.) At 790 TFLOP/s and 4.3 TB/s, T = 16384 in bf16, microseconds (products,
+bytes):
 
     K -> N           forward      dX           dW           eager launches: 1 forward (2 with the GELU), 3 backward (4);
     256 -> 768       8.2   7.9    8.2   7.9    8.2   7.9    here 1 forward, 3 backward (4)
@@ -16,11 +18,11 @@ K = 370, which is what ffn_block does). At 790 TFLOP/s and 4.3 TB/s, T = 16384 i
     256 -> 1024     10.9   9.8   10.9   9.8   10.9   9.8
     768 -> 3072     97.9  30     97.9  30     97.9  30
 
-A tile of BLOCK_M x BLOCK_N reads (BLOCK_M + BLOCK_N) K elements from the L2: 128 x 256 is the largest whose sums fit in
-registers (128 a thread of 8 warps), 100 MB where 128 x 128 reads 134 for 256 -> 1024. Tiles of one block of rows are
-neighbours, so x comes from memory once and the weights, at most 5 MB, stay in the L2. Planned occupancy: one program a
-multiprocessor at 128 x 256, two at smaller tiles. `tile` and its tables are the one place that decides by shape; they
-were chosen by counts and by what compiles without a spill, and are to be raced, against cuBLAS too.
+A tile of BLOCK_M x BLOCK_N reads (BLOCK_M + BLOCK_N) K elements from the L2. 128 x 256 is the largest tile whose sums
+fit in registers (128 a thread of 8 warps); for 256 -> 1024 it reads 100 MB where 128 x 128 reads 134. Programs of one
+block of rows are consecutive, so x comes from memory once, and the weights, at most 5 MB, stay in the L2. Planned
+occupancy: one program a multiprocessor at 128 x 256, two at smaller tiles. Only `tile` and its tables decide by shape;
+they were chosen by these counts and by what compiles without a spill, and are still to be raced, also against cuBLAS.
 """
 
 from __future__ import annotations
@@ -61,15 +63,15 @@ BWD_INPUT = {
 
 
 def tile(table: dict, x: Tensor, width: int, summed: int = 64, gelu: bool = False) -> dict:
-    """The table's entry for results `width` wide, of sums over `summed` terms; and what follows from it.
+    """The kernel's options for results `width` columns wide, which are sums of `summed` terms.
 
-    Its class is the largest of 256, 128 and 64 that divides the width, if 64 divides the terms, so that no column needs
-    a mask (EVEN); else 1. The GELU needs the registers of a tile 256 wide, and so do 32-bit products.
+    The table's class is the largest of 256, 128 and 64 that divides the width, if 64 divides the terms: then no column
+    needs a mask (EVEN). Else it is 1. With a GELU or float32, a tile of 256 columns would need too many registers.
     """
     size = x.element_size()
     largest = 1 if summed % 64 else 128 if gelu or size == 4 else 256
     kind = next(c for c in (256, 128, 64, 1) if c <= largest and width % c == 0)
-    precision = "ieee" if size == 4 else "tf32"  # of 32-bit products; others have none
+    precision = "ieee" if size == 4 else "tf32"  # matters for 32-bit products only
     return entry(table, (size, kind), x) | dict(EVEN=kind > 1, PRECISION=precision, enable_fp_fusion=True)
 
 
@@ -77,9 +79,9 @@ def tile(table: dict, x: Tensor, width: int, summed: int = 64, gelu: bool = Fals
 def gelu_and_slope(z):
     """z Phi(z) and its derivative, Phi(z) + z phi(z), of float32.
 
-    Phi(-a) = e^(-a^2 / 2) t q(t) with t = 1 / (1 + 0.34 a), the fit of csrc/gelu.h: within 2e-7 where t is exact, 8e-7
-    with a device's rsqrt. 21 instructions an element on sm_90, where libdevice's erf, which looks its coefficients up,
-    makes 37.
+    Phi(-a) = e^(-a^2 / 2) t q(t) with t = 1 / (1 + 0.34 a), the fit of csrc/gelu.h: within 2e-7 if t is exact, 8e-7
+    with a device's rsqrt. It takes 21 instructions an element on sm_90; with libdevice's erf, which looks its
+    coefficients up, it would take 37.
     """
     power = tl.exp2(z * z * (-0.5 * LOG2E))
     root = tl.rsqrt(1.0 + 0.34 * tl.abs(z))
@@ -116,7 +118,7 @@ def in_matrix(rows, row_count, columns, column_count, EVEN: tl.constexpr):
 
 @triton.jit
 def _corner(columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Rows and columns of this program's tile, 64-bit; tiles of one block of rows are neighbours."""
+    """Rows and columns of this program's tile, 64-bit; consecutive programs have the tiles of one block of rows."""
     pid, across = tl.program_id(0).to(tl.int64), tl.cdiv(columns, BLOCK_N)
     return pid // across * BLOCK_M + tl.arange(0, BLOCK_M), pid % across * BLOCK_N + tl.arange(0, BLOCK_N)
 
@@ -227,11 +229,11 @@ def input_gradient(
 
 
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, N), with the GELU [its slope (T, N)]."""
+    """-> out (T, N), [the GELU's slope (T, N), if there is a GELU]."""
     out, slope = product(x, weight, bias, gelu, keep=gelu)
     return out, [slope] if gelu else []
 
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """Columns side by side; copied if not."""
+    """The tensors (., D) with columns of stride 1; those of another stride are copied."""
     return [t if t.stride(1) == 1 else t.contiguous() for t in tensors]

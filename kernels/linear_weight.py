@@ -1,18 +1,20 @@
-"""Gradients of weights and biases on the GPU: a block's products in one launch, all its sums over rows in another.
+"""dW = dy^T x, and db = the sum of dy over the rows: one launch for a block's weights and biases, one for all sums.
 
-linear_bwd_weight_kernel: dW = dy^T x, a tile over a share of the rows a program; db is one more product, of dy^T with
-ones, so that it costs no pass over dy and no reduction between threads. Two products of one tile, such as both of a
-block, are one launch: together they have twice the tiles, so half the shares fill the GPU, and half the bytes of sums
-are written and read again. partials.py adds the shares in order. How many there are follows from the shapes alone
-(`share`): no atomics, two runs give the same bits.
+linear_bwd_weight_kernel: a program computes a tile of dW over a share of the rows. db is another product, of dy^T with
+ones, so it needs no pass over dy and no reduction between threads. If there is more than one share, a program writes
+float32 sums, and partials.py adds the shares in order. Two products with the same tile, such as those of a block, are
+one launch: together they have twice the tiles, so half the shares fill the GPU, and half the bytes of sums are written
+and read again. The number of shares follows from the shapes alone (`share`). No atomics, and two runs give the same
+bits.
 
-Cost: 2 T K N flops, T (K + N) elements read, and 8 bytes for each of K N sums a share. ELECTRA-Small, T = 16384, bf16,
-at 790 TFLOP/s and 4.3 TB/s, of a layer:
+Cost: 2 T K N flops, T (K + N) elements read, and for each share 8 bytes for each of its K N sums. ELECTRA-Small,
+T = 16384, bf16, at 790 TFLOP/s and 4.3 TB/s, for a layer:
                           flops      us   shares   sums, us   launches (eager PyTorch)
     attention block       8.6 GF     11   16       34 MB, 8   1 (4)    alone: 22 and 66 shares, 69 MB, and 2
     FFN block             17 GF      22   8        34 MB, 8   1 (4)    alone: 16 shares each, 67 MB, and 2
-Base, T = 131072: 144 tiles of either FFN product's 128 x 256 on 132 multiprocessors; in 11 shares they are 12 even
-waves, where one share each leaves 60 multiprocessors idle. Planned occupancy: one program of 8 warps a multiprocessor.
+Base, T = 131072: either product of the FFN has 72 tiles of 128 x 256 for 132 multiprocessors. Both in 11 shares are 12
+even waves; in one share they would be 144 programs, whose second wave leaves 120 multiprocessors idle. Planned
+occupancy: one program of 8 warps a multiprocessor.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from .linear import in_matrix, input_gradient, tile, unit_stride
 from .parts.groups import matrix
 from .parts.partials import Sum, sum_partials
 
-PROGRAMS = 132  # at once: an H100's multiprocessors
-FLOPS, BYTES = 790e12, 4.3e12  # its roofs, a second
+PROGRAMS = 132  # programs that run at once: an H100's multiprocessors
+FLOPS, BYTES = 790e12, 4.3e12  # what it reaches in a second
 
 # (bytes of an element, class of the shape[, generation]) -> tile, see device.py: BLOCK_M rows, BLOCK_N columns of dy,
 # BLOCK_K of x.
@@ -52,17 +54,19 @@ BWD_WEIGHT = {
 
 
 class Product(NamedTuple):
-    """dout^T x and the sum of dout over the rows: dout (T, N), x (T, K)."""
+    """dW = dout^T x (N, K) and db = sum of dout over the rows (N,)."""
 
-    dout: Tensor
-    x: Tensor
-    into: tuple[Tensor, Tensor] | None = None  # where to put them, contiguous; else they are made
+    dout: Tensor  # (T, N)
+    x: Tensor  # (T, K)
+    into: tuple[Tensor, Tensor] | None = None  # dW and db, contiguous; None: new tensors
 
 
 class _Job(NamedTuple):
+    """A Product that is to be launched."""
+
     product: Product
-    chosen: dict
-    tiles: int
+    chosen: dict  # the kernel's options
+    tiles: int  # of dW
     blocks: int  # of rows
 
 
@@ -143,13 +147,13 @@ def linear_bwd_weight_kernel(
 
 
 def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tensor]:
-    """[dweight (N, K), dbias (N,)] of each product one after the other; `also` is summed in the same launch."""
-    found, jobs, sums = [], [], list(also)
+    """-> [dweight (N, K), dbias (N,)] of each product, one after the other. also: more sums for the second launch."""
+    gradients, jobs, sums = [], [], list(also)
     for dout, x, into in products:
         dout, x = unit_stride(dout, x)
         (rows, outer), inner = dout.shape, x.shape[1]
         into = into or (x.new_empty(outer, inner), x.new_empty(outer))
-        found += into
+        gradients += into
         if rows == 0:
             for gradient in into:
                 gradient.zero_()
@@ -164,7 +168,7 @@ def weight_gradients(*products: Product, also: Sequence[Sum] = ()) -> list[Tenso
         sums += _launch([first, *pair])
         jobs = others
     sum_partials(*sums)
-    return found
+    return gradients
 
 
 def _launch(jobs: list[_Job]) -> list[Sum]:

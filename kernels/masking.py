@@ -1,16 +1,18 @@
-"""masking and corrupt on the GPU, one launch each; the rules are those of electra_fast/ops/masking.py, to the bit.
+"""masking and corrupt on the GPU, one launch each; the results are those of electra_fast/ops/masking.py, to the bit.
 
-masking_fwd_kernel: one program a sequence, of any length. The count-th smallest word of the candidates is found bit by
-bit (32 counts), so nothing is sorted, and nothing need be known of the lengths on the host: words of the first
-BLOCK tokens stay in registers, those beyond are drawn again for every count. Cost for T tokens and M slots: a Philox
-call (about 80 integer operations) and 32 comparisons a token; 24 T + 24 M bytes, which at 4.3 TB/s is 0.1 us for 16,384
-tokens: the launch, 2 to 3 us, is the roof. No products, so 790 TFLOP/s do not come in. Planned occupancy: 3 programs of
-8 warps a multiprocessor, so that 396 sequences are all there at once.
+masking_fwd_kernel chooses the tokens to predict: of a sequence's candidates (tokens that are not special), the `count`
+with the smallest random words. There is one program for each sequence, of any length. It finds the count-th smallest
+word bit by bit, by 32 counts, so nothing is sorted, and the host need not know the lengths. Words of the first BLOCK
+tokens stay in registers; the others are computed again for every count. It writes the masked ids, and the position,
+label and row id of each slot. Cost for T tokens and M slots: a Philox call (about 80 integer operations) and 32
+comparisons a token; 24 T + 24 M bytes, which at 4.3 TB/s is 0.1 us for 16,384 tokens, so the launch, 2 to 3 us, is the
+limit. No products. Planned occupancy: 3 programs of 8 warps a multiprocessor, so that 396 sequences run at once.
 
-corrupt_fwd_kernel: one program for a run of tokens copies them, then looks through all slots for those of its run.
-Cost: 17 T + 24 M bytes from memory, 8 M more for each program from the cache; the launch is the roof again. Planned
-occupancy: 4 programs of 4 warps a multiprocessor, all 16 of ELECTRA-Small at once. A step has one launch of each; in
-PyTorch's operations the two are 25 to 30.
+corrupt_fwd_kernel replaces masked tokens by the generator's samples. A program copies a run of tokens, and then looks
+through all slots for those in its run. It writes the corrupted ids and which tokens differ from the original ones.
+Cost: 17 T + 24 M bytes from memory, 8 M more for each program from the cache; the launch is the limit again. Planned
+occupancy: 4 programs of 4 warps a multiprocessor, so all 16 of ELECTRA-Small run at once. A step has one launch of
+each; in PyTorch's operations the two are 25 to 30.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ from torch import Tensor
 
 from .parts.philox import philox
 
-MASKING = dict(BLOCK=512, num_warps=8)  # tokens at once; sequences may be longer
+MASKING = dict(BLOCK=512, num_warps=8)  # BLOCK tokens at once; sequences may be longer
 CORRUPT = dict(BLOCK=1024, num_warps=4)
-PROGRAMS = 256  # of corrupt at most: each reads all positions
+PROGRAMS = 256  # the most programs of corrupt, since each reads all positions
 
 
 @triton.jit
 def _candidates(ids_ptr, rows_ptr, offs, end, seed, SPECIAL: tl.constexpr):
-    """Ids, row ids, which are candidates, and the words of choice and of replacement (int64) of the tokens at offs."""
+    """Returns for the tokens at offs: ids, row ids, whether each is a candidate, and two random words, int64. The first
+    decides whether the token is chosen, the second whether it is hidden."""
     there = offs < end
     ids = tl.load(ids_ptr + offs, mask=there, other=0)
     rows = tl.load(rows_ptr + offs, mask=there, other=0)
@@ -65,6 +68,8 @@ def masking_fwd_kernel(
     FAITHFUL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """cu_ptr, slots_ptr: (N + 1,), the first token and the first slot of each sequence. A chosen token is hidden, which
+    means replaced by mask_id, if its word is below threshold. SPECIAL: ids that are never chosen."""
     masked = Masked(*masked)
     n = tl.program_id(0).to(tl.int64)
     start, end = tl.load(cu_ptr + n).to(tl.int64), tl.load(cu_ptr + n + 1).to(tl.int64)
@@ -74,7 +79,7 @@ def masking_fwd_kernel(
     ids, rows, candidate, choice, replace = _candidates(ids_ptr, rows_ptr, start + lane, end, seed, SPECIAL)
     candidates = tl.sum(candidate.to(tl.int64))
     if FAITHFUL:
-        # Where the candidates are, in order, stands in masked_ids until it receives the ids.
+        # With replacement. The positions of the candidates, in order, are in masked.ids until it receives the ids.
         rank = tl.cumsum(candidate.to(tl.int64)) - 1
         tl.store(masked.ids + start + rank, start + lane, mask=candidate)
         for first in range(start + BLOCK, end, BLOCK):
@@ -112,7 +117,7 @@ def masking_fwd_kernel(
             _, _, more, _, _ = _candidates(ids_ptr, rows_ptr, first + lane, end, seed, SPECIAL)
             candidates += tl.sum(more.to(tl.int64))
         count = tl.minimum(last - slot, candidates)
-        # The largest word with fewer than `count` candidates below it is the count-th smallest.
+        # The count-th smallest word is the largest one with fewer than `count` candidates below it.
         largest = start * 0
         below = start * 0
         for bit in range(32):
@@ -124,7 +129,7 @@ def masking_fwd_kernel(
             if fewer < count:
                 largest = trial
                 below = fewer
-        equal = count - below  # so many of those with that very word: the first ones
+        equal = count - below  # of the candidates with exactly that word, the first `equal` are chosen
         for first in range(start, end, BLOCK):
             if first > start:
                 ids, rows, candidate, choice, replace = _candidates(ids_ptr, rows_ptr, first + lane, end, seed, SPECIAL)
@@ -139,7 +144,7 @@ def masking_fwd_kernel(
             slot += tl.sum(taken.to(tl.int64))
             equal -= tl.sum(same.to(tl.int64))
         row = tl.load(rows_ptr + start, mask=start < end, other=0)
-        for first in range(slot, last, BLOCK):  # more slots than candidates
+        for first in range(slot, last, BLOCK):  # slots that are left over, if there are more than candidates
             empty = first + lane < last
             tl.store(masked.positions + first + lane, lane * 0 + start, mask=empty)
             tl.store(masked.labels + first + lane, lane * 0 - 100, mask=empty)
@@ -210,7 +215,7 @@ def corrupt_fwd_kernel(
         ours = there & (at >= start) & (at < end)
         ours = ours & (tl.load(labels_ptr + first + lane, mask=ours, other=-100) != -100)
         sampled = tl.load(sampled_ptr + first + lane, mask=ours, other=0)
-        if FAITHFUL:  # integers, and this program's own: the order does not matter
+        if FAITHFUL:  # integers that no other program adds to, so the order does not matter
             tl.atomic_add(corrupted_ptr + at, sampled, mask=ours)
             tl.atomic_add(draws_ptr + at, lane * 0 + 1, mask=ours)
         else:

@@ -1,1 +1,1 @@
-"""What several kernels are made of."""
+"""Parts that several kernels share."""

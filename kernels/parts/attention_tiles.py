@@ -1,5 +1,4 @@
-"""What the attention kernels share: where a program's sequence, head and block are, and the backward of one block of
-scores."""
+"""What the attention kernels share: a program's sequence, head and block, and the backward of one block of scores."""
 
 from __future__ import annotations
 
@@ -24,32 +23,33 @@ class Sequences(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What decides which scores of a block of queries are dropped."""
+    """Dropout of the scores of one block of queries (philox.py)."""
 
     seed: Any  # int64
     ids: Any  # (queries,) int64 row ids
-    plane: Any  # 1 + head: each head draws bytes of its own
-    threshold: Any  # a byte below it drops its score
-    scale: Any  # what is kept is multiplied by it
+    plane: Any  # 1 + head, so that each head has random bytes of its own
+    threshold: Any  # a score is dropped if its byte is below
+    scale: Any  # factor of the scores that are kept
 
 
 @triton.jit
 def span(cu_ptr, n):
-    """First row of sequence n, 64-bit, and how many rows it has."""
+    """Returns (first row of sequence n, 64-bit; number of its rows)."""
     start = tl.load(cu_ptr + n).to(tl.int64)
     return start, (tl.load(cu_ptr + n + 1) - start).to(tl.int32)
 
 
 @triton.jit
 def program_of(blocks, heads):
-    """Sequence, head and block of this program, the first two 64-bit: blocks of a head are neighbours, then heads."""
+    """Returns this program's sequence and head, 64-bit, and its block. Consecutive programs have the blocks of a head,
+    then those of the sequence's next head."""
     pid = tl.program_id(0).to(tl.int64)
     return pid // blocks // heads, pid // blocks % heads, (pid % blocks).to(tl.int32)
 
 
 @triton.jit
 def head_rows(view, start, head):
-    """The rows of one head from row `start` on, as a Matrix: view is a Heads, start and head are 64-bit."""
+    """The rows of one head from row `start` on, as a Matrix. view: a Heads; start, head: 64-bit."""
     return Matrix(view.ptr + start * view.row + head * view.head, view.row)
 
 
@@ -67,11 +67,12 @@ def scores_bwd(
     scale,
     PRECISION: tl.constexpr,
 ):
-    """P after dropout and dS, both (keys, queries), of a block of queries and the block of keys from first_key on; and
-    delta = rowsum(dO O) = rowsum(P dP), (queries,).
+    """Returns (P after dropout, dS, out) of a block of queries and the block of keys from first_key on: P and dS are
+    (keys, queries), out is what `delta` says.
 
-    Where these are all the keys, delta may be None: it follows from P and dP, and what the queries read, (queries, D),
-    is returned in its place. `allowed` (keys, queries) says which scores there are.
+    delta: rowsum(dO O) (queries,), which equals rowsum(P dP); it is returned as `out`. None, if the block has all keys:
+        then delta is computed as rowsum(P dP), and `out` is the queries' output P V, (queries, D).
+    allowed: (keys, queries), False beyond the last key or query.
     """
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
     p = tl.exp2(tl.where(allowed, s, float("-inf")) - lse[None, :])
@@ -82,9 +83,9 @@ def scores_bwd(
         dp = tl.where(keep, dp * mask.scale, 0.0)
         dropped = tl.where(keep, p * mask.scale, 0.0)
     dropped = dropped.to(q.dtype)
-    read = delta
+    out = delta
     if delta is None:
-        read = tl.dot(tl.trans(dropped), v, input_precision=PRECISION)
+        out = tl.dot(tl.trans(dropped), v, input_precision=PRECISION)
         delta = tl.sum(p * dp, 0)
     ds = p * (dp - delta[None, :])
-    return dropped, ds.to(q.dtype), read
+    return dropped, ds.to(q.dtype), out

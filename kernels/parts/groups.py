@@ -22,14 +22,14 @@ from torch import Tensor
 
 
 class Matrix(NamedTuple):
-    """Rows in memory, the columns of each side by side."""
+    """A matrix (T, D) in memory, whose columns have stride 1."""
 
     ptr: Any  # address of the first row
     row: Any  # elements from one row to the next
 
 
 def matrix(t: Tensor) -> tuple:
-    """The Matrix of t (T, D), whose columns have stride 1."""
+    """t (T, D) as a Matrix."""
     return t, t.stride(0)
 
 
@@ -42,30 +42,30 @@ class Affine(NamedTuple):
 
 
 def affine(weight: Tensor, bias: Tensor) -> tuple:
-    """The Affine of a weight (N, K), whose columns have stride 1, and a bias (N,)."""
+    """weight (N, K), whose columns have stride 1, and bias (N,) as an Affine."""
     return weight, weight.stride(0), bias.contiguous()
 
 
 class Heads(NamedTuple):
-    """Rows of several heads, (T, H, D), the columns of each side by side."""
+    """A tensor (T, H, D) in memory, whose last dimension has stride 1."""
 
     ptr: Any  # address of the first row's first head
     row: Any  # elements from one row to the next
-    head: Any  # and from one head to the next
+    head: Any  # elements from one head to the next
 
 
 def heads(t: Tensor) -> tuple:
-    """The Heads of t (T, H, D), whose columns have stride 1."""
+    """t (T, H, D) as a Heads."""
     return t, *t.stride()[:2]
 
 
 class Dropout(NamedTuple):
-    """What decides which elements of a row are dropped (philox.py)."""
+    """Dropout of the elements of rows (philox.py)."""
 
     row_ids: Any  # address of (T,) int64
     seed: Any  # address of one int64
-    threshold: Any  # a random byte below it drops its element
-    scale: Any  # what is kept is multiplied by it
+    threshold: Any  # an element is dropped if its random byte is below
+    scale: Any  # factor of the elements that are kept
 
 
 def dropout(row_ids: Tensor, seed: Tensor, p: float) -> tuple | None:

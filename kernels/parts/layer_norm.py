@@ -1,11 +1,11 @@
-"""LayerNorm over rows on chip: the end of several kernels, and its backward.
+"""LayerNorm of rows that are on chip, and its backward: parts of several kernels.
 
-A block of the encoder ends with LayerNorm(z), z = x + dropout(y). It saves z, in its dtype, and not y: the norm's
-backward then reads neither y nor x, and the block's output follows from z and the saved mean and 1 / deviation. So an
-encoder need not save the rows between its blocks. The backward of each block computes its input x again
-(recompute_rows) from the norm before it, in the launch that takes the gradient through the block's own norm. Reading
-that norm's z costs no more than reading a saved x; x is written for the weights' gradients: T D elements a block more,
-2 us at ELECTRA-Small's 128 x 128 and 4.3 TB/s.
+A block of the encoder ends with LayerNorm(z), z = x + dropout(y). It saves z, in its dtype, not y: the norm's backward
+then needs neither y nor x. The block's output is LayerNorm(z), which can be computed from z, the saved mean and
+1 / deviation, so an encoder need not save the rows between its blocks. Instead, the backward of each block computes its
+input x again (recompute_rows) from the norm before it, in the launch that takes the gradient through the block's own
+norm. Reading that norm's z costs no more than reading a saved x. x is written, since the weights' gradients need it:
+T D elements a block more, 2 us at ELECTRA-Small's 128 x 128 and 4.3 TB/s.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .philox import dropout_keep
 
 
 class Norm(NamedTuple):
-    """A LayerNorm's parameters (D,), and where the statistics of each row are, (T,) float32."""
+    """A LayerNorm's parameters and the statistics of its rows."""
 
-    weight: Any
-    bias: Any
-    mean: Any
-    rstd: Any  # 1 / deviation
+    weight: Any  # (D,)
+    bias: Any  # (D,); None in a backward, which does not need it
+    mean: Any  # (T,) float32
+    rstd: Any  # (T,) float32, 1 / deviation
 
 
 class Normed(NamedTuple):
@@ -58,14 +58,14 @@ def rows_and_source(x: Tensor | Normed) -> tuple[Tensor, tuple | None]:
 
 @triton.jit
 def load_rows(matrix, rows, inside):
-    """Those rows of a matrix as float32, and 0 outside: rows (M, 1) int64, inside (M, D)."""
+    """Rows of a Matrix as float32, and 0 where `inside` is false. rows (M, 1) int64, inside (M, D)."""
     columns = tl.arange(0, inside.shape[1])
     return tl.load(matrix.ptr + rows * matrix.row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _centre(z, mean, inside, WIDTH: tl.constexpr):
-    """z less its mean, and less the mean of what that leaves, which corrects the first for rounding."""
+    """z - mean, minus the mean of that difference, which is the rounding error of `mean`."""
     centred = tl.where(inside, z - mean, 0.0)
     left = tl.div_rn(tl.sum(centred, 1), WIDTH + 0.0)[:, None]
     return tl.where(inside, centred - left, 0.0)
@@ -73,7 +73,7 @@ def _centre(z, mean, inside, WIDTH: tl.constexpr):
 
 @triton.jit
 def normalise(z, inside, eps, WIDTH: tl.constexpr):
-    """Mean (M, 1), 1 / deviation (M, 1) and the normalised rows of z (M, D), which is 0 outside."""
+    """Returns (mean (M, 1), 1 / deviation (M, 1), normalised rows (M, D)) of z (M, D), which is 0 outside."""
     mean = tl.div_rn(tl.sum(z, 1), WIDTH + 0.0)[:, None]
     centred = _centre(z, mean, inside, WIDTH)
     variance = tl.div_rn(tl.sum(centred * centred, 1), WIDTH + 0.0)[:, None]
@@ -83,7 +83,7 @@ def normalise(z, inside, eps, WIDTH: tl.constexpr):
 
 @triton.jit
 def normalise_bwd(z, mean, rstd, dout, weight, inside, WIDTH: tl.constexpr):
-    """The gradient of z, and the normalised rows; mean and rstd (M, 1) are those of `normalise`."""
+    """Returns (gradient of z, normalised rows). mean, rstd (M, 1): from `normalise`."""
     dxhat = dout * weight[None, :]
     centred = tl.where(inside, z - mean, 0.0)
     left = tl.sum(centred, 1)[:, None] / WIDTH
@@ -106,9 +106,10 @@ def add_and_normalise(
     WIDTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """out = LayerNorm(z), z = x + dropout(y), of rows start to end, BLOCK_R at a time. The program has written y to z's
-    memory; z takes its place, rounded as it is stored, and is normalised as it was rounded."""
-    tl.debug_barrier()  # y was written by other threads of the program
+    """out = LayerNorm(z), z = x + dropout(y), for rows start to end, BLOCK_R at a time. The program has written y to
+    z_ptr, where z replaces it. z is normalised after it is rounded to its dtype, so that the backward, which reads the
+    rounded z, computes the same rows."""
+    tl.debug_barrier()  # other threads of the program wrote y
     columns = tl.arange(0, WIDTH)
     weight = tl.load(norm.weight + columns).to(tl.float32)
     bias = tl.load(norm.bias + columns).to(tl.float32)
@@ -144,8 +145,9 @@ def normalise_rows_bwd(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dy and dx of out = LayerNorm(x + dropout(y)), BLOCK_M rows at a time, every `step` from start to end; and the
-    program's sums for the gradients of the norm's weight and bias. Without x, y is the sum, dropout and all."""
+    """dy and dx of out = LayerNorm(x + dropout(y)) for blocks of BLOCK_M rows, which begin `step` rows apart, from
+    start to end; and the program's sums for the gradients of the norm's weight and bias. If x is None, y is the sum
+    x + dropout(y)."""
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     weight = tl.load(norm.weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
@@ -189,8 +191,8 @@ def recompute_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The output of the LayerNorm `source` as its forward computed it, BLOCK_M rows at a time, every `step` from start
-    to end."""
+    """The output of the LayerNorm `source`, a Normed, with the bits of its forward, for blocks of BLOCK_M rows, which
+    begin `step` rows apart, from start to end."""
     columns = tl.arange(0, BLOCK_D)
     weight = tl.load(source.weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
     bias = tl.load(source.bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)

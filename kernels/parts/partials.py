@@ -1,12 +1,14 @@
-"""Sums over rows, the second half: what each program summed over its own rows is summed here, in order.
+"""totals = sum over p of partials (P, N), float32: the second half of every sum over rows.
 
-sum_partials_kernel: a program takes a few columns of all partial sums, (P, N) float32, of one of up to three such
-matrices: those of a block's two weights, with their biases, few and long, and its norm's, many and short. A few are
-added one by one, many by a tree. Nothing depends on which program came first, so two runs give the same bits.
-Cost: P N flops and 4 P N bytes, mostly from the cache: for a block of ELECTRA-Small 16 shares (8 in the FFN) of 264,192
-(525,568) numbers, 17 MB or 3.9 us at 4.3 TB/s, and for its norm P = 256 (128), N = 512, 0.5 MB; no products for 790
-TFLOP/s. One launch a block, where torch's sums would be six. Planned occupancy: 10 programs of 4 warps a
-multiprocessor.
+A kernel that sums over rows writes one row of partial sums for each program, and sum_partials_kernel adds these rows in
+order, so no atomics are needed, and two runs give the same bits. A program adds a few columns of one matrix. A launch
+has up to three matrices, for a block of the encoder those of its two weights (with their biases; few rows, long) and
+that of its norm (many rows, short). Few rows are added one after the other, many rows by a tree. The totals are written
+to two tensors each, such as a weight's gradient and its bias's.
+
+Cost: P N flops and 4 P N bytes, mostly from the cache. A block of ELECTRA-Small has 16 rows (8 in the FFN) of 264,192
+(525,568) columns, 17 MB or 3.9 us at 4.3 TB/s, and for its norm P = 256 (128), N = 512, 0.5 MB; the launch has no
+products. It replaces six sums of PyTorch. Planned occupancy: 10 programs of 4 warps a multiprocessor.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-Sum = tuple[Tensor, Tensor, Tensor]  # (P, ...) float32, whose rows are the elements of the second, then of the third
+Sum = tuple[Tensor, Tensor, Tensor]  # (P, ...) float32; its sum over P is put into the second tensor, then the third
 
-SUM = dict(BLOCK_P=128, BLOCK_N=16, num_warps=4)  # of many
-FEW = 64  # partial sums at most that are added one by one, BLOCK columns a program
+SUM = dict(BLOCK_P=128, BLOCK_N=16, num_warps=4)  # tile for many rows
+FEW = 64  # the most rows that are added one after the other, BLOCK columns a program
 BLOCK = 512
 
 

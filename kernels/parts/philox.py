@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def philox(seed, row, group, plane):
-    """The four uint32 words of the counters (row, group, plane), which broadcast: seed and row int64, the rest ints."""
+    """The four uint32 words of the counters (row, group, plane), which are broadcast together. seed, row: int64."""
     zero = (row * 0 + group * 0).to(tl.int32)
     low = (row & 0xFFFFFFFF).to(tl.uint32) + zero.to(tl.uint32)
     high = ((row >> 32) & 0xFFFFFFFF).to(tl.uint32) + zero.to(tl.uint32)
@@ -20,10 +20,13 @@ def philox(seed, row, group, plane):
 
 @triton.jit
 def dropout_keep(seed, rows, first_column, plane, threshold, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(ROWS, COLUMNS) bool, True where an element is kept: rows (ROWS,) int64 ids, columns first_column, + 1, ...
+    """Returns (ROWS, COLUMNS) bool, True where an element is kept.
 
-    first_column and COLUMNS are multiples of 16. One call serves 16 columns: its words, then their bytes, take their
-    places by join and reshape, so that no call is made twice.
+    rows: (ROWS,) int64, the row ids
+    first_column, COLUMNS: multiples of 16
+
+    A call of Philox gives the bytes of 16 columns. join and reshape put its words, and then their bytes, into the order
+    of the columns, so that no call is made twice.
     """
     group = first_column // 16 + tl.arange(0, COLUMNS // 16)
     w0, w1, w2, w3 = philox(seed, rows[:, None], group[None, :], plane)

@@ -1,4 +1,4 @@
-"""Rows of a matrix in and out of a program, with masks only where they are needed."""
+"""Loading and storing rows of a matrix, without a mask for the columns if their number is a power of two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def rows_of(matrix, offs, count, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows `offs` of a Matrix (count, WIDTH) in BLOCK_D columns, 0 beyond its rows and columns."""
+    """Rows `offs` of a Matrix (count, WIDTH), as (M, BLOCK_D); 0 beyond its rows and columns."""
     columns = tl.arange(0, BLOCK_D)
     ptrs = matrix.ptr + offs.to(tl.int64)[:, None] * matrix.row + columns[None, :]
     if WIDTH == BLOCK_D:
@@ -18,7 +18,7 @@ def rows_of(matrix, offs, count, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def put_rows(matrix, offs, count, value, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Store value (M, BLOCK_D) in rows `offs` of a Matrix (count, WIDTH)."""
+    """Stores value (M, BLOCK_D) in rows `offs` of a Matrix (count, WIDTH)."""
     columns = tl.arange(0, BLOCK_D)
     ptrs = matrix.ptr + offs.to(tl.int64)[:, None] * matrix.row + columns[None, :]
     inside = offs[:, None] < count
