@@ -6,10 +6,40 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numerics
 import numpy as np
+import pytest
+import torch
+from numerics import LAYOUTS
 
 from electra_fast.ops._differentiable import DifferentiableOp, _Function
 from electra_fast.ops._library import tensors_in
+
+
+def repeats(*values: Any) -> list[Any]:
+    """Parameters of tests that take a path through the code which a faster test takes, too: left to `make test-all`."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
+
+
+def in_two_dtypes(*shapes: tuple, half: tuple, slow: list[tuple] | None = None) -> list[Any]:
+    """(*shape, dtype) for each shape in float32 and float16. In the fast set are `shapes` in float32 and `half` in
+    float16; `slow` are further shapes."""
+    fast = [(*shape, torch.float32) for shape in shapes] + [(*half, torch.float16)]
+    others = [(*shape, dtype) for shape in (*shapes, *(slow or [])) for dtype in (torch.float32, torch.float16)]
+    return fast + repeats(*(case for case in others if case not in fast))
+
+
+# Layouts for `one_layout`: columns that are not consecutive and a gradient of stride 0, and those that repeat these.
+FEW_LAYOUTS = ["transposed", "zero-stride upstream", *repeats(*(n for n in LAYOUTS if n != "transposed"))]
+
+
+def one_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numerics.check takes inputs of this layout alone, or contiguous ones with an upstream gradient of stride 0."""
+    kinds: dict[str, Callable[..., Any]] = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
+    if layout == "zero-stride upstream":
+        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
+    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
+    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in LAYOUTS else "contiguous"])
 
 
 def through_triton(op: DifferentiableOp) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import numerics
 import pytest
 import test_discriminator_head as plain
 import torch
-from interpreted import through_triton
+from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, through_triton
 from numerics import check
 
 from electra_fast.kernels import discriminator_head as kernels
@@ -26,23 +26,18 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "rows, width",
-    [(0, 12), (1, 1), (63, 17), (129, 64)]
-    + [pytest.param(*shape, marks=pytest.mark.slow) for shape in [(127, 80), (128, 128), (9, 300)]],
+    "rows, width, dtype",
+    in_two_dtypes((0, 12), (1, 1), (63, 17), (129, 64), half=(63, 17), slow=[(127, 80), (128, 128), (9, 300)]),
+    ids=str,
 )
 def test_by_the_rule(rows: int, width: int, dtype: torch.dtype) -> None:
     check(discriminator_head, plain.truth, plain.example(rows, width), dtype)
 
 
-@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream"])
+@pytest.mark.parametrize("layout", FEW_LAYOUTS)
 def test_whatever_the_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
-    if layout == "zero-stride upstream":
-        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
-    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
-    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    one_layout(layout, monkeypatch)
     check(discriminator_head, plain.truth, plain.example(33, 70))
 
 

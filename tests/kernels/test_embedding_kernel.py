@@ -8,7 +8,7 @@ import numerics
 import pytest
 import test_embedding as plain
 import torch
-from interpreted import through_triton
+from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, repeats, through_triton
 from numerics import check, dropout_factors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -33,18 +33,18 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "rows, width, hidden, words",
-    [
+    "rows, width, hidden, words, dtype",
+    in_two_dtypes(
         (0, 20, 5, 30),
         (1, 1, None, 30),
         (63, 17, 5, 40000),
-        pytest.param(127, 33, None, 30, marks=pytest.mark.slow),
-        pytest.param(128, 64, 30, 3000, marks=pytest.mark.slow),
         (129, 12, None, 1),
         (5, 300, None, 30),
-    ],
+        half=(5, 300, None, 30),
+        slow=[(127, 33, None, 30), (128, 64, 30, 3000)],
+    ),
+    ids=str,
 )
 def test_by_the_rule(rows: int, width: int, hidden: int | None, words: int, dtype: torch.dtype) -> None:
     given = plain.example(rows, width, hidden) | dict(eps=1e-12 if dtype == torch.float32 else 1e-3)
@@ -52,19 +52,15 @@ def test_by_the_rule(rows: int, width: int, hidden: int | None, words: int, dtyp
     check(embedding, plain.truth, given, dtype)
 
 
-@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout", "all dropped"])
+@pytest.mark.parametrize("layout", [*FEW_LAYOUTS, "no dropout", "all dropped"])
 def test_whatever_the_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
-    if layout == "zero-stride upstream":
-        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
-    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
-    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    one_layout(layout, monkeypatch)
     p = {"no dropout": 0.0, "all dropped": 1.0}.get(layout, 0.1)
     check(embedding, plain.truth, plain.example(33, 40, None if p else 20, p))
 
 
 @pytest.mark.parametrize("words", [1, 2, 9, 300])
-@pytest.mark.parametrize("rows", [1, 4, 5, 64, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, 130))])
+@pytest.mark.parametrize("rows", [1, 4, 5, 64, *repeats(9, 130)])
 def test_words_in_runs_of_every_length(rows: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of small whole numbers, which no order rounds; the longest has more parts than are joined at once."""
     monkeypatch.setattr(tables, "RUN", 2)
@@ -106,7 +102,7 @@ def test_positions_do_not_meet(dtype: torch.dtype, value: float) -> None:
 
 
 @pytest.mark.parametrize("seed", [-7, 2**62 + 5])
-@pytest.mark.parametrize("block", [1, 8])
+@pytest.mark.parametrize("block", [8, *repeats(1)])
 def test_drops_the_very_bytes(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for width, p in ((64, 0.1), (300, 0.9)):
         given = plain.example(33, width, None, p, seed)

@@ -8,7 +8,7 @@ import pytest
 import test_attention_block_kernel
 import test_encoder
 import torch
-from interpreted import through_triton
+from interpreted import FEW_LAYOUTS, one_layout, repeats, through_triton
 from numerics import check
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -37,7 +37,9 @@ def whole(one_launch: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(table, (4, 64), table[2, 64])
 
 
-@pytest.mark.parametrize("lengths, dtype", [((31, 0, 2), torch.float32), ((128, 1), torch.float16), ((), torch.half)])
+@pytest.mark.parametrize(
+    "lengths, dtype", [((31, 0, 2), torch.float32), ((), torch.half), *repeats(((128, 1), torch.float16))]
+)
 def test_lengths_in_one_launch_a_block(lengths: tuple, dtype: torch.dtype, whole: None) -> None:
     check(named, truth, example(lengths, 64, 1, 64, 2), dtype)
 
@@ -46,17 +48,18 @@ def test_what_more_keys_than_one_block_was_read_is_kept(whole: None) -> None:
     check(named, truth, example((130,), 64, 1, 64, 1), torch.float16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("width, heads, inner", [(17, 1, 33), pytest.param(24, 3, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, *repeats(torch.float16)], ids=str)
+@pytest.mark.parametrize("width, heads, inner", [(17, 1, 33), *repeats((24, 3, 20))])
 def test_widths_in_pieces(width: int, heads: int, inner: int, dtype: torch.dtype) -> None:
     check(named, truth, example((5, 9), width, heads, inner, 2), dtype)
 
 
+@pytest.mark.slow
 def test_a_wider_layer_in_one_launch_a_block() -> None:
     check(named, truth, example((5, 9), 128, 2, 64, 2), torch.float16)
 
 
-@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [2, *repeats(1, 3)])
 @pytest.mark.parametrize("asking", [(5, 0, 3), (0, 0, 0)], ids=str)
 def test_only_some_rows_ask_in_the_last_layer(asking: tuple, depth: int, whole: None) -> None:
     check(named, truth, example(width=64, heads=1, inner=64, depth=depth, asking=asking), torch.float16)
@@ -67,19 +70,15 @@ def test_rows_asked_for_twice_add_up() -> None:
     check(named, truth, example(asking=(2, 1, 3)) | dict(rows=torch.tensor([1, 1, 5, 8, 6, 8])))
 
 
-@pytest.mark.parametrize("width", [64, pytest.param(24, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout"])
+@pytest.mark.parametrize("width", [64, *repeats(24)])
+@pytest.mark.parametrize("layout", [*FEW_LAYOUTS, "no dropout"])
 def test_layouts(layout: str, width: int, whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
-    if layout == "zero-stride upstream":
-        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
-    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
-    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    one_layout(layout, monkeypatch)
     check(named, truth, example((3, 4), width, 1, 64, 2, p=0.0 if layout == "no dropout" else 0.1))
 
 
 @pytest.mark.parametrize("asking", [None, (3, 2)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *repeats(torch.float16)], ids=str)
 def test_bits_are_those_of_the_blocks(
     dtype: torch.dtype, asking: tuple | None, whole: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

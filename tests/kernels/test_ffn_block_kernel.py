@@ -8,7 +8,7 @@ import numerics
 import pytest
 import test_ffn_block
 import torch
-from interpreted import through_triton
+from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, repeats, through_triton
 from numerics import check, dropout_factors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -45,51 +45,42 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "rows, p",
-    [(0, 0.1), (1, 0.1), (129, 0.1), (129, 0.0)]
-    + [pytest.param(rows, 0.1, marks=pytest.mark.slow) for rows in (63, 127, 128)],
+    "rows, p, dtype",
+    in_two_dtypes(
+        (0, 0.1), (1, 0.1), (129, 0.1), half=(129, 0.0), slow=[(129, 0.0), *((rows, 0.1) for rows in (63, 127, 128))]
+    ),
+    ids=str,
 )
 def test_rows_in_one_launch(rows: int, p: float, dtype: torch.dtype, pieces: list[str]) -> None:
     check(ffn_block, test_ffn_block.truth, test_ffn_block.example(rows, 64, 128, p), dtype)
     assert not pieces
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "width, inner",
-    [
-        (3, 1),
-        (17, 33),
-        (64, 100),
-        pytest.param(80, 64, marks=pytest.mark.slow),
-        pytest.param(192, 80, marks=pytest.mark.slow),
-    ],
+    "width, inner, dtype",
+    in_two_dtypes((3, 1), (17, 33), (64, 100), half=(17, 33), slow=[(80, 64), (192, 80)]),
+    ids=str,
 )
 def test_widths_in_pieces(width: int, inner: int, dtype: torch.dtype, pieces: list[str]) -> None:
     check(ffn_block, test_ffn_block.truth, test_ffn_block.example(20, width, inner), dtype)
     assert pieces[:3] == ["product", "product", "dropout_add_layer_norm_fwd"]
 
 
-@pytest.mark.parametrize("width, inner", [(128, 128), (256, 64)])
+@pytest.mark.parametrize("width, inner", [(128, 128), *repeats((256, 64))])
 def test_widths_in_one_launch(width: int, inner: int, pieces: list[str]) -> None:
     check(ffn_block, test_ffn_block.truth, test_ffn_block.example(140, width, inner), torch.float16)
     assert not pieces
 
 
-@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream"])
+@pytest.mark.parametrize("layout", FEW_LAYOUTS)
 @pytest.mark.parametrize("width", [9, 64])
 def test_layouts(width: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
-    if layout == "zero-stride upstream":
-        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
-    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
-    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    one_layout(layout, monkeypatch)
     check(ffn_block, test_ffn_block.truth, test_ffn_block.example(70, width, 64))
 
 
-@pytest.mark.parametrize("block", [16, 64])
+@pytest.mark.parametrize("block", [64, *repeats(16)])
 @pytest.mark.parametrize("seed", [-7, 2**62 + 5])
 def test_drops_the_very_bytes(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernels.FWD, (4, 64), kernels.FWD[4, 64] | dict(BLOCK_R=block))

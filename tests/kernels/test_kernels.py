@@ -16,7 +16,7 @@ import test_attention
 import test_generator_head
 import test_masking
 import torch
-from interpreted import through_triton
+from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, repeats, through_triton
 from numerics import check, dropout_factors, laid_out, offsets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -48,25 +48,26 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setitem(table, key, dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1))
 
 
-LENGTHS = [(1,), (63, 0), (128,), (129,), (5, 0, 33, 16), (0, 0), ()]
-LENGTHS += [pytest.param(lengths, marks=pytest.mark.slow) for lengths in [(127, 5), (300,)]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(
+    "lengths, dtype",
+    in_two_dtypes(
+        *[(lengths,) for lengths in ((63, 0), (129,), (5, 0, 33, 16), (0, 0), ())],
+        half=((5, 0, 33, 16),),
+        slow=[(lengths,) for lengths in ((1,), (128,), (127, 5), (300,))],
+    ),
+    ids=str,
+)
 def test_attention_by_the_rule(lengths: tuple, dtype: torch.dtype) -> None:
     check(OPS["attention"].attention, test_attention.truth, test_attention.example(lengths, width=64), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "lengths, lengths_k",
-    [
+    "lengths, lengths_k, dtype",
+    in_two_dtypes(
         ((20, 200), (300, 1)),
-        ((1, 3), (0, 256)),
-        pytest.param((300, 0, 1, 129), None, marks=pytest.mark.slow),
-        pytest.param((512, 63), None, marks=pytest.mark.slow),
-    ],
+        half=((1, 3), (0, 256)),
+        slow=[((1, 3), (0, 256)), ((300, 0, 1, 129), None), ((512, 63), None)],
+    ),
     ids=str,
 )
 def test_attention_of_up_to_512_keys_on_chip(
@@ -83,23 +84,19 @@ def test_attention_of_up_to_512_keys_on_chip(
     assert all("LENGTH" in chosen for chosen in launched) and len(launched) == 4
 
 
-@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream", "no dropout"])
+@pytest.mark.parametrize("layout", [*FEW_LAYOUTS, "no dropout"])
 def test_attention_whatever_the_layout(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = test_attention.example((70, 20), p=0.0 if layout == "no dropout" else 0.1)
-    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
-    if layout == "zero-stride upstream":
-        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
-    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
-    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    one_layout(layout, monkeypatch)
     check(OPS["attention"].attention, test_attention.truth, given)
 
 
-@pytest.mark.parametrize("heads, width", [(1, 1), (3, 24), (2, 80), (1, 128)])
+@pytest.mark.parametrize("heads, width", [(3, 24), (1, 128), *repeats((1, 1), (2, 80))])
 def test_attention_of_other_widths(heads: int, width: int) -> None:
     check(OPS["attention"].attention, test_attention.truth, test_attention.example(heads=heads, width=width))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *repeats(torch.float16)], ids=str)
 @pytest.mark.parametrize(
     "lengths, lengths_k",
     [([2, 1, 3], [5, 1, 9]), ([4, 40], [1, 130]), ([3, 2, 0], [0, 4, 6]), ([2, 3], [0, 0]), ([0, 0], [3, 4])],
@@ -110,7 +107,7 @@ def test_attention_to_other_keys(lengths: list, lengths_k: list, dtype: torch.dt
     check(OPS["attention"].attention, test_attention.truth, given, dtype)
 
 
-@pytest.mark.parametrize("tile", [None, dict(BLOCK_M=32, BLOCK_N=64), dict(BLOCK_M=64, BLOCK_N=16)], ids=str)
+@pytest.mark.parametrize("tile", [None, *repeats(dict(BLOCK_M=32, BLOCK_N=64), dict(BLOCK_M=64, BLOCK_N=16))], ids=str)
 @pytest.mark.parametrize("seed", [-7, 2**62 + 5])
 def test_attention_drops_the_very_bytes(seed: int, tile: dict | None, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in attention_kernels.FWD:
@@ -142,15 +139,21 @@ def test_a_sequence_alone_is_itself_among_others_to_the_bit() -> None:
         assert torch.equal(alone, whole[a:b])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("rows, width, vocabulary", [(1, 1, 1), (9, 8, 30), (40, 16, 129), (20, 128, 300), (0, 8, 30)])
+@pytest.mark.parametrize(
+    "rows, width, vocabulary, dtype",
+    in_two_dtypes((1, 1, 1), (9, 8, 30), (20, 128, 300), (0, 8, 30), half=(9, 8, 30), slow=[(40, 16, 129)]),
+    ids=str,
+)
 def test_generator_head_by_the_rule(rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> None:
     given = test_generator_head.example(rows, width, vocabulary)
     check(OPS["generator_head"].generator_head, test_generator_head.truth, given, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("rows, width, vocabulary", [(9, 300, 30), (1, 260, 1), (20, 513, 700), (0, 300, 30)])
+@pytest.mark.parametrize(
+    "rows, width, vocabulary, dtype",
+    in_two_dtypes((1, 260, 1), (20, 513, 700), (0, 300, 30), half=(9, 300, 30), slow=[(9, 300, 30)]),
+    ids=str,
+)
 def test_generator_head_in_chunks(
     rows: int, width: int, vocabulary: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +164,9 @@ def test_generator_head_in_chunks(
 
 
 @pytest.mark.parametrize(
-    "options", [{}, dict(temperature=0.5), dict(temperature=3.0, disallow_correct=True), dict(temperature=0)], ids=str
+    "options",
+    [{}, dict(temperature=3.0, disallow_correct=True), *repeats(dict(temperature=0.5), dict(temperature=0))],
+    ids=str,
 )
 def test_generator_head_in_chunks_samples_as_it_does_whole(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     given = test_generator_head.example(12, vocabulary=700)
@@ -192,7 +197,7 @@ def test_generator_head_with_shares_of_the_vocabulary_and_odd_layouts(monkeypatc
 @pytest.mark.parametrize(
     "options", [{}, dict(temperature=0.5), dict(temperature=3.0), dict(disallow_correct=True)], ids=str
 )
-@pytest.mark.parametrize("vocabulary", [1, 129, 700])
+@pytest.mark.parametrize("vocabulary", [129, *repeats(1, 700)])
 def test_generator_head_samples_the_words_that_the_random_words_say(vocabulary: int, options: dict) -> None:
     given = test_generator_head.example(20, vocabulary=vocabulary)
     found = OPS["generator_head"].generator_head(**given, **options)[1]
@@ -226,7 +231,9 @@ def test_generator_head_at_its_edges() -> None:
 
 @pytest.mark.parametrize("block", [32, 512])
 @pytest.mark.parametrize("faithful", [False, True])
-@pytest.mark.parametrize("lengths", [(12, 1, 40, 7), (128, 127), (0, 5, 0, 0, 9, 0), (0, 0), (), (600, 3)], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [(12, 1, 40, 7), (0, 5, 0, 0, 9, 0), (), (600, 3), *repeats(((128, 127),), ((0, 0),))], ids=str
+)
 def test_masking_by_the_rule(lengths: tuple, faithful: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if block == 32 and sum(lengths) > 100:
         pytest.skip("too many blocks for the interpreter")

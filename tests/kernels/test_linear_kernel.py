@@ -7,7 +7,7 @@ import numerics
 import pytest
 import test_linear
 import torch
-from interpreted import through_triton
+from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, repeats, through_triton
 from numerics import check
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -28,37 +28,38 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "LAYOUTS", ["contiguous"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *repeats(torch.float16)], ids=str)
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("rows", [0, 1, 129, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 127, 128))])
+@pytest.mark.parametrize("rows", [0, 1, 129, *repeats(63, 127, 128)])
 def test_rows(rows: int, gelu: bool, dtype: torch.dtype) -> None:
     check(linear, test_linear.truth, test_linear.example(rows, 64, 64, gelu), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(
-    "inner, outer",
-    [(1, 1), (17, 80), (64, 192), (128, 256), (300, 64)]
-    + [pytest.param(*widths, marks=pytest.mark.slow) for widths in [(80, 33), (512, 256), (256, 3), (64, 200)]],
+    "inner, outer, dtype",
+    in_two_dtypes(
+        (1, 1),
+        (17, 80),
+        (64, 192),
+        half=(128, 256),
+        slow=[(80, 33), (128, 256), (300, 64), (512, 256), (256, 3), (64, 200)],
+    ),
+    ids=str,
 )
 def test_widths(inner: int, outer: int, gelu: bool, dtype: torch.dtype) -> None:
     check(linear, test_linear.truth, test_linear.example(20, inner, outer, gelu), dtype)
 
 
-@pytest.mark.parametrize("layout", [*numerics.LAYOUTS, "zero-stride upstream"])
+@pytest.mark.parametrize("layout", FEW_LAYOUTS)
 @pytest.mark.parametrize("width", [9, 64])
 def test_layouts(width: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"contiguous": lambda shape, **kind: torch.randn(shape, **kind)}
-    if layout == "zero-stride upstream":
-        kinds = {"zero-stride": lambda shape, **kind: torch.randn((), **kind).expand(shape)}
-    monkeypatch.setattr(numerics, "UPSTREAMS", kinds)
-    monkeypatch.setattr(numerics, "LAYOUTS", [layout if layout in numerics.LAYOUTS else "contiguous"])
+    one_layout(layout, monkeypatch)
     check(linear, test_linear.truth, test_linear.example(70, width, width))
 
 
-@pytest.mark.parametrize("programs", [1, 2, 5, 132])
-@pytest.mark.parametrize("rows", [1, 16, 33, 100])
+@pytest.mark.parametrize("programs", [2, 132, *repeats(1, 5)])
+@pytest.mark.parametrize("rows", [1, 100, *repeats(16, 33)])
 def test_shares_of_the_rows(rows: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_weight, "PROGRAMS", programs)
     check(linear, test_linear.truth, test_linear.example(rows, 64, 20))
