@@ -7,8 +7,8 @@ from torch import Tensor
 
 from electra_fast.data.batch import Batch
 
-# Each op draws from a stream of its own (see ops/_philox.py). A network takes one stream for each of its ops, beginning
-# with its number here.
+# The number of each stream, from which `derive_seeds` derives a seed. A network takes one stream for each of its ops,
+# counted from its number here.
 MASKING, SAMPLING, GENERATOR, DISCRIMINATOR = 0, 1, 1 << 16, 2 << 16
 
 

@@ -2,7 +2,7 @@
 
 A slot whose label is -100 holds no token and changes nothing. With `faithful`, several slots may have one position, and
 the token there becomes the mean of their samples' ids, rounded down. Only integers are computed, so every backend has
-the same bits.
+the same bits. Its C++ and its kernel are beside those of masking: csrc/masking.cpp, kernels/masking.py.
 """
 
 from __future__ import annotations

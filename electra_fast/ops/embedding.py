@@ -66,8 +66,10 @@ def embedding(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """The embeddings of tokens: P dropout(LayerNorm(word[input_ids] + position[position_ids] +
-    token_type[token_type_ids])).
+    """The embeddings of tokens: the LayerNorm of the sum of three table rows, then dropout and an optional projection
+    P.
+
+        P dropout(LayerNorm(word[input_ids] + position[position_ids] + token_type[token_type_ids]))
 
     input_ids, token_type_ids, position_ids: (T,) int64, rows of the tables.
     word, position, token_type: (V, E), (P, E) and (types, E), of a floating-point dtype that all weights have.

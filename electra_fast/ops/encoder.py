@@ -158,7 +158,7 @@ LIBRARY.define(f"encoder({schema_of(EncoderArguments)}) -> Tensor")
 LIBRARY.impl("encoder", _composed, "CompositeImplicitAutograd")
 for key in ("CPU", "AutogradCPU"):
     LIBRARY.impl("encoder", lambda *values: _encoder(maker(EncoderArguments)(values)), key)
-for key in ("CUDA", "AutogradCUDA", "AutogradMeta"):  # meta tensors are counted as CUDA's
+for key in ("CUDA", "AutogradCUDA", "AutogradMeta"):  # tensors on the meta device go the way of CUDA's
     LIBRARY.impl("encoder", _on_cuda, key)
-said = backends["encoder_fwd"]
-backends["encoder"] = said | dict(cuda=said["cuda"].replace("the reference", "its blocks"))
+forward_backends = backends["encoder_fwd"]
+backends["encoder"] = forward_backends | dict(cuda=forward_backends["cuda"].replace("the reference", "its blocks"))

@@ -65,11 +65,10 @@ class Masked(NamedTuple):
 
 
 def count_slots(lengths: Tensor, mask_prob: float, max_predictions: int | None = None) -> Tensor:
-    """Count the prediction slots of each sequence: round-half-even(mask_prob * length) in float64, at least 1 unless it
-    is empty.
+    """Count the prediction slots of each sequence: round-half-even(mask_prob * length), at least 1 unless it is empty.
 
     lengths: (N,), the number of tokens of each sequence, on the host.
-    mask_prob: the share of the tokens to predict.
+    mask_prob: the share of the tokens to predict. The product is rounded in float64.
     max_predictions: the most slots of one sequence; no limit by default.
 
     Returns (N + 1,) int32, the slot where each sequence begins, and at the end the number of all slots, M.
