@@ -6,13 +6,9 @@ shards `<split>-00000.bin`, which are read an example at a time (see shards.py).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
-import os
-import re
-import shutil
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property
@@ -25,7 +21,6 @@ from electra_fast.data.examples import GOLDEN, mix64, random_words
 from electra_fast.data.shards import FORMAT, MANIFEST, REBUILD, Shard, read_manifest, token_type, write_shard
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.special_ids import SpecialIds
-from electra_fast.storage.atomic import check_free, sync
 
 
 def order(seed: int, epoch: int, n: int, indices: np.ndarray) -> np.ndarray:
@@ -155,26 +150,20 @@ def examples_at(corpus: Corpus, seed: int, start: int, count: int) -> list[tuple
 
 
 class CorpusWriter:
-    """Writes a corpus beside its target, and renames it into place when it is whole.
-
-    A context manager: left without `finish`, nothing remains. Directories of writers that were killed are removed by
-    the next writer of the same target.
-    """
+    """Writes the files of a corpus into an empty directory; `staged_directory` makes one that appears whole."""
 
     def __init__(
         self,
-        path: str | Path,
+        directory: Path,
         tokenizer: Tokenizer,
         max_length: int,
         *,
         settings: dict[str, Any],
         shard_tokens: int = 1 << 25,
     ) -> None:
-        """settings: what corpus.json is to remember of the builder (its name, the seed); shard_tokens: about how many
-        tokens a shard holds, and how many a split keeps in memory. Raises FileExistsError where path is not free."""
-        self.path = Path(path).absolute()
-        check_free(self.path, MANIFEST)
-        self._tokenizer, self._shard_tokens = tokenizer, shard_tokens
+        """settings: what corpus.json is to remember of the builder (its name, the seed). shard_tokens: about how many
+        tokens a shard holds, and how many a split keeps in memory."""
+        self._directory, self._tokenizer, self._shard_tokens = directory, tokenizer, shard_tokens
         self.dtype = token_type(tokenizer.vocab_size)
         self._manifest = {
             "format": FORMAT,
@@ -186,19 +175,6 @@ class CorpusWriter:
         }
         self._splits: dict[str, list[dict[str, Any]]] = {}
         self._waiting: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        self._stage = self.path.parent / f".tmp-{self.path.name}-{os.getpid()}-{os.urandom(4).hex()}"
-        self._stage.mkdir()
-        self._lock = os.open(self._stage, os.O_RDONLY | os.O_CLOEXEC)  # held by the living: see _remove_abandoned
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-
-    def __enter__(self) -> CorpusWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._stage, ignore_errors=True)  # after finish it has another name
-        os.close(self._lock)
 
     def add(self, split: str, tokens: np.ndarray, lengths: np.ndarray, starts: np.ndarray) -> None:
         """Append examples: their tokens (sum of lengths,) one after another, lengths (n,), starts of segment B (n,)."""
@@ -209,36 +185,17 @@ class CorpusWriter:
             self._write_shard(split)
 
     def finish(self, counts: dict[str, Any]) -> None:
-        """Write what is left, then corpus.json (with counts of the text), and give the corpus its name."""
+        """Write what is left, and then corpus.json with counts of the text."""
         for split, waiting in self._waiting.items():
             if sum(len(part[1]) for part in waiting):
                 self._write_shard(split)
-        self._tokenizer.save(self._stage / "tokenizer")
+        self._tokenizer.save(self._directory / "tokenizer")
         self._manifest |= {"splits": self._splits, "text": counts}
-        (self._stage / MANIFEST).write_text(json.dumps(self._manifest, indent=1) + "\n", "utf-8")
-        for path in [*self._stage.rglob("*"), self._stage]:
-            sync(path)
-        check_free(self.path, MANIFEST)
-        os.rename(self._stage, self.path)  # over an empty directory at most: the system refuses any other
-        sync(self.path.parent)
+        (self._directory / MANIFEST).write_text(json.dumps(self._manifest, indent=1) + "\n", "utf-8")
 
     def _write_shard(self, split: str) -> None:
         parts = self._waiting[split]
         self._waiting[split] = []
         tokens, lengths, starts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         name = f"{split}-{len(self._splits[split]):05d}.bin"
-        self._splits[split].append(write_shard(self._stage / name, tokens, lengths, starts))
-
-    def _remove_abandoned(self) -> None:
-        ours = re.compile(rf"\.tmp-{re.escape(self.path.name)}-\d+-[0-9a-f]{{8}}")
-        for path in self.path.parent.iterdir():
-            if not ours.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
-                continue
-            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            except OSError:
-                pass  # its writer lives, or it is not ours to remove
-            finally:
-                os.close(lock)
+        self._splits[split].append(write_shard(self._directory / name, tokens, lengths, starts))

@@ -27,7 +27,7 @@ from electra_fast.data.shards import LONGEST, MANIFEST
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.data.workers import Processes, Threads, number_of_processes
 from electra_fast.report.terminal import say
-from electra_fast.storage.atomic import check_free
+from electra_fast.storage.atomic import check_free, staged_directory
 
 PACKINGS = ("pairs", "plain")
 CHUNK = 1 << 18  # characters of a unit of work
@@ -87,7 +87,8 @@ def prepare(
     settings = {"builder": packing, "seed": seed, "heldout": heldout}
     totals, held = _Totals(), HeldOut(heldout)
     try:
-        with CorpusWriter(out, tokenizer, max_length, settings=settings) as writer:
+        with staged_directory(Path(out), MANIFEST) as staging:
+            writer = CorpusWriter(staging, tokenizer, max_length, settings=settings)
             count = number_of_processes(processes, source.size)
             with Processes(builder, count) if count > 1 else Threads(builder) as workers:
                 for result in workers.build(source.chunks(held)):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from electra_fast.data.corpus import Corpus, CorpusWriter, examples_at, run_order
-from electra_fast.data.shards import HEADER
+from electra_fast.data.shards import HEADER, MANIFEST
 from electra_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from electra_fast.storage.atomic import staged_directory
 
 WORDS = "abcdefghijklmnop"
 
@@ -37,9 +38,9 @@ def make_examples(count: int, vocab_size: int = 21, seed: int = 0) -> list[tuple
 
 
 def write(path: Path, tokenizer: Tokenizer, splits: dict[str, list], shard_tokens: int = 100) -> None:
-    with CorpusWriter(
-        path, tokenizer, 16, settings={"builder": "pairs", "seed": 0}, shard_tokens=shard_tokens
-    ) as writer:
+    with staged_directory(path, MANIFEST) as directory:
+        settings = {"builder": "pairs", "seed": 0}
+        writer = CorpusWriter(directory, tokenizer, 16, settings=settings, shard_tokens=shard_tokens)
         for split, found in splits.items():
             for begin in range(0, len(found), 7):
                 part = found[begin : begin + 7]
@@ -376,29 +377,3 @@ def test_a_target_in_use_is_refused(original, tmp_path):
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", tokenizer, {"train": make_examples(2)})
     assert len(Corpus(tmp_path / "empty")) == 2
-
-
-def test_failing_writer_leaves_nothing(original, tmp_path):
-    tokenizer = Tokenizer.load(original / "tokenizer")
-    with (
-        pytest.raises(RuntimeError),
-        CorpusWriter(tmp_path / "c", tokenizer, 16, settings={}, shard_tokens=1) as writer,
-    ):
-        writer.add("train", np.array([2, 5, 3]), np.array([3]), np.array([3]))
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_stages_of_dead_writers_are_removed_and_those_of_living_ones_kept(original, tmp_path):
-    tokenizer = Tokenizer.load(original / "tokenizer")
-    dead, foreign = tmp_path / ".tmp-c-99-0123abcd", tmp_path / ".tmp-c-notes"
-    dead.mkdir()
-    foreign.mkdir()
-    with CorpusWriter(tmp_path / "c", tokenizer, 16, settings={}) as living:
-        write(tmp_path / "c", tokenizer, {"train": make_examples(2)})
-        assert len(list(tmp_path.glob(".tmp-c-*"))) == 2  # the living one's and the foreign one
-        living.add("train", np.array([2, 5, 3]), np.array([3]), np.array([3]))
-        with pytest.raises(FileExistsError):  # the other one was first: its corpus stays
-            living.finish({})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-c-notes", "c"]
-    assert len(Corpus(tmp_path / "c")) == 2

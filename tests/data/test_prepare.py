@@ -15,6 +15,7 @@ from electra_fast.data.corpus import Corpus
 from electra_fast.data.examples import pack_examples, pair_examples
 from electra_fast.data.heldout import HeldOut
 from electra_fast.data.prepare import prepare
+from electra_fast.storage.lock import InUseError, Lock
 
 DATA = Path(os.environ.get("ELECTRA_FAST_DATA", Path(__file__).parents[3] / "shared/data"))
 QUIET = dict(progress=False, processes=1)
@@ -247,6 +248,18 @@ def test_a_used_directory_is_refused_before_any_work(book, tokenizer, tmp_path, 
         NotADirectoryError, match=r"x/c would lie in .*corpus.json, which is a file; name another place"
     ):
         prepare(book, tmp_path / "c/corpus.json/x/c", vocab_size=500, **QUIET)
+
+
+def test_two_runs_with_one_out_and_what_killed_ones_left(book, tokenizer, tmp_path):
+    dead, foreign = tmp_path / f".tmp-c-{'0f' * 8}", tmp_path / ".tmp-c-notes"
+    dead.mkdir()
+    foreign.mkdir()
+    with Lock(tmp_path / ".c.lock", tmp_path / "c"):
+        with pytest.raises(InUseError, match=r"c is in use by another run \(process \d+ on .*choose another directory"):
+            prepare(book, tmp_path / "c", tokenizer=tokenizer, **QUIET)
+        assert dead.exists() and not (tmp_path / "c").exists()
+    prepare(book, tmp_path / "c", tokenizer=tokenizer, **QUIET).verify()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-c-notes", "c"]
 
 
 def test_real_speeches(tmp_path):

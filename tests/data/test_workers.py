@@ -132,7 +132,7 @@ def test_killed_in_the_middle(book, saved, light, tmp_path, moment, signals, gap
     finally:
         run.kill()
     assert not (tmp_path / "out/c").exists()
-    left = [path.name for path in (tmp_path / "out").iterdir()]
+    left = list((tmp_path / "out").glob(".tmp-*"))
     if len(signals) == 1:  # a second one may end the removal as well
         assert len(left) == (signals[0] == signal.SIGKILL)
     wait_for(lambda: not any(map(running, workers)), "a worker outlived its parent")
