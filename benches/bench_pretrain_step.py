@@ -2,7 +2,7 @@
 
     python benches pretrain_step --device cuda --models small base
 
-flops of a step: three times the forward's products (electra_fast/flops.py): both encoders over all tokens, the
+flops of a step: three times the forward's products (electra_fast/model/flops.py): both encoders over all tokens, the
 generator's vocabulary product over the masked rows alone, whatever a contestant computes beyond that. Rivals:
 
     reference              electra_fast/reference, logits of the masked rows alone, fused AdamW

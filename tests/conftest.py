@@ -62,10 +62,17 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def world(original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A copy, in which runs go without the picture and the measured peak: these would be most of the time."""
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw an empty curves.png and measure no peak, which in a run of a few steps take most of the time."""
+    from electra_fast.tasks import finetune
     from electra_fast.train import finish, pretrain
 
-    monkeypatch.setattr(finish, "plot_curves", lambda rows, path: None)
+    monkeypatch.setattr(finish, "plot_curves", lambda rows, path: path.touch())
+    monkeypatch.setattr(finetune, "plot_finetuning", lambda rows, metric, path: path.touch())
     monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e12)
+
+
+@pytest.fixture
+def world(original: Any, tmp_path: Path, no_pictures: None) -> Any:
+    """A copy of the files that faults befall, for one test."""
     return type(original)(Path(shutil.copytree(original.root, tmp_path / "world")))

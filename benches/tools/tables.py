@@ -1,4 +1,4 @@
-"""The kernels' tables of tiles: what entries there are, which steps lead away from one, and how they are printed."""
+"""The kernels' tables of tiles: list their entries, change an entry by one step, and print them as Python."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 from electra_fast import kernels
 
 Tile = dict[str, int]
-WARPS, STAGES = (1, 16), (1, 5)  # the least and the most
-FIXED = {("attention_block", "FWD"): ["BLOCK_S"], ("generator_head", "FWD"): ["BLOCK_N"]}  # part of what a key means
-LARGEST: dict[tuple[str, str], Callable[[Any], Tile]] = {  # blocks without a mask, which must divide what they cover
+WARPS, STAGES = (1, 16), (1, 5)  # the least and the largest number
+FIXED = {
+    ("attention_block", "FWD"): ["BLOCK_S"],
+    ("generator_head", "FWD"): ["BLOCK_N"],
+}  # not tuned: the key names this block
+LARGEST: dict[tuple[str, str], Callable[[Any], Tile]] = {  # limits of blocks without a mask, which must divide the size
     ("linear", "FWD"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=64) if key[1] > 1 else {},
     ("linear", "BWD_INPUT"): lambda key: dict(BLOCK_N=64, BLOCK_K=key[1]) if key[1] > 1 else {},
     ("linear_weight", "BWD_WEIGHT"): lambda key: dict(BLOCK_N=key[1], BLOCK_K=key[1]) if key[1] > 1 else {},
@@ -33,9 +36,9 @@ class Entry:
 
     file: str
     table: str
-    key: Any  # None: the table is this one tile
-    where: dict[str, Any]  # whose values under these names are the tile
-    names: list[str]  # none: the table has an empty tile, and launches nothing of its own
+    key: Any  # None: the table is a single tile
+    where: dict[str, Any]  # the dictionary that holds the tile
+    names: list[str]  # the tile's keys in it; empty where the entry launches no kernel of its own
 
     def __str__(self) -> str:
         return f"{self.file}.{self.table}" + ("" if self.key is None else f"[{self.key}]")
@@ -46,11 +49,12 @@ class Entry:
 
     @property
     def warps(self) -> str:
-        """The name under which it says how many."""
+        """The key of the number of warps."""
         return next(name for name in self.names if "warps" in name.lower())
 
     @contextmanager
     def being(self, tile: Tile) -> Iterator[None]:
+        """Inside this context, the entry has another tile."""
         before = self.tile
         self.where.update(tile)
         try:
@@ -59,7 +63,7 @@ class Entry:
             self.where.update(before)
 
     def neighbours(self, tile: Tile) -> Iterator[Tile]:
-        """One step from the tile: a block or the warps doubled or halved, a stage more or less."""
+        """The tiles one step away: a block or the warps doubled or halved, or a stage more or less."""
         place = self.file, self.table
         largest = LARGEST.get(place, lambda key: {})(self.key)
         for name, value in tile.items():
@@ -76,30 +80,30 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All there are, in the order of the files."""
-    found = []
+    """All entries of all tables, in the order of the files."""
+    entries = []
     folder = Path(kernels.__path__[0])
     for path in sorted(folder.rglob("[a-z]*.py")):
         file = ".".join(path.relative_to(folder).with_suffix("").parts)
         own = vars(importlib.import_module(f"electra_fast.kernels.{file}"))
         if "WARPS" in own:
-            found.append(Entry(file, "", None, own, ["BLOCK", "WARPS"]))
+            entries.append(Entry(file, "", None, own, ["BLOCK", "WARPS"]))
         for name, table in own.items():
             if isinstance(table, dict) and "num_warps" in table:
-                found.append(Entry(file, name, None, table, list(table)))
+                entries.append(Entry(file, name, None, table, list(table)))
             elif isinstance(table, dict) and any(isinstance(t, dict) and "num_warps" in t for t in table.values()):
-                found += [Entry(file, name, key, tile, list(tile)) for key, tile in table.items()]
-    return found
+                entries += [Entry(file, name, key, tile, list(tile)) for key, tile in table.items()]
+    return entries
 
 
 def text(tile: Tile) -> str:
     return ", ".join(f"{name}={value}" for name, value in tile.items())
 
 
-def python(found: list[Entry]) -> str:
-    """The tables, as they stand in the files."""
+def python(entries: list[Entry]) -> str:
+    """The tables as Python, in the form that the kernels' files have."""
     lines: list[str] = []
-    for (file, table), group in groupby(found, lambda entry: (entry.file, entry.table)):
+    for (file, table), group in groupby(entries, lambda entry: (entry.file, entry.table)):
         first, *others = group
         if (header := f"\n# kernels/{file.replace('.', '/')}.py") not in lines:
             lines.append(header)

@@ -1,4 +1,4 @@
-"""benches/transfer.py on miniature data: all of it once, then nothing twice; equal floating-point operations."""
+"""benches/tools/transfer.py on miniature data: it runs to the end, does nothing twice, and spends equal flops."""
 
 import json
 from pathlib import Path

@@ -24,9 +24,7 @@ from electra_fast.tasks.settings import FinetuneConfig
 FULL = OSError(28, "No space left on device")
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("electra_fast.tasks.finetune.plot_finetuning", lambda rows, metric, path: path.write_text(""))
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def failing(error: BaseException) -> Callable[..., Any]:

@@ -60,11 +60,20 @@ def leftovers(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if ".tmp-" in path.name]
 
 
+NO_PICTURES = """
+# As the fixture no_pictures in conftest.py.
+from electra_fast.train import finish, pretrain
+finish.plot_curves, pretrain.measured_peak = (lambda rows, path: path.touch()), (lambda device: 1e12)"""
+
+
 def process(arguments: list[str], before: str = "", **options: object) -> subprocess.Popen:
-    """The command line in a process of its own, after some Python."""
-    program = (
-        f"import os, signal, sys, time\n{before}\nfrom electra_fast.cli.main import main\nsys.exit(main({arguments}))"
-    )
+    """The command line in a process of its own, after some Python; a pre-training run has NO_PICTURES."""
+    program = f"""
+import os, signal, sys, time
+{before}
+{NO_PICTURES if arguments[0] == "pretrain" else ""}
+from electra_fast.cli.main import main
+sys.exit(main({arguments}))"""
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | options
     return subprocess.Popen([sys.executable, "-c", program], **options)
 
@@ -422,6 +431,11 @@ def unknown_isa(world, monkeypatch, capsys) -> None:
         assert part in err.splitlines()[-1], err
 
 
-@pytest.mark.parametrize("name", case)
+REPEATS = ("row49-terminal-closes", "row41-full-disk-of-the-terminal")  # of cases that run the same function
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in REPEATS else []) for name in case]
+)
 def test_survived(name: str, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     case[name](world, monkeypatch, capsys)

@@ -10,7 +10,7 @@ from test_budget import LENGTHS, OTHERS, NoWaits, batch, budget, filled, trainer
 from test_model import CONFIG
 
 from electra_fast import Batch, Electra, Pretrainer
-from electra_fast.train import finish, graph, pretrain
+from electra_fast.train import graph, pretrain
 from electra_fast.train.graph import FIGURES, RING, WARMUP, Inputs, StepGraph, budget_for
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.settings import PretrainConfig
@@ -124,13 +124,13 @@ def test_a_loss_that_is_not_finite_is_found_among_replays() -> None:
     assert ours.trainer.steps_done == WARMUP + 1
 
 
-def test_a_run_through_it_ends_where_another_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_through_it_ends_where_another_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
     """Of pretrain: the budget comes from the text, and the figures and weights are those of a run without."""
     (tmp_path / "text.txt").write_text(
         "\n\n".join(["\n".join(f"the {a} of the {b} ." for a in "abcd" for b in "xyz")] * 9)
     )
-    monkeypatch.setattr(finish, "plot_curves", lambda rows, path: None)
-    monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e12)
     config = PretrainConfig(batch_size=4, steps=WARMUP + 2, warmup_steps=0)
     made: list[StepGraph] = []
 
