@@ -1,4 +1,4 @@
-"""Forward and backward of transformers' ElectraForPreTraining: what does electra_fast.accelerate(model) change?
+"""Forward and backward of transformers' ElectraForPreTraining, before and after electra_fast.accelerate(model).
 
     python benches accelerate --device cpu
 
@@ -119,7 +119,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_accelerate_small(benchmark: Any) -> None:
-    """Our own time, from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     case = Case.make("small", SHAPES[0], "cuda" if torch.cuda.is_available() else "cpu")
     step = case.ours()
     assert not right(case)(step)

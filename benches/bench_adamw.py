@@ -2,7 +2,7 @@
 
     python benches adamw --device cpu --models small
 
-shape: tensors x parameters. bytes: 32 a parameter, of which the norm reads 4 and the update moves 28. Each contestant
+shape: tensors x parameters. bytes: 32 per parameter, of which the norm reads 4 and the update moves 28. Each contestant
 has parameters and moments of its own. Rivals clip and count the steps, which ELECTRA's formula does not:
 
     fused, foreach    torch.nn.utils.clip_grad_norm_ and torch.optim.AdamW
@@ -87,7 +87,7 @@ def pytorch(which: str, case: Case) -> Step:
 
 
 def right(case: Case) -> Callable[[Step], str]:
-    """The first step's change of every parameter is the formula's in float64, or AdamW's, which corrects the bias."""
+    """Compare each parameter's first change with the formula in float64, or with AdamW, which corrects the bias."""
     norm = torch.stack([g.double().norm() for g in case.grads]).norm()
     clip = (NORM / norm).clamp(max=1)
 
@@ -134,7 +134,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_adamw(benchmark: Any) -> None:
-    """Our own time from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     case = Case.make("small", "cpu")
     step = formula(ops.adamw, case)
     assert not right(case)(step)

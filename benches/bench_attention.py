@@ -119,7 +119,7 @@ def sdpa(case: Case) -> Step:
 
 
 def agrees(case: Case) -> Callable[[Step], str]:
-    """Right is the formula in float64; with torch's own dropout, that the mean of many calls nears it without any."""
+    """Compare with the formula in float64; with torch's own dropout, the mean of many calls with it without dropout."""
 
     def run(step: Step) -> list[Tensor]:
         found: Any = step()
@@ -169,7 +169,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_attention_small(benchmark: Any) -> None:
-    """Our own time from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = Case.make(4, 64, SHAPES[device][0], Options(device=device), 0.1, backward=True)
     step = ours(case)

@@ -3,7 +3,7 @@
     python benches attention_block --device cpu --models small base --shapes 16x128
 
 flops: 8 T D D + 4 D sum(S^2) forward; with the backward three times the products and 3.5 times the attention, which
-computes its scores anew. bytes and dropout: see case.py. Rivals:
+computes its scores anew. bytes and dropout: see racing/case.py. Rivals:
 
     eager        the layer of transformers, Q, K and V in one F.linear: scaled_dot_product_attention with dropout,
                  F.linear, F.dropout, add, F.layer_norm

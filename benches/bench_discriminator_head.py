@@ -2,7 +2,7 @@
 
     python benches discriminator_head --device cpu --models small base --shapes 16x128
 
-flops: 2 T D D forward, three times that with the backward. bytes: see case.py; there is no dropout. Rivals:
+flops: 2 T D D forward, three times that with the backward. bytes: see racing/case.py; there is no dropout. Rivals:
 
     eager        F.linear, F.gelu, F.linear, F.binary_cross_entropy_with_logits
     compiled     the same under torch.compile (CPU: if named)

@@ -2,9 +2,8 @@
 
     python benches dropout_add_layer_norm --device cpu --models small base --shapes 16x128
 
-shape: sequences x columns, so many tokens, of the model's width. bytes: what has to move where the parts are not in a
-cache: x, residual, the output and the normalised rows forward; these, the upstream gradient and two more backward.
-Rivals:
+shape: sequences x tokens. bytes: what has to move if the parts are not in a cache: x, residual, the output and the
+normalised rows forward; these, the upstream gradient and two more backward. Rivals:
 
     eager        F.layer_norm(residual + F.dropout(x))
     compiled     the same under torch.compile
@@ -83,7 +82,7 @@ def eager(case: Case) -> Op:
 
 
 def right(case: Case) -> Callable[[Step], str]:
-    """What a contestant dropped shows in its gradient of x; all else is then the formula in float64."""
+    """Read the dropout mask from the gradient of x; compare all results with the formula in float64 under it."""
 
     def check(step: Step) -> str:
         result: Any = step()
@@ -132,7 +131,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_dropout_add_layer_norm(benchmark: Any) -> None:
-    """Our own time from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     case = Case.make(256, "16x128", "cpu", 0.1)
     step = ours(case)
     assert not right(case)(step)

@@ -2,7 +2,7 @@
 
     python benches embedding --device cpu --models small --shapes 16x128
 
-shape: sequences x columns, so many tokens (and the word table). bytes: five times the rows, which are gathered, written
+shape: sequences x tokens (and the word table). bytes: five times the rows, which are gathered, written
 normalised and dropped out, and read back with the upstream gradient; and the tables' gradients, written once. Rivals:
 
     eager        F.embedding three times, F.layer_norm, F.dropout
@@ -89,7 +89,7 @@ def eager(case: Case) -> Op:
 
 
 def right(case: Case) -> Callable[[Step], str]:
-    """What a contestant dropped shows in its output; all else is then the formula in float64."""
+    """Read the dropout mask from the output, and compare all results with the formula in float64 under that mask."""
 
     def check(step: Step) -> str:
         result: Any = step()
@@ -134,7 +134,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_embedding(benchmark: Any) -> None:
-    """Our own time from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     case = Case.make("small", "16x128", "cpu")
     step = ours(case)
     assert not right(case)(step)

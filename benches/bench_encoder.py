@@ -2,7 +2,7 @@
 
     python benches encoder --device cpu --models small base --shapes 16x128
 
-flops: those of the blocks. bytes and dropout: see case.py. Rivals:
+flops: those of the blocks. bytes and dropout: see racing/case.py. Rivals:
 
     eager        the layers of transformers, as in the benches of the blocks
     compiled     the same under torch.compile (CPU: if named)

@@ -2,7 +2,7 @@
 
     python benches ffn_block --device cpu --models small base --shapes 16x128
 
-flops: 4 T D F forward, three times that with the backward. bytes and dropout: see case.py. Rivals:
+flops: 4 T D F forward, three times that with the backward. bytes and dropout: see racing/case.py. Rivals:
 
     eager        the layer of transformers: F.linear, F.gelu, F.linear, F.dropout, add, F.layer_norm
     compiled     the same under torch.compile (CPU: if named)

@@ -2,9 +2,9 @@
 
     python benches generator_head --device cpu --models small
 
-shape: sequences x columns, of which mask_prob are predicted: that many rows. flops of a call: eight times M V E, what
-is needed where logits are computed again rather than kept. bytes: the weight read twice and its gradient written, and
-the rows, read twice, and theirs. Rivals keep all logits:
+shape: sequences x tokens; the share mask_prob of them is predicted, one row each. flops of a call: eight times M V E,
+what is needed where logits are computed again rather than kept. bytes: the weight read twice and its gradient written,
+and the rows, read twice, and theirs. Rivals keep all logits:
 
     gumbel               F.cross_entropy, and the argmax of logits plus Gumbel noise
     inverse-cdf          log_softmax, and one uniform number a row looked up in its cumulative sums
@@ -106,7 +106,7 @@ CONTESTANTS: dict[str, Callable[[Case], Step]] = {
 
 
 def right(case: Case) -> Callable[[Step], str]:
-    """Loss and gradients are PyTorch's in float32, and the most likely words are drawn as often as they should be."""
+    """Compare loss and gradients with PyTorch's in float32; the likeliest words must be drawn as often as expected."""
     loss, _, *grads = result(case.step(gumbel))
     with torch.no_grad():
         probabilities = torch.softmax(F.linear(case.hidden, case.weight, case.bias), -1)
@@ -151,7 +151,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_generator_head(benchmark: Any) -> None:
-    """Our own from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     case = Case.make("small", "16x128", "cpu")
     step = case.step(ours)
     assert not right(case)(step)

@@ -1,10 +1,11 @@
-"""The discriminator's forward without gradients: how soon has whoever uses the trained model an answer?
+"""The discriminator's forward without gradients: how long does a trained model take to answer?
 
     python benches inference --device cpu
 
-Padded ids in, a logit a token out; no dropout, float32. One sequence, as a service gets them, and 32, as an archive is
-worked off; "ragged" has lengths drawn from 1 to the width, about half the positions padding. All have the same weights,
-and none is timed unless its logits are within 1e-4 of the reference's in float64. Rivals:
+The inputs are padded ids, the output is a logit for each token, in float32 without dropout. The batch is one sequence,
+as in a service, or 32, as for an archive; "ragged" has lengths drawn from 1 to the width, about half the positions
+padding. All have the same weights, and none is timed unless its logits are within 1e-4 of the reference's in float64.
+Rivals:
 
     hf             transformers' ElectraForPreTraining with scaled_dot_product_attention
     hf-compiled    the same in one torch.compile, its weights frozen and so packed once
@@ -72,7 +73,7 @@ class Case:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """As transformers is quickest with them: a mask of (B, 1, S, S) is not looked into, one of (B, S) is."""
+        """The inputs that transformers is fastest with: it inspects a mask of (B, S), but not one of (B, 1, S, S)."""
         if self.attention_mask is None:
             return (self.input_ids,)
         width = self.input_ids.shape[1]
@@ -130,7 +131,7 @@ def onnxruntime(case: Case) -> Step:
 
 
 def right(case: Case) -> Callable[[Step], str]:
-    """Right is the reference in float64, wherever there is a token."""
+    """Compare the logits of all tokens, but not of padding, with the reference in float64."""
     gold = ReferenceDiscriminator(case.config.discriminator).eval().to(case.input_ids.device).double()
     gold.load_state_dict(to_huggingface(case.model.state_dict()))
     mask = torch.ones_like(case.input_ids) if case.attention_mask is None else case.attention_mask
@@ -165,7 +166,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_inference_small(benchmark: Any) -> None:
-    """Our own time for one sequence, from commit to commit, under pytest-benchmark."""
+    """Measure our own time for one sequence with pytest-benchmark, to compare from commit to commit."""
     case = Case.make("small", SHAPES[0], "cuda" if torch.cuda.is_available() else "cpu")
     step = ours(case)
     assert not right(case)(step)

@@ -2,7 +2,8 @@
 
     python benches linear --device cpu --models small base --shapes 16x128
 
-flops: 2 T N K forward, three times that with the backward. bytes and dropout: see case.py (there is none here). Rivals:
+flops: 2 T N K forward, three times that with the backward. bytes and dropout: see racing/case.py (there is none here).
+Rivals:
 
     eager        F.gelu(F.linear(x)), or F.linear(x)
     compiled     the same under torch.compile (CPU: if named)

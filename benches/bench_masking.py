@@ -165,7 +165,7 @@ CONTESTANTS: dict[str, Callable[[Case], Step]] = {
 
 
 def right(case: Case) -> Callable[[Step], str]:
-    """Enough candidates are chosen, 85 in 100 of them hidden; samples and labels stand there and nowhere else."""
+    """Check that enough tokens are chosen, that 85 % of them are hidden, and that only they get samples and labels."""
     ids, _, _, sampled = packed_inputs(case)
     special = torch.isin(ids, case.special_ids)
 
@@ -208,7 +208,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_masking(benchmark: Any) -> None:
-    """Our own time from commit to commit, under pytest-benchmark."""
+    """Measure our own time with pytest-benchmark, to compare from commit to commit."""
     case = Case.make(ElectraConfig.small(), "16x128", Options())
     step = ours(case)
     assert not right(case)(step)

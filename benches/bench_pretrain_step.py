@@ -142,8 +142,11 @@ def text_lengths(rows: int, width: int) -> Tensor:
 
 
 def ours(case: Case) -> Step:
-    """Held against the reference first: a step with dropout, its loss and, on CUDA, all gradients in the type that is
-    timed, of some sequences; on the CPU every tensor that it updates."""
+    """Our step, after a step with dropout was compared with the reference.
+
+    On the CPU the loss and every updated tensor are compared; on CUDA the loss and all gradients of some sequences, in
+    the type that is timed.
+    """
     config = PretrainConfig(batch_size=len(case.input_ids), learning_rate=LEARNING_RATE, warmup_steps=50)
     batch = Batch.from_padded(case.input_ids, case.attention_mask)
     if case.device == "cuda":
@@ -163,7 +166,7 @@ def ours(case: Case) -> Step:
 
 
 def ours_dtype(device: str) -> str:
-    """What ours computes in where its config leaves that to the device."""
+    """The type that ours computes in if its config leaves that to the device."""
     has_precision = "precision" in {f.name for f in fields(PretrainConfig)}
     return "bfloat16" if device == "cuda" and has_precision else "float32"
 
@@ -184,7 +187,7 @@ def reference(case: Case, all_rows: bool = False) -> Step:
 
 
 def initialise(model: nn.Module) -> None:
-    """Google's: normal of deviation 0.02, biases 0."""
+    """Google's initial weights: normal with deviation 0.02, biases 0."""
     for name, p in model.named_parameters():
         if "LayerNorm" not in name:
             nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, std=0.02)
@@ -224,7 +227,7 @@ def hf_as_written(case: Case, **settings: Any) -> Step:
 
 
 def logits_head(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """-> the mean loss of the labels in use, and logits (M, V) to sample from."""
+    """Returns the mean loss of the labels in use, and logits (M, V) to sample from."""
     logits = F.linear(rows, weight, bias).float()
     return F.cross_entropy(logits, labels, ignore_index=-100), logits.detach()
 
@@ -325,7 +328,7 @@ def loss_of(step: Step) -> float:
 
 
 def learns(config: ElectraConfig) -> Callable[[Step], str]:
-    """Right is a first loss near gen_weight log V + disc_weight log 2, finite, and lower within a few steps."""
+    """Check that the first loss is near gen_weight log V + disc_weight log 2, finite, and lower within a few steps."""
     expected = config.gen_weight * math.log(config.vocab_size) + config.disc_weight * math.log(2)
 
     def check(step: Step) -> str:
@@ -366,7 +369,7 @@ def races(options: Options) -> Iterator[Race]:
 
 
 def bench_pretrain_step_tiny(benchmark: Any) -> None:
-    """Our own step from commit to commit, under pytest-benchmark."""
+    """Measure our own step with pytest-benchmark, to compare from commit to commit."""
     guard(benchmark, "tiny")
 
 
