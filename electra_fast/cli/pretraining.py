@@ -14,7 +14,7 @@ import tyro
 
 from electra_fast.cli.interrupts import importing
 from electra_fast.cli.options import Command, Default
-from electra_fast.train.settings import RECIPES, Packing, PretrainConfig, RunConfig
+from electra_fast.train.settings import PAPER, Packing, PretrainConfig, RunConfig, recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +97,19 @@ def run_pretrain(run: RunConfig, config: PretrainConfig, logging: LogOptions) ->
 
 
 def pretrain_defaults(arguments: Sequence[str]) -> dict[str, Default]:
-    """Defaults of `pretrain` that the dataclasses leave open: the output directory, and the recipe of --model."""
+    """Defaults of `pretrain` that the dataclasses leave open: the output directory, and what the recipe says."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", nargs="?")
-    model = parser.parse_known_args(arguments)[0].model or RunConfig.model
-    recipe = {name: value for name, value in RECIPES.get(model, {}).items() if name != "max_length"}
-    words = {name: Default(value, f"{value}, the recipe of {model}") for name, value in recipe.items()}
+    for name in ("model", "recipe", "objective"):
+        parser.add_argument(f"--{name}", nargs="?")
+    given = parser.parse_known_args(arguments)[0]
+    model = given.model if given.model in PAPER else RunConfig.model
+    recipe = recipe_of(model, given.recipe, given.objective or RunConfig.objective)
+    title = f"the recipe {given.recipe} for {model}" if given.recipe else f"the recipe of {model}"
+    words = {
+        name: Default(value, f"{value:.4g}, {title}")
+        for name, value in recipe["optimisation"].items()
+        if value is not None
+    }
     return words | {"out": Default(Path("electra-out"), "electra-out")}
 
 

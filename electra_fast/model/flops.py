@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from electra_fast.config import ElectraConfig, NetworkConfig
+from electra_fast.config import ElectraConfig, Learning, NetworkConfig
 
 
 def encoder_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
@@ -23,18 +23,24 @@ def encoder_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
     return tokens * projection + config.num_hidden_layers * (layer + attention)
 
 
-def step_flops(config: ElectraConfig, lengths: Sequence[int], slots: int) -> int:
-    """Operations of a training step of ELECTRA: three times those of the forward pass.
+def step_flops(config: ElectraConfig, lengths: Sequence[int], slots: int, learning: Learning = "both") -> int:
+    """Operations of a training step of ELECTRA: three times those of the forward pass of what learns.
 
     Both encoders and the discriminator's head see every token, the generator's head sees the masked positions.
 
     config: the sizes of both networks.
     lengths: the tokens of each sequence.
     slots: the masked positions of all sequences together.
+    learning: which network learns. A generator that learns alone is all that is computed; one that does not learn has
+        its forward pass only.
     """
+    generator = generator_flops(config.generator, lengths, slots)
+    if learning == "generator":
+        return generator
     discriminator = config.discriminator
     head = 2 * sum(lengths) * (discriminator.hidden_size**2 + discriminator.hidden_size)
-    return generator_flops(config.generator, lengths, slots) + 3 * (encoder_flops(discriminator, lengths) + head)
+    scoring = 3 * (encoder_flops(discriminator, lengths) + head)
+    return scoring + (generator if learning == "both" else generator // 3)
 
 
 def generator_flops(config: NetworkConfig, lengths: Sequence[int], slots: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_fast import ops
-from electra_fast.config import ElectraConfig
+from electra_fast.config import ElectraConfig, Learning
 from electra_fast.data.batch import Batch
 from electra_fast.model.networks import Generator
 from electra_fast.model.seeds import GENERATOR, MASKING, SAMPLING, scalars
@@ -85,6 +85,7 @@ class Objective(nn.Module):
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
         self.config = config
+        self.learning: Learning = "both"  # which network learns; see Electra
 
     @property
     def special_ids(self) -> list[int]:

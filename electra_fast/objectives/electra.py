@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from electra_fast import ops
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Electra(Objective):
-    """ELECTRA: a generator and a discriminator that share their embeddings and are trained together.
+    """ELECTRA: a generator and a discriminator, which share their embeddings unless the config says otherwise.
 
     The generator predicts hidden tokens, samples of it replace them in the text, and the discriminator tells of every
     token whether it was replaced. No gradient passes through the samples.
@@ -34,11 +35,15 @@ class Electra(Objective):
         discriminator_loss = sum over tokens of BCE(logit, is_replaced) / (tokens + 1e-6)
         loss               = gen_weight * generator_loss + disc_weight * discriminator_loss
 
-    config: the sizes of the networks and the settings of the objective.
-    generator, discriminator: trained networks to start from, which are used as they are, with the discriminator's
-        embeddings in both; by default new ones with random weights.
+    In training mode the attribute `learning` says which network learns. "both" is the paper's. With "generator" the
+    discriminator is not computed and its loss is 0; with "discriminator" the generator has neither dropout nor gradient.
 
-    Raises ValueError if the networks' embeddings differ in shape, or have another vocabulary than the config.
+    config: the sizes of the networks and the settings of the objective.
+    generator, discriminator: trained networks to start from, which are used as they are; by default new ones with
+        random weights. Where embeddings are shared, both get the discriminator's.
+
+    Raises ValueError if embeddings that are to be shared differ in shape, or if a network has another vocabulary than
+    the config.
 
     Source: Clark et al., "ELECTRA", ICLR 2020, section 2.
     """
@@ -50,30 +55,47 @@ class Electra(Objective):
     ) -> None:
         super().__init__(config)
         trained = discriminator or generator
-        embeddings = None if trained is None else trained.encoder.embeddings
-        self.discriminator = discriminator or Discriminator(config.discriminator, embeddings)
-        self.generator = generator or Generator(config.generator, self.discriminator.encoder.embeddings)
+        shared = None if trained is None or not config.share_embeddings else trained.encoder.embeddings
+        self.discriminator = discriminator or Discriminator(config.discriminator, shared)
+        if config.share_embeddings:
+            shared = self.discriminator.encoder.embeddings
+        self.generator = generator or Generator(config.generator, shared)
         shapes = [
             {name: tuple(p.shape) for name, p in network.encoder.embeddings.named_parameters()}
             for network in (self.discriminator, self.generator)
         ]
-        if shapes[0] != shapes[1]:
+        if config.share_embeddings and shapes[0] != shapes[1]:
             raise ValueError(
                 f"the discriminator's embeddings are {shapes[0]}, the generator's {shapes[1]}; "
                 f"ELECTRA's networks share them: take a pair that was trained together"
             )
-        if shapes[0]["word.weight"][0] != config.vocab_size:
-            raise ValueError(
-                f"the networks know {shapes[0]['word.weight'][0]} words, vocab_size is {config.vocab_size}; "
-                f"use the tokenizer they were trained with"
-            )
-        self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
+        for shape in shapes:
+            if shape["word.weight"][0] != config.vocab_size:
+                raise ValueError(
+                    f"the networks know {shape['word.weight'][0]} words, vocab_size is {config.vocab_size}; "
+                    f"use the tokenizer they were trained with"
+                )
+        if config.share_embeddings:
+            self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
+
+    def train(self, mode: bool = True) -> Self:
+        """Put both networks in training mode, or in evaluation mode; a generator that does not learn has no dropout."""
+        super().train(mode)
+        if self.learning == "discriminator":
+            self.generator.eval()
+        return self
 
     def losses(
         self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, denominators: tuple[Tensor, int | Tensor]
     ) -> ElectraOutput:
         config, (used, tokens) = self.config, denominators
-        generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
+        learning = self.learning if self.training else "both"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learning != "discriminator"):
+            generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
+        if learning == "generator":
+            none = rows.new_zeros(0)
+            details = (batch.input_ids[:0], none.bool(), none, masked, sampled, rows.detach())
+            return ElectraOutput(config.gen_weight * generator_loss, generator_loss, none.sum(), *details)
 
         slots = (masked.positions, masked.labels, sampled)
         corrupted, is_replaced = ops.corrupt(batch.input_ids, *slots, faithful=config.faithful)
@@ -86,7 +108,7 @@ class Electra(Objective):
         return ElectraOutput(loss, generator_loss, discriminator_loss, *details)
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
-        return step_flops(self.config, lengths, slots)
+        return step_flops(self.config, lengths, slots, self.learning)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:

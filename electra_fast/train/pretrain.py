@@ -12,7 +12,9 @@ from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.data.ngrams import LARGEST_VOCABULARY, NGrams
 from electra_fast.data.verification import Verification
 from electra_fast.device import chosen_device, set_threads
+from electra_fast.model.counted import start_from_counts
 from electra_fast.objectives.base import Objective
+from electra_fast.objectives.electra import Electra
 from electra_fast.report.log import Callback, Log, Progress, measured_peak
 from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
@@ -25,7 +27,7 @@ from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.resume import restore, state_of
 from electra_fast.train.settings import PretrainConfig, RunConfig
 from electra_fast.train.signals import Stop
-from electra_fast.train.start import build_model, open_corpus
+from electra_fast.train.start import build_model, open_corpus, starts_from_counts
 from electra_fast.train.trainer import Pretrainer
 
 COUNTED = 1 << 23  # training tokens, at most, whose neighbours are counted: what the networks are held against
@@ -76,7 +78,20 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
         saved = None if newest is None else checkpoint.load(newest)
         corpus = open_corpus(run)
         model = build_model(run, corpus, config.seed)
-        return _Run(run, config, corpus, model, lock, callback).go(saved)
+        if config.generator_steps and not isinstance(model, Electra):
+            raise ValueError(
+                f"generator_share is {config.generator_share}, and {run.objective} has one network; leave it out"
+            )
+        words = model.generator.encoder.embeddings.word.num_embeddings
+        ngrams = NGrams.of(corpus, COUNTED, words) if words <= LARGEST_VOCABULARY else None
+        if saved is None and starts_from_counts(run):
+            if ngrams is None:
+                raise ValueError(
+                    f"the vocabulary has {words:,} tokens; initial weights from counts are for at most "
+                    f"{LARGEST_VOCABULARY:,}: take --initial-weights random"
+                )
+            start_from_counts(model.discriminator if isinstance(model, Electra) else None, model.generator, ngrams)
+        return _Run(run, config, corpus, model, ngrams, lock, callback).go(saved)
 
 
 def stepper(trainer: Pretrainer, corpus: Corpus) -> Callable[[Batch], StepMetrics]:
@@ -95,6 +110,7 @@ class _Run:
         config: PretrainConfig,
         corpus: Corpus,
         model: Objective,
+        ngrams: NGrams | None,
         lock: Lock,
         callback: Callback | None,
     ) -> None:
@@ -109,8 +125,7 @@ class _Run:
         self.trainer = Pretrainer(model.to(self.device), config)
         self.take_step = stepper(self.trainer, corpus)
         self.heldout = heldout_batches(corpus)
-        words = model.generator.encoder.embeddings.word.num_embeddings
-        self.ngrams = NGrams.of(corpus, COUNTED, words) if words <= LARGEST_VOCABULARY else None
+        self.ngrams = ngrams
         self.stop = Stop()
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.save_failed = False
@@ -146,6 +161,8 @@ class _Run:
         batch = Batch.from_examples(examples_at(self.corpus, config.seed, first, config.batch_size), names)
         metrics = self.take_step(batch)
         done = trainer.steps_done
+        if done == config.generator_steps:  # from now on another network learns, so what was captured is of no use
+            self.take_step = stepper(trainer, self.corpus)
         is_last = done == config.steps
         slots = int(batch.slots(trainer.model.config.mask_prob, trainer.model.config.max_predictions)[1])
         self.progress.step(metrics.tokens, trainer.model.step_flops(batch.lengths.tolist(), slots))

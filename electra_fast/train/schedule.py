@@ -11,14 +11,21 @@ from electra_fast.train.settings import PretrainConfig
 def learning_rate(config: PretrainConfig, step: int, faithful: bool = False) -> float:
     """The learning rate of step t of T: base (1 - t / T)^power min(1, (t + 1) / warmup).
 
-    Warm-up and decay multiply each other, as in Google's code (model/optimization.py of google-research/electra).
+    Warm-up and decay multiply each other, as in Google's code (model/optimization.py of google-research/electra). The
+    steps in which the generator learns alone, and those after them, each rise and fall so; t and T count theirs.
 
-    config: gives base, T, power and warmup as learning_rate, steps, decay_power and warmup.
-    step: t, counted from 0.
+    config: gives base, T, power and warmup as learning_rate, steps, decay_power and warmup, and for the generator alone
+        base and T as generator_learning_rate and generator_steps.
+    step: counted from 0.
     faithful: warm up by t / warmup, as Google's code does; its first step has rate 0.
     """
-    ramp = 1.0 if config.warmup == 0 else min(1.0, (step if faithful else step + 1) / config.warmup)
-    return config.learning_rate * max(0.0, 1 - step / config.steps) ** config.decay_power * ramp
+    first, base = config.generator_steps, config.learning_rate
+    t, steps = step - first, config.steps - first
+    if step < first:
+        t, steps, base = step, first, config.generator_learning_rate or base
+    warmup = config.warmup(steps)
+    ramp = 1.0 if warmup == 0 else min(1.0, (t if faithful else t + 1) / warmup)
+    return base * max(0.0, 1 - t / steps) ** config.decay_power * ramp
 
 
 def layerwise_scales(names: Iterable[str], layers: int, decay: float, faithful: bool = False) -> dict[str, float]:

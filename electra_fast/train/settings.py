@@ -10,31 +10,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from electra_fast.config import DeviceOptions, PrecisionOptions, check_fields
+from electra_fast.config import DeviceOptions, Learning, PrecisionOptions, check_fields
 
 ModelName = Literal["tiny", "small", "small_plus", "base", "large"]
 ObjectiveName = Literal["electra", "mlm"]
+RecipeName = Literal["paper", "few"]
 Packing = Literal["pairs", "plain"]
+InitialWeights = Literal["random", "counts"]
 
 
 class Recipe(TypedDict):
-    """What a model is trained with unless the run says otherwise."""
+    """What a run is trained with unless it says otherwise, by the names of fields."""
 
-    batch_size: int
-    learning_rate: float
-    steps: int
-    max_length: int
+    optimisation: dict[str, Any]  # of PretrainConfig
+    run: dict[str, Any]  # of RunConfig
 
 
-# The paper's table 6. tiny is ours, for minutes on two cores: among few tokens the networks find a word's neighbours
-# within some hundred steps, among 64 of them they do not in thousands.
-RECIPES: dict[str, Recipe] = {
-    "tiny": Recipe(batch_size=128, learning_rate=6e-4, steps=2000, max_length=16),
-    "small": Recipe(batch_size=128, learning_rate=5e-4, steps=1_000_000, max_length=128),
-    "small_plus": Recipe(batch_size=128, learning_rate=5e-4, steps=1_000_000, max_length=512),
-    "base": Recipe(batch_size=256, learning_rate=2e-4, steps=766_000, max_length=512),
-    "large": Recipe(batch_size=2048, learning_rate=2e-4, steps=400_000, max_length=512),
+PAPER: dict[ModelName, tuple[int, float, int, int]] = {  # batch size, learning rate, steps, length: the paper's table 6
+    "tiny": (128, 6e-4, 2000, 64),  # not in the paper
+    "small": (128, 5e-4, 1_000_000, 128),
+    "small_plus": (128, 5e-4, 1_000_000, 512),
+    "base": (256, 2e-4, 766_000, 512),
+    "large": (2048, 2e-4, 400_000, 512),
 }
+FEW = Recipe(  # measured in docs/recipes.md
+    optimisation=dict(
+        batch_size=32,
+        steps=1200,
+        learning_rate=7e-4,
+        generator_share=1 / 6,
+        generator_learning_rate=2e-3,
+        beta2=0.98,
+    ),
+    run=dict(
+        max_length=64,
+        packing="plain",
+        dropout=0.0,
+        initial_weights="counts",
+        share_embeddings=False,
+    ),
+)
+
+
+def recipe_of(model: ModelName, name: RecipeName | None, objective: ObjectiveName) -> Recipe:
+    """A recipe by its name; without one, few for tiny and the paper's for the others."""
+    if name == "few" or (name is None and model == "tiny"):
+        if objective == "electra":
+            return FEW
+        alone = FEW["optimisation"] | dict(
+            generator_share=0.0, learning_rate=FEW["optimisation"]["generator_learning_rate"]
+        )
+        return Recipe(optimisation=alone | dict(generator_learning_rate=None), run=FEW["run"])
+    fields = dict(zip(("batch_size", "learning_rate", "steps"), PAPER[model], strict=False))
+    length = PAPER[model][-1]
+    return Recipe(optimisation=fields, run=dict(max_length=length, packing="pairs"))
 
 
 @dataclass(frozen=True)
@@ -53,6 +82,13 @@ class PretrainConfig(PrecisionOptions):
 
     learning_rate: float = 5e-4
     """Learning rate at its highest, which is at the end of the warm-up."""
+
+    generator_share: float = 0.0
+    """Share of the steps, at the start, in which the generator learns alone; in the others it stays as it is and the
+    discriminator learns. 0 trains both together."""
+
+    generator_learning_rate: float | None = None
+    """Learning rate at its highest while the generator learns alone; without one it is that of --learning-rate."""
 
     warmup_steps: int | None = None
     """Steps over which the learning rate rises from 0. (default: 10,000, or a tenth of a run shorter than 100,000
@@ -89,9 +125,15 @@ class PretrainConfig(PrecisionOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("learning_rate", "eps", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("learning_rate", "generator_learning_rate", "eps", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        if not 0 <= self.generator_share < 1:
+            raise ValueError(
+                f"generator_share is {self.generator_share}; it must lie between 0 (both networks learn together) and "
+                f"1, not including 1"
+            )
         for name in ("weight_decay", "decay_power", "warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -101,15 +143,31 @@ class PretrainConfig(PrecisionOptions):
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit in 64 bits")
 
+    def warmup(self, steps: int) -> int:
+        """Over how many of `steps` steps the learning rate rises."""
+        return min(10_000, steps // 10) if self.warmup_steps is None else self.warmup_steps
+
     @property
-    def warmup(self) -> int:
-        return min(10_000, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+    def generator_steps(self) -> int:
+        """The first steps, in which the generator learns alone."""
+        return int(self.generator_share * self.steps)
+
+    def learning(self, step: int) -> Learning:
+        """Which network learns in a step, counted from 0."""
+        if not self.generator_steps:
+            return "both"
+        return "generator" if step < self.generator_steps else "discriminator"
 
     @classmethod
-    def recipe(cls, model: ModelName, **changes: Any) -> PretrainConfig:
-        """The recipe of a model, a key of RECIPES, with changes to it."""
-        chosen: dict[str, Any] = {name: value for name, value in RECIPES[model].items() if name != "max_length"}
-        return cls(**(chosen | changes))
+    def recipe(
+        cls,
+        model: ModelName,
+        name: RecipeName | None = None,
+        objective: ObjectiveName = "electra",
+        **changes: Any,
+    ) -> PretrainConfig:
+        """The optimiser's settings of a recipe, by default of the one for this model, with changes to them."""
+        return cls(**(recipe_of(model, name, objective)["optimisation"] | changes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +185,11 @@ class DataOptions:
     """Entries of a vocabulary trained here. (default: 8,192, or 1,000 without --data)"""
 
     max_length: int | None = None
-    """Tokens of a sequence. (default: that of the prepared data, else the model's recipe)"""
+    """Tokens of a sequence. (default: that of the prepared data, else of the recipe)"""
 
     packing: Packing | None = None
     """How text is cut into sequences: pairs is Google's pairs of segments, plain is one stream that drops nothing.
-    (default: as prepared, else pairs)"""
+    (default: as prepared, else that of the recipe)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +199,10 @@ class ModelOptions:
     model: ModelName = "tiny"
     """Sizes of the networks: the paper's, or tiny, which learns something in minutes on two cores."""
 
+    recipe: RecipeName | None = None
+    """What is done where no option says otherwise: paper as Google did, few for up to 100 million words of text and
+    minutes or hours. (default: few for tiny, paper for the others)"""
+
     objective: ObjectiveName = "electra"
     """What is learned: electra trains a generator and a discriminator, mlm one network of the discriminator's size that
     fills blanks."""
@@ -149,8 +211,16 @@ class ModelOptions:
     """Share of a sequence's tokens that are masked and predicted. (default: 0.15, and 0.25 of large)"""
 
     dropout: float | None = None
-    """Dropout of hidden rows and attention probabilities in both networks. (default: 0.1, or that of the weights to
-    start from)"""
+    """Dropout of hidden rows and attention probabilities in both networks. (default: that of the weights to start from,
+    else 0.1, and 0 by the recipe few)"""
+
+    initial_weights: InitialWeights | None = None
+    """How networks begin: random as Google's, counts with what counts of neighbouring words know. (default: counts by
+    the recipe few, random by paper)"""
+
+    share_embeddings: bool | None = None
+    """Both networks have one set of embeddings. (default: as in the weights to start from, else yes by the recipe paper
+    and no by few)"""
 
     init_generator: Path | None = None
     """Hugging Face directory of a generator to start from. (default: random weights)"""
@@ -193,12 +263,23 @@ class OutputOptions:
 class RunConfig(DataOptions, ModelOptions, OutputOptions, DeviceOptions):
     """What a run reads, trains and writes, and on which device."""
 
+    def chosen(self, name: str, otherwise: Any = None) -> Any:
+        """The value of a field that may be None: what was given, else the recipe's, else `otherwise`."""
+        value = getattr(self, name)
+        chosen = recipe_of(self.model, self.recipe, self.objective)["run"].get(name, otherwise)
+        return chosen if value is None else value
+
     def __post_init__(self) -> None:
         check_fields(self)
         if self.objective == "mlm" and self.init_discriminator is not None:
             raise ValueError(
                 f"objective is mlm, which has no discriminator, and init_discriminator is {self.init_discriminator}; "
                 f"leave it out, or start by --init-generator from the final/generator of another run of mlm"
+            )
+        weights = self.init_generator or self.init_discriminator
+        if self.initial_weights == "counts" and weights is not None:
+            raise ValueError(
+                f"initial_weights is counts, and the run starts from the weights in {weights}; leave one of them out"
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must lie between 0 (none) and 1, not including 1")

@@ -24,7 +24,7 @@ from electra_fast.special_ids import SpecialIds
 from electra_fast.storage import checkpoint
 from electra_fast.storage.atomic import check_free, read_json, write_file
 from electra_fast.storage.network import enlarge, read_network
-from electra_fast.train.settings import RECIPES, ObjectiveName, RunConfig
+from electra_fast.train.settings import ObjectiveName, RunConfig
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 OBJECTIVES: dict[ObjectiveName, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
@@ -60,8 +60,8 @@ def open_corpus(run: RunConfig) -> Corpus:
     # The text that Python carries is small: fewer words, so that each is seen often, and a larger share held out.
     words, share = (8192, 0.01) if run.data else (1000, 0.05)
     vocab_size = run.vocab_size or words if tokenizer is None else run.vocab_size
-    length = run.max_length or RECIPES[run.model]["max_length"]
-    packing = run.packing or "pairs"
+    length = run.chosen("max_length")
+    packing = run.chosen("packing")
     files = [f"{path.name}, {path.stat().st_size if path.exists() else 0} bytes" for path in run.data]
     settings = {
         "data": files,
@@ -132,8 +132,19 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     """
     torch.manual_seed(seed)
     tokenizer = corpus.tokenizer
-    changes = {} if run.mask_prob is None else {"mask_prob": run.mask_prob}
     dropout = {} if run.dropout is None else dict.fromkeys(DROPOUTS, run.dropout)
+    networks: dict[str, Any] = {}
+    if run.init_generator is not None:
+        networks["generator"] = _network(Generator, run.init_generator, dropout, tokenizer)
+    if run.init_discriminator is not None:
+        networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout, tokenizer)
+    changes = {name: run.chosen(name) for name in ("mask_prob", "share_embeddings")}
+    differ = len(networks) == 2 and not _equal_words(*networks.values())
+    if networks and run.share_embeddings is None:
+        changes["share_embeddings"] = not differ
+    if not networks and run.chosen("dropout") is not None:
+        dropout = dict.fromkeys(DROPOUTS, run.chosen("dropout"))
+    changes = {name: value for name, value in changes.items() if value is not None}
     preset = getattr(ElectraConfig, run.model)(
         vocab_size=corpus.vocab_size,
         faithful=run.faithful,
@@ -142,21 +153,25 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     )
     if run.faithful:
         preset = dataclasses.replace(preset, max_predictions=int((preset.mask_prob + 0.005) * corpus.max_length))
-    networks: dict[str, Any] = {}
-    if run.init_generator is not None:
-        networks["generator"] = _network(Generator, run.init_generator, dropout, tokenizer)
-    if run.init_discriminator is not None:
-        networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout, tokenizer)
     for network in networks.values():
         preset = dataclasses.replace(preset, **{size: getattr(network.config, size) for size in OF_EMBEDDINGS})
     objective = OBJECTIVES[run.objective]
     if leading := networks.get(objective.leading):
         preset = dataclasses.replace(preset, **asdict(leading.config))
-    if len(networks) == 2:
-        tables = [network.encoder.embeddings.word.weight for network in networks.values()]
-        if tables[0].shape == tables[1].shape and not torch.equal(*tables):
-            say("note: the two networks come with different embeddings; the discriminator's are taken for both")
+    if differ and preset.share_embeddings:
+        say("note: the two networks come with different embeddings; the discriminator's are taken for both")
     return objective(preset, **networks)
+
+
+def starts_from_counts(run: RunConfig) -> bool:
+    """Whether a run's networks begin with what counts know: not those that begin with given weights."""
+    given = run.init_generator or run.init_discriminator
+    return given is None and run.chosen("initial_weights") == "counts"
+
+
+def _equal_words(one: Network, other: Network) -> bool:
+    """Whether two networks have the same word table."""
+    return torch.equal(one.encoder.embeddings.word.weight, other.encoder.embeddings.word.weight)
 
 
 def _check_words(path: Path, rows: int, tokenizer: Tokenizer) -> None:

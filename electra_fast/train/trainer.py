@@ -91,6 +91,7 @@ class Pretrainer:
         Returns losses (3,) float32 (total, generator's, discriminator's), the gradients' norm (1,), the discriminator's
         logits (T,) and is_replaced (T,) bool.
         """
+        self.model.learning = self.working.learning = self.config.learning(self.steps_done)
         model = self.working.train()
         parts = batch.split(self.config.micro_batch_size or max(1, len(batch)))
         masks = [model.mask(part, self.seed, step) for part in parts]
