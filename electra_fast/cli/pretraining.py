@@ -104,11 +104,10 @@ def pretrain_defaults(arguments: Sequence[str]) -> dict[str, Default]:
     given = parser.parse_known_args(arguments)[0]
     model = given.model if given.model in PAPER else RunConfig.model
     recipe = recipe_of(model, given.recipe, given.objective or RunConfig.objective)
-    title = f"the recipe {given.recipe} for {model}" if given.recipe else f"the recipe of {model}"
+    title = f"the recipe {given.recipe}" if given.recipe else f"the recipe of {model}"
     words = {
-        name: Default(value, f"{value:.4g}, {title}")
+        name: Default(value, f"{round(value, 4) if isinstance(value, float) else value}, {title}")
         for name, value in recipe["optimisation"].items()
-        if value is not None
     }
     return words | {"out": Default(Path("electra-out"), "electra-out")}
 

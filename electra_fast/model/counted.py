@@ -108,8 +108,13 @@ def neighbour_vectors(ngrams: NGrams, rank: int) -> tuple[Tensor, Tensor]:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        left, strength, right = torch.svd_lowrank(table, rank, niter=4)
-    return F.normalize(left * strength.sqrt(), dim=1), F.normalize(right * strength.sqrt(), dim=1)
+        left, strength, right = torch.svd_lowrank(table, min(rank + 8, size), niter=4)
+    vectors = []
+    for side, counted in ((left, before), (right, after)):
+        seen = torch.zeros(size, 1)
+        seen[torch.from_numpy(np.unique(counted))] = 1.0
+        vectors.append(F.normalize(side[:, :rank] * strength[:rank].sqrt(), dim=1) * seen)
+    return vectors[0], vectors[1]
 
 
 def _embed(tables: Embeddings, ngrams: NGrams, hidden: int, apart: bool) -> tuple[int, int]:

@@ -36,7 +36,7 @@ class Electra(Objective):
         loss               = gen_weight * generator_loss + disc_weight * discriminator_loss
 
     In training mode the attribute `learning` says which network learns. "both" is the paper's. With "generator" the
-    discriminator is not computed and its loss is 0; with "discriminator" the generator has neither dropout nor gradient.
+    discriminator is not computed and its loss is 0; with "discriminator" the generator has no dropout and no gradient.
 
     config: the sizes of the networks and the settings of the objective.
     generator, discriminator: trained networks to start from, which are used as they are; by default new ones with

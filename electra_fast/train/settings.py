@@ -17,6 +17,7 @@ ObjectiveName = Literal["electra", "mlm"]
 RecipeName = Literal["paper", "few"]
 Packing = Literal["pairs", "plain"]
 InitialWeights = Literal["random", "counts"]
+EmbeddingsName = Literal["shared", "separate"]
 
 
 class Recipe(TypedDict):
@@ -47,7 +48,7 @@ FEW = Recipe(  # measured in docs/recipes.md
         packing="plain",
         dropout=0.0,
         initial_weights="counts",
-        share_embeddings=False,
+        embeddings="separate",
     ),
 )
 
@@ -57,13 +58,13 @@ def recipe_of(model: ModelName, name: RecipeName | None, objective: ObjectiveNam
     if name == "few" or (name is None and model == "tiny"):
         if objective == "electra":
             return FEW
-        alone = FEW["optimisation"] | dict(
-            generator_share=0.0, learning_rate=FEW["optimisation"]["generator_learning_rate"]
-        )
-        return Recipe(optimisation=alone | dict(generator_learning_rate=None), run=FEW["run"])
+        alone = dict(FEW["optimisation"])
+        alone["learning_rate"] = alone.pop("generator_learning_rate")
+        del alone["generator_share"]
+        return Recipe(optimisation=alone, run=FEW["run"])
     fields = dict(zip(("batch_size", "learning_rate", "steps"), PAPER[model], strict=False))
     length = PAPER[model][-1]
-    return Recipe(optimisation=fields, run=dict(max_length=length, packing="pairs"))
+    return Recipe(optimisation=fields, run=dict(max_length=length, packing="pairs", embeddings="shared"))
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,9 @@ class ModelOptions:
     """How networks begin: random as Google's, counts with what counts of neighbouring words know. (default: counts by
     the recipe few, random by paper)"""
 
-    share_embeddings: bool | None = None
-    """Both networks have one set of embeddings. (default: as in the weights to start from, else yes by the recipe paper
-    and no by few)"""
+    embeddings: EmbeddingsName | None = None
+    """Embeddings of both networks: shared is one set, separate one for each. (default: as in the weights to start from,
+    else shared by the recipe paper and separate by few)"""
 
     init_generator: Path | None = None
     """Hugging Face directory of a generator to start from. (default: random weights)"""

@@ -138,13 +138,14 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
         networks["generator"] = _network(Generator, run.init_generator, dropout, tokenizer)
     if run.init_discriminator is not None:
         networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout, tokenizer)
-    changes = {name: run.chosen(name) for name in ("mask_prob", "share_embeddings")}
     differ = len(networks) == 2 and not _equal_words(*networks.values())
-    if networks and run.share_embeddings is None:
+    changes: dict[str, Any] = {"share_embeddings": run.chosen("embeddings") == "shared"}
+    if networks and run.embeddings is None:
         changes["share_embeddings"] = not differ
+    if run.mask_prob is not None:
+        changes["mask_prob"] = run.mask_prob
     if not networks and run.chosen("dropout") is not None:
         dropout = dict.fromkeys(DROPOUTS, run.chosen("dropout"))
-    changes = {name: value for name, value in changes.items() if value is not None}
     preset = getattr(ElectraConfig, run.model)(
         vocab_size=corpus.vocab_size,
         faithful=run.faithful,

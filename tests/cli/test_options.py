@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ import pytest
 from electra_fast.cli.main import COMMANDS, SCREEN, main
 from electra_fast.cli.options import build
 from electra_fast.tasks.examples import Columns
-from electra_fast.train.settings import RECIPES, ModelName, PretrainConfig
+from electra_fast.train.settings import PAPER, ModelName, PretrainConfig, RunConfig, recipe_of
 
 FINETUNE = "--task qa --model m --train t --dev d --out o"
 
@@ -31,12 +32,14 @@ PREPARE = dict(
     packing="pairs", cased=False, no_strip_accents=False, heldout=0.01, processes=None, seed=0,
 )  # fmt: skip
 PRETRAIN = dict(
-    data=(), tokenizer=None, vocab_size=None, model="tiny", objective="electra", steps=2000, batch_size=128,
-    max_length=None, learning_rate=6e-4, micro_batch_size=None, warmup_steps=None, out=Path("electra-out"),
+    data=(), tokenizer=None, vocab_size=None, model="tiny", objective="electra", steps=1200, batch_size=32,
+    max_length=None, learning_rate=7e-4, micro_batch_size=None, warmup_steps=None, out=Path("electra-out"),
     resume=False, allow_change=(), save_every=1000, keep=3, eval_every=100, log_every=10, seed=0, device="auto",
     precision="auto", non_finite="stop", init_generator=None, init_discriminator=None, faithful=False, log_to=None,
-    packing=None, mask_prob=None, dropout=None, threads=None,
+    packing=None, mask_prob=None, dropout=None, threads=None, recipe=None, initial_weights=None, embeddings=None,
+    generator_share=1 / 6, generator_learning_rate=2e-3, beta2=0.98,
 )  # fmt: skip
+PAPERS = dict(generator_share=0.0, generator_learning_rate=None, beta2=0.999)
 TASK = dict(
     task="qa", model=Path("m"), train=Path("t"), dev=Path("d"), out=Path("o"), text_column=None, text2_column=None,
     label_column=None, id_column=None, seeds=(0,), random_init=False, device="auto", log_every=10, epochs=None,
@@ -88,9 +91,15 @@ def test_options_of_prepare(line: str, changed: dict[str, Any]) -> None:
         ("--data a b", dict(data=(Path("a"), Path("b")))),
         ("--tokenizer t", dict(tokenizer=Path("t"))),
         ("--vocab-size 7", dict(vocab_size=7)),
-        ("--model base", dict(model="base", batch_size=256, learning_rate=2e-4, steps=766_000)),
-        ("--model=small --steps 5", dict(model="small", batch_size=128, learning_rate=5e-4, steps=5)),
-        ("--objective mlm", dict(objective="mlm")),
+        ("--model base", dict(model="base", batch_size=256, learning_rate=2e-4, steps=766_000) | PAPERS),
+        ("--recipe paper", dict(recipe="paper", batch_size=128, learning_rate=6e-4, steps=2000) | PAPERS),
+        ("--model base --recipe few", dict(model="base", recipe="few")),
+        ("--initial-weights random --embeddings separate", dict(initial_weights="random", embeddings="separate")),
+        ("--model=small --steps 5", dict(model="small", batch_size=128, learning_rate=5e-4, steps=5) | PAPERS),
+        (
+            "--objective mlm",
+            dict(objective="mlm", learning_rate=2e-3, generator_share=0.0, generator_learning_rate=None),
+        ),
         ("--steps 7 --batch-size 4", dict(steps=7, batch_size=4)),
         ("--max-length 64", dict(max_length=64)),
         ("--learning-rate 1e-3", dict(learning_rate=1e-3)),
@@ -174,14 +183,27 @@ def test_columns_are_named_or_left_to_the_benchmark() -> None:
     assert ColumnOptions(label_column="y").columns() == Columns(label="y")
 
 
-def test_recipes_are_those_of_the_models() -> None:
-    assert get_args(ModelName) == tuple(RECIPES)
-    for model, recipe in RECIPES.items():
-        found = vars(PretrainConfig.recipe(model))
-        assert {name: found[name] for name in ("batch_size", "learning_rate", "steps")} == {
-            name: value for name, value in recipe.items() if name != "max_length"
-        }
+def test_recipes_are_of_the_models() -> None:
+    """Without a name tiny has the recipe few; its fields are fields, and its values what `PretrainConfig` gets."""
+    assert get_args(ModelName) == tuple(PAPER)
+    for model, (batch_size, rate, steps, length) in PAPER.items():
+        config = PretrainConfig.recipe(model, "paper")
+        assert (config.batch_size, config.learning_rate, config.steps) == (batch_size, rate, steps)
+        run = RunConfig(out=Path("out"), model=model, recipe="paper")
+        assert run.chosen("max_length") == length and run.chosen("initial_weights") is None
+        assert config.generator_steps == 0
+    assert PretrainConfig.recipe("tiny") == PretrainConfig.recipe("tiny", "few") == PretrainConfig.recipe("base", "few")
+    assert PretrainConfig.recipe("base") == PretrainConfig.recipe("base", "paper")
+    few = recipe_of("tiny", "few", "electra")
+    assert set(few["run"]) <= {field.name for field in fields(RunConfig)}
     assert PretrainConfig.recipe("tiny", steps=3).steps == 3
+    assert RunConfig(out=Path("out"), packing="pairs").chosen("packing") == "pairs"
+
+
+def test_recipe_of_one_network_has_no_share_of_the_steps() -> None:
+    alone = PretrainConfig.recipe("tiny", "few", "mlm")
+    assert alone.generator_steps == 0
+    assert alone.learning_rate == PretrainConfig.recipe("tiny", "few").generator_learning_rate
 
 
 def test_objectives_are_those_of_the_settings() -> None:

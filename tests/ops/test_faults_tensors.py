@@ -16,10 +16,9 @@ from faults import PREPARE_AGAIN, Cases, World, edit, patch, refuse, tensors
 from electra_fast import Batch, Discriminator, Electra, PretrainConfig, Pretrainer, ops
 from electra_fast.cli.main import main
 from electra_fast.data.corpus import Corpus
-from electra_fast.train.settings import RECIPES
 
 case = Cases()
-RATE = RECIPES["tiny"]["learning_rate"]
+RATE = PretrainConfig.recipe("tiny").learning_rate
 head = importlib.import_module("electra_fast.ops.generator_head")  # the module; ops has the function
 
 

@@ -28,9 +28,21 @@ def test_schedule_is_a_product_of_warmup_and_decay() -> None:
 
 
 def test_warmup_is_ten_thousand_steps_or_a_tenth() -> None:
-    assert PretrainConfig().warmup == 10_000
-    assert PretrainConfig(steps=600).warmup == 60
-    assert PretrainConfig(steps=600, warmup_steps=5).warmup == 5
+    assert PretrainConfig().warmup(1_000_000) == 10_000
+    assert PretrainConfig().warmup(600) == 60
+    assert PretrainConfig(warmup_steps=5).warmup(600) == 5
+
+
+def test_the_generator_alone_and_the_discriminator_each_have_their_schedule() -> None:
+    config = PretrainConfig(
+        steps=120, generator_share=1 / 6, generator_learning_rate=0.4, learning_rate=0.1, warmup_steps=2
+    )
+    assert config.generator_steps == 20
+    assert [config.learning(t) for t in (0, 19, 20, 119)] == ["generator"] * 2 + ["discriminator"] * 2
+    rates = [learning_rate(config, t) for t in (0, 10, 19, 20, 70, 120)]
+    assert rates == pytest.approx([0.4 / 2, 0.4 * 0.5, 0.4 / 20, 0.1 / 2, 0.1 * 0.5, 0.0])
+    together = PretrainConfig(steps=120, learning_rate=0.1)
+    assert together.learning(0) == "both" and together.generator_steps == 0
 
 
 def test_biases_and_layer_norms_do_not_decay() -> None:

@@ -11,7 +11,7 @@ from electra_fast.data.corpus import Corpus
 from electra_fast.data.prepare import prepare
 from electra_fast.objectives.base import Objective
 from electra_fast.train.settings import RunConfig
-from electra_fast.train.start import build_model, open_corpus
+from electra_fast.train.start import build_model, open_corpus, starts_from_counts
 
 TEXT = "\n\n".join("\n".join(f"the {a} of the {b} ." for a in "abcd" for b in "xyz") for _ in range(9))
 
@@ -29,13 +29,13 @@ def started(run: RunConfig) -> Objective:
 
 @pytest.mark.parametrize("packing", [None, "pairs", "plain"])
 def test_packing_of_text_that_is_prepared_here(run: RunConfig, tmp_path: Path, packing: str | None) -> None:
-    """The corpus is the one that `prepare` makes with the same packing; none named is Google's pairs."""
+    """The corpus is the one that `prepare` makes with the same packing; none named is that of the recipe, here few."""
     corpus = open_corpus(dataclasses.replace(run, packing=packing))
-    settings = dict(vocab_size=40, max_length=16, packing=packing or "pairs", progress=False)
+    settings = dict(vocab_size=40, max_length=16, packing=packing or "plain", progress=False)
     assert corpus.sha256 == prepare(run.data[0], tmp_path / "same", **settings).sha256
-    other = "pairs" if packing == "plain" else "plain"
+    other = "plain" if packing == "pairs" else "pairs"
     assert corpus.sha256 != prepare(run.data[0], tmp_path / "other", **settings | {"packing": other}).sha256
-    with pytest.raises(ValueError, match=f'packing: saved "{packing or "pairs"}", now "{other}"'):
+    with pytest.raises(ValueError, match=f'packing: saved "{packing or "plain"}", now "{other}"'):
         open_corpus(dataclasses.replace(run, packing=other))
 
 
@@ -48,7 +48,11 @@ def test_packing_of_a_corpus_is_held_against_the_option(run: RunConfig, tmp_path
 
 
 def test_mask_share_and_dropout_are_the_preset_s_or_the_run_s(run: RunConfig) -> None:
+    few = started(run)
+    assert (few.config.mask_prob, few.config.hidden_dropout_prob, few.config.share_embeddings) == (0.15, 0.0, False)
+    run = dataclasses.replace(run, recipe="paper", packing="plain")
     plain = started(run).config
+    assert plain.share_embeddings
     assert (plain.mask_prob, plain.hidden_dropout_prob, plain.attention_probs_dropout_prob) == (0.15, 0.1, 0.1)
     model = started(dataclasses.replace(run, mask_prob=0.3, dropout=0.2))
     assert model.config == dataclasses.replace(
@@ -73,7 +77,7 @@ def test_dropout_of_weights_to_start_from(run: RunConfig, tmp_path: Path) -> Non
 
 def test_weights_to_start_from_grow_for_tokens_added_to_the_data(run: RunConfig, tmp_path: Path) -> None:
     """Both networks get the same rows; the generator's new biases are the mean of the others."""
-    first = started(run)
+    first = started(dataclasses.replace(run, embeddings="shared"))
     with torch.no_grad():
         first.generator.vocabulary_bias.normal_(generator=torch.Generator().manual_seed(1))
     first.save_pretrained(tmp_path / "weights")
@@ -111,3 +115,23 @@ def test_weights_with_fewer_words_than_the_data_are_refused(run: RunConfig, tmp_
         ValueError, match=rf"word table of \d+ rows, and the tokenizer of the data has {corpus.vocab_size}"
     ):
         build_model(dataclasses.replace(run, **weights), corpus, seed=0)
+
+
+def test_networks_with_their_own_embeddings_keep_them(run: RunConfig, tmp_path: Path) -> None:
+    """Unless the run wants one set; weights that share theirs go on sharing, whatever the recipe says."""
+    for embeddings in ("separate", "shared"):
+        directory = tmp_path / embeddings
+        first = started(dataclasses.replace(run, embeddings=embeddings))
+        first.save_pretrained(directory)
+        weights = {f"init_{name}": directory / name for name in ("generator", "discriminator")}
+        again = dataclasses.replace(run, data=(run.out / "data",), vocab_size=None, **weights)
+        model = started(again)
+        assert model.config.share_embeddings == (embeddings == "shared")
+        assert torch.equal(
+            model.generator.encoder.embeddings.word.weight, first.generator.encoder.embeddings.word.weight
+        )
+        assert not starts_from_counts(again)
+    assert started(dataclasses.replace(again, embeddings="shared")).config.share_embeddings
+    assert starts_from_counts(run) and not starts_from_counts(dataclasses.replace(run, recipe="paper"))
+    with pytest.raises(ValueError, match="initial_weights is counts, and the run starts from the weights in"):
+        dataclasses.replace(again, initial_weights="counts")
