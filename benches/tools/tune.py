@@ -65,8 +65,8 @@ class Case:
     @property
     def declared(self) -> tuple[Any, Any]:
         """The op as declared, and its reference."""
-        ops = importlib.import_module(f"electra_fast.ops.{self.file}")
-        return getattr(ops, f"_{self.op}"), getattr(ops, f"{self.op}_reference")
+        module = importlib.import_module(f"electra_fast.ops.{self.op}")
+        return getattr(module, f"_{self.op}"), getattr(module, f"{self.op}_reference")
 
     @property
     def on_triton(self) -> bool:

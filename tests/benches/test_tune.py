@@ -25,12 +25,12 @@ def test_a_dry_run_interpreted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     asked = "dropout_add_layer_norm corrupt --dry-run --models tiny --json".split()
     assert tune.main([*asked, str(rows)]) == 0
     said = capsys.readouterr().out
-    assert "dropout_add_layer_norm.TILES[64]  BLOCK_M=32, num_warps=4  serves 2 shapes" in said
-    assert said.count("remains") == 12 and "TILES[256]  " not in said
+    assert "dropout_add_layer_norm.TILES[256]  BLOCK_M=8, num_warps=4  serves 4 shapes" in said
+    assert said.count("remains") == 8 and "TILES[64]  " not in said
     assert "\n    64: dict(BLOCK_M=32, num_warps=4),\n" in said and "CORRUPT = dict(BLOCK=1024, num_warps=4)" in said
     written = [json.loads(line) for line in rows.read_text().splitlines()]
-    assert len(written) == 12 and not any(row["left_out"] for row in written)
-    assert written[0]["tile"] == dict(BLOCK_M=16, num_warps=4)
+    assert len(written) == 8 and not any(row["left_out"] for row in written)
+    assert written[0]["tile"] == dict(BLOCK_M=4, num_warps=4)
 
 
 def test_a_dry_run_compiled(tmp_path: Path) -> None:

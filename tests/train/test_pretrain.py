@@ -173,6 +173,10 @@ def test_warm_start_continues_from_given_weights(corpus: Path, tmp_path: Path) -
     )
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
     pair = Electra.from_pretrained(final)
+    tables = [network.encoder.embeddings.word.weight for network in (pair.generator, pair.discriminator)]
+    assert not torch.equal(*tables)  # each has its own by the recipe of tiny
+    assert run(corpus, tmp_path / "shared", "--steps", "1", "--embeddings", "shared") == 0
+    pair = Electra.from_pretrained(tmp_path / "shared" / "final")
     assert pair.generator.encoder.embeddings is pair.discriminator.encoder.embeddings
 
 
