@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 import pytest
+import torch
 from racing import command
 
 main: Any = importlib.import_module("benches.__main__").main
@@ -11,6 +12,9 @@ main: Any = importlib.import_module("benches.__main__").main
 
 def tool(name: str) -> Any:
     return importlib.import_module(f"tools.{name}").main
+
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 
 
 def test_shapes() -> None:
@@ -28,7 +32,10 @@ def test_shapes() -> None:
         (main, "linear --models huge", "argument --models: invalid choice: 'huge' (choose from "),
         (main, "linear --shapes 16", "argument --shapes: '16' is no batch shape; write sequences x tokens"),
         (main, "linear --shapes 0x16", "'0x16' is no batch shape"),
-        (main, "lineal", "there is no bench lineal; there are accelerate, "),
+        pytest.param(main, "roofs --device cuda", "torch sees no CUDA device here; take --device cpu", marks=NO_GPU),
+        pytest.param(
+            tool("gpu"), "--phase a", "torch sees no CUDA device here; --dry-run prints the plan", marks=NO_GPU
+        ),
         (main, "linear --rounds 0", "--rounds is 0; at least 1 is needed"),
         (tool("launches"), "--model huge", "argument --model: invalid choice: 'huge'"),
         (tool("launches"), "--shape 2x16x3", "argument --shape: '2x16x3' is no batch shape"),
