@@ -1,7 +1,8 @@
 // One step of AdamW over all parameters; see electra_fast/ops/adamw.py.
 //
-// The tensors are cut into pieces of one size that threads share out, so no thread waits for a large table or for a
-// hundred biases. The norm is summed in double within a piece and then over the pieces in order: threads change no bit.
+// The tensors are cut into pieces of one size, which are divided among the threads, so that large tables and small
+// biases load them evenly. Squares are summed in double within a piece, and then over the pieces in order: the result
+// does not depend on the number of threads.
 #include <math.h>
 
 #include "ops.h"
@@ -16,7 +17,7 @@ struct Piece {
   int64_t tensor, first, size;
 };
 
-// AdamW's numbers as the update computes with them.
+// AdamW's numbers in float32, in which the update is computed.
 struct Update {
   float clip, keep1, beta1, keep2, beta2, eps;  // keep = 1 - beta
 };

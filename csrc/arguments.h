@@ -1,8 +1,8 @@
 // What ops take: plain structs of addresses and numbers. electra_fast/ops/_structs.py has the same as NamedTuples;
 // bindings.cpp turns those into these, field by field.
 //
-// All instruction sets share them, so they have no functions that an op's body calls: such a function would be a weak
-// symbol, of which the linker could keep the one that only a newer CPU can run.
+// The objects of all instruction sets include this file, so it defines no function that an op calls: such a function
+// would be a weak symbol, and the linker could keep the copy that only a newer CPU can run.
 //
 // Shapes: T packed tokens, N sequences, H heads, D width (in Heads and Attention: of a head), F inner width, E width of
 // the embeddings, V words, M prediction slots, R rows that are queries, L layers. Matrices are float32, row after row.
@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-// In a struct: its name and the names of all its fields in order, which bindings.cpp reads.
+// Placed in a struct, gives bindings.cpp its name and its fields in order.
 #define EF_FIELDS(name, ...)                           \
   static constexpr const char* kName = #name;          \
   static constexpr const char* kFields = #__VA_ARGS__; \
@@ -21,7 +21,7 @@
 
 namespace ef {
 
-enum Threads : int {};  // its own type, so that bindings.cpp can tell it from other numbers
+enum Threads : int {};  // a type of its own, so that bindings.cpp can tell a number of threads from other numbers
 
 // x (length, width).
 struct Rows {
@@ -37,14 +37,15 @@ struct Affine {
   EF_FIELDS(Affine, weight, bias)
 };
 
-// What a LayerNorm keeps of its rows for its backward: normalised (rows, D), and 1 / deviation (rows,).
+// What a LayerNorm saves for its backward: the normalised rows (rows, D), and 1 / deviation of each (rows,).
 template <class Float>
 struct Normed {
   Float *xhat, *rstd;
   EF_FIELDS(Normed, xhat, rstd)
 };
 
-// Elements whose byte lies below the threshold are dropped; 0 keeps all, 256 drops all. row_ids (rows,).
+// An element is dropped if its random byte (philox.h) is below the threshold: 0 keeps all, 256 drops all. row_ids
+// (rows,) and seed are the key of the bytes.
 struct Dropout {
   const int64_t* row_ids;
   int64_t seed;
@@ -52,7 +53,8 @@ struct Dropout {
   EF_FIELDS(Dropout, row_ids, seed, threshold)
 };
 
-// (tokens, H, D), wherever it lies: head h of token t begins at data + t * token + h * head.
+// (tokens, H, D) with any strides: head h of token t begins at data + t * token + h * head, and its D values are
+// consecutive.
 template <class Float>
 struct Heads {
   Float* data;
@@ -83,8 +85,8 @@ struct AttentionWeights {
   EF_FIELDS(AttentionWeights, qkv, out, norm)
 };
 
-// What an attention block keeps for its backward: queries (R, D); keys and values side by side (T, 2 D); what attention
-// read (R, D) and the log-sum-exps of its scores (R, H); and the norm's.
+// What an attention block saves for its backward: queries (R, D); keys and values side by side (T, 2 D); attention's
+// output before the projection (R, D) and the log-sum-exps of its scores (R, H); and what its norm saves.
 template <class Float>
 struct AttentionKept {
   Float *queries, *keys_values, *read, *lse;
@@ -110,7 +112,8 @@ struct FfnWeights {
   EF_FIELDS(FfnWeights, up, down, norm)
 };
 
-// What an FFN block keeps for its backward: the GELU's argument (T, F), null where no backward follows; the norm's.
+// What an FFN block saves for its backward: the GELU's argument (T, F), null if there is no backward; and what its norm
+// saves.
 template <class Float>
 struct FfnKept {
   Float* inner;
@@ -126,7 +129,8 @@ struct Layer {
   EF_FIELDS(Layer, attention, ffn)
 };
 
-// What a layer keeps for its backward: also the rows between its blocks (R, D) and those that it gives (R, D).
+// What a layer saves for its backward: what its two blocks save, the output of the first (R, D), and that of the second
+// (R, D).
 template <class Float>
 struct LayerKept {
   Float* between;
@@ -136,8 +140,9 @@ struct LayerKept {
   EF_FIELDS(LayerKept, between, attention, ffn, out)
 };
 
-// The rows that are queries in the last layer: of x those at `rows` (R,), with their ids (R,) and their offsets (N +
-// 1,); where offsets is null, all (rows is null when R is 0, too).
+// The rows of x that are queries in the last layer: their indices (R,), their row ids (R,), and the offset of each
+// sequence's first one (N + 1,). If offsets is null, all rows are queries. (`rows` does not tell: it is null for R = 0,
+// too.)
 struct Queries {
   const int64_t *rows, *row_ids;
   const int32_t* offsets;
@@ -145,7 +150,8 @@ struct Queries {
   EF_FIELDS(Queries, rows, row_ids, offsets, R)
 };
 
-// All rows and layers of an encoder. seeds (2 L,): of each layer its attention block's and its FFN block's.
+// An encoder's input and sizes. seeds (2 L,): for each layer, the seed of its attention block and that of its FFN
+// block.
 struct Encoder {
   Rows x;
   const int32_t* cu_seqlens;
@@ -197,7 +203,7 @@ struct Text {
   EF_FIELDS(Text, ids, row_ids, T, cu_seqlens, N)
 };
 
-// How tokens are chosen and hidden: never one of special_ids (specials,).
+// How tokens are chosen and hidden. Tokens whose id is among special_ids (specials,) are never chosen.
 struct MaskingRule {
   const int64_t* special_ids;
   int64_t specials, mask_id;
@@ -207,7 +213,7 @@ struct MaskingRule {
   EF_FIELDS(MaskingRule, special_ids, specials, mask_id, replace_threshold, faithful, seed)
 };
 
-// What masking writes: ids (T,), the others (M,).
+// Where masking puts its results: ids (T,), the others (M,).
 struct Masked {
   int64_t *ids, *positions, *labels, *sample_rows;
   EF_FIELDS(Masked, ids, positions, labels, sample_rows)

@@ -1,8 +1,8 @@
 // softmax(scale Q K^T) V of every (sequence, head), and its gradients; see electra_fast/ops/attention.py.
 //
-// One thread takes a (sequence, head), so every sum has one order, whatever the number of threads. Its keys and values
-// are packed once (gemm.h). A block of queries meets all keys at once; its scores stay in cache, so the softmax needs
-// no running maximum. benches/bench_attention.py measures it.
+// One thread computes a (sequence, head), so the order of every sum, and its bits, do not depend on the number of
+// threads. It packs keys and values once (gemm.h), and computes the scores of a block of queries with all keys; these
+// stay in cache, so the softmax needs no running maximum. benches/bench_attention.py measures it.
 #include <math.h>
 
 #include "dropout.h"
@@ -14,8 +14,8 @@
 namespace ef::EF_NS {
 namespace attend {
 
-constexpr int64_t kBlockRows = 132;          // queries at once, whole slivers; fewer where there are many keys,
-constexpr int64_t kBlockScores = 32 * 1024;  // so that their scores are about this many
+constexpr int64_t kBlockRows = 132;          // the most queries of a block, a multiple of kSliver
+constexpr int64_t kBlockScores = 32 * 1024;  // where there are many keys, a block has about this many scores
 
 static inline int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -27,9 +27,9 @@ static inline Float* at(const Heads<Float>& x, int64_t t, int64_t h) {
 // One (sequence, head): its queries and keys, how its scores are laid out, and where the next one begins.
 struct Task {
   int64_t h, first, end, Sq, first_k, Sk;
-  int64_t columns;  // Sk in whole panels
-  int64_t ld;       // the distance between rows of scores: with a power of two, columns would fall into one cache set
-  int64_t rows;     // rows of scores at once
+  int64_t columns;  // Sk, rounded up to whole panels
+  int64_t ld;       // distance between rows of scores: a power of two would map a column to one cache set
+  int64_t rows;     // rows of scores in a block
   int64_t next, next_k, next_h;
 
   Task(const Attention& in, int64_t n, int64_t h)
@@ -47,8 +47,8 @@ struct Task {
         next_h(h + 1 < in.H ? h + 1 : 0) {}
 };
 
-// Prefetches a row that the next task reads or writes: a head's rows lie a projection's width apart, further than any
-// hardware looks ahead.
+// Prefetches a row that the next task reads or writes. The hardware does not: consecutive rows of a head are as far
+// apart as the projection is wide.
 template <class Float>
 static inline void look_ahead(const Heads<Float>& x, int64_t t, int64_t h, int64_t D) {
   for (int64_t d = 0; d < D; d += 16) __builtin_prefetch(at(x, t, h) + d, 0, 2);
@@ -82,10 +82,10 @@ static inline Softmax softmax(float* scores, int64_t columns, const Dropout& rul
   return {max, sum_of(sums[0] + sums[1])};
 }
 
-// Turns a row of scores into the probabilities after dropout, and a row of the probabilities' gradients into those of
-// the scores. The mean of the gradients, which softmax subtracts, is summed here instead of being taken from out and
-// dout; and the probabilities are scaled to sum to one, which the rounding of lse prevents. So what all gradients have
-// in common cancels, as it should.
+// Replaces a row of scores by the probabilities after dropout, and a row of the probabilities' gradients by the scores'
+// gradients. The softmax's backward subtracts the mean of the gradients, weighted by the probabilities. The mean is
+// summed here, not computed as sum(out dout), and the probabilities are scaled to sum to 1, which the rounding of lse
+// prevents: so a constant that all gradients share cancels exactly.
 static inline void softmax_backward(float* scores, float* grads, int64_t columns, float lse, float scale,
                                     const Dropout& rule, int64_t row_id, uint32_t plane) {
   const VecInt sign = VecInt{} + INT32_MIN;  // marks a probability that is dropped
@@ -121,7 +121,7 @@ static inline void softmax_backward(float* scores, float* grads, int64_t columns
   }
 }
 
-// Places past the last key get no probability.
+// Sets the scores beyond the last key to -inf, so that their probabilities are 0.
 static inline void hide(float* scores, const Task& task, int64_t rows) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = task.Sk; j < task.columns; ++j) scores[i * task.ld + j] = -INFINITY;
@@ -137,7 +137,7 @@ static inline void clear(const Heads<float>& x, int64_t first, int64_t count, in
 
 static void forward(const Attention& in, const Task& task, const Heads<float>& out, float* lse, float* memory) {
   const int64_t D = in.D, H = in.H, h = task.h, Sk = task.Sk;
-  if (Sk == 0) {  // nothing to read
+  if (Sk == 0) {  // without keys the output is 0
     clear(out, task.first, task.Sq, h, D);
     for (int64_t i = task.first; i < task.end; ++i) lse[i * H + h] = -INFINITY;
   }

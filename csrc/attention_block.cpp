@@ -52,7 +52,8 @@ void attention_block_fwd(const AttentionBlock& block, const AttentionWeights<con
   }
 }
 
-// dqueries (R, D) may be dx: then what rows receive as queries and as keys and values is added up there.
+// dqueries (R, D) may be dx itself, if all rows are queries: then both gradients of a row, as a query and as a key and
+// value, are added up there.
 void attention_block_bwd(const float* dout, const AttentionBlock& block, const AttentionWeights<const float>& weights,
                          const AttentionKept<const float>& kept, float* dx, float* dqueries,
                          const AttentionWeights<float>& dweights, Threads threads) {

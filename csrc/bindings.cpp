@@ -1,4 +1,5 @@
-// Python's view of the core: the ops of the best instruction set at the top, those of each in a submodule of its name.
+// The Python module _C: it has the ops of the best instruction set that this CPU supports, and a submodule for each
+// instruction set, with the ops compiled for it.
 //
 // electra_fast/ops checks devices, dtypes, shapes and strides before it calls an op.
 #include <pthread.h>
@@ -23,7 +24,7 @@ struct Isa {
   const Ops* ops;
 };
 
-// Compiled and supported by this CPU, the best last.
+// The instruction sets that are compiled in and that this CPU supports, the best last.
 static std::vector<Isa> supported() {
   std::vector<Isa> found = {{"base", &base::ops}};
 #ifdef EF_X86
@@ -49,11 +50,12 @@ static Isa choose(const std::vector<Isa>& isas) {
                          "; set it to one of these, or unset it for the best, " + isas.back().name);
 }
 
-// After fork() the child has OpenMP's state but not its threads, and would wait for them for ever.
+// True in a child of fork(). It inherits OpenMP's state but not its threads, and would wait for them for ever, so it
+// computes on one thread.
 static bool forked = false;
 
-// A pointer, as Python passes it: None for null, an integer, an array with a buffer, or a tensor with data_ptr(). What
-// Python passes stays alive until the op returns.
+// The address in a Python object: null for None, else that of an integer, of an object with a buffer, or of a tensor
+// (data_ptr()). The caller keeps the object alive until the op returns.
 static void* address_of(PyObject* from) {
   if (from == Py_None) return nullptr;
   if (PyLong_Check(from)) return PyLong_AsVoidPtr(from);
@@ -70,7 +72,8 @@ static void* address_of(PyObject* from) {
   return at;
 }
 
-// Reads an argument, or a field of one, from Python. False, with Python's error set, where it does not fit.
+// Converts a Python object to an argument or a field of one. Returns false, with Python's error set, if its type or
+// value does not fit.
 template <class T>
 static bool read(PyObject* from, T& to) {
   if constexpr (std::is_class_v<T>) {  // a struct comes as a tuple of its fields
@@ -99,7 +102,7 @@ static bool read(PyObject* from, T& to) {
   return !PyErr_Occurred();
 }
 
-// What the structs among T and its fields are made of, a line each, is added to an op's doc.
+// Adds a line to an op's doc for T if it is a struct, and for each struct among its fields: the names of its fields.
 template <class T>
 static void describe(std::string& doc) {
   if constexpr (std::is_pointer_v<T>) {
@@ -111,14 +114,14 @@ static void describe(std::string& doc) {
   }
 }
 
-// An op as a function of Python's; it holds the object as long as the process lives.
+// An op as a Python function. It is never freed, since the function lives as long as the process.
 template <class... Arguments>
 struct Function {
   std::string doc;
   PyMethodDef definition;
   void (*op)(Arguments...);
 
-  // pybind11's own way to call a function costs a microsecond more.
+  // METH_FASTCALL, since a call through pybind11 takes a microsecond more.
   static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
     const auto* function = static_cast<Function*>(PyCapsule_GetPointer(self, nullptr));
     if (count != sizeof...(Arguments))

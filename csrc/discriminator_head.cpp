@@ -1,4 +1,5 @@
-// One logit a token and its cross-entropy, and the gradients; see electra_fast/ops/discriminator_head.py.
+// logit = w gelu(W x + b) + c of each token, its binary cross-entropy, and the gradients; see
+// electra_fast/ops/discriminator_head.py.
 #include <math.h>
 
 #include "gelu.h"
@@ -22,7 +23,7 @@ void discriminator_head_fwd(const Rows& hidden, const DiscriminatorWeights<const
         gelu_rows(inner + t * D, D, 1, D, activated, D);
         const float x = dot(activated, weights.out.weight, D) + weights.out.bias[0];
         logits[t] = x;
-        loss[t] = (x > 0 ? x : 0) - (labels[t] ? x : 0) + log1pf(expf(-fabsf(x)));  // where NaN stays NaN
+        loss[t] = (x > 0 ? x : 0) - (labels[t] ? x : 0) + log1pf(expf(-fabsf(x)));  // NaN for NaN
       }
     });
   }
@@ -43,10 +44,10 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const Rows
     float *dinner = scratch.at + part * own, *activated = dinner + parts.height * ld, *few = activated + packed;
     float *dweight = out_weights.of(part), *dbias = out_biases.of(part);
     dense.start(part), out_weights.start(part), out_biases.start(part);
-    double sum = 0;  // of gradients that largely cancel
+    double sum = 0;  // in double, since the gradients largely cancel
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       for (int64_t r0 = 0; r0 < rows; r0 += 16) {
-        memset(few, 0, size_t(D) * sizeof(float));  // dweight of 16 rows: one chain through all would round worse
+        memset(few, 0, size_t(D) * sizeof(float));  // dweight of 16 rows, since one sum over all rows would round worse
         for (int64_t r = r0; r < smaller(r0 + 16, rows); ++r) {
           const int64_t t = first + r;
           const double exact = dlogits[t] + dloss[t] * (1 / (1 + exp(-double(logits[t]))) - double(labels[t]));

@@ -1,4 +1,4 @@
-// Dropout in the registers of a row, by the bytes of philox.h: a column is kept if its byte is not below the threshold.
+// Dropout of a row in vector registers: an element is kept if its random byte (philox.h) is not below the threshold.
 #pragma once
 
 #include "arguments.h"
@@ -7,15 +7,15 @@
 
 namespace ef::EF_NS {
 
-// What keeps the mean of the elements that are kept; 1 where all are dropped.
+// The factor of the elements that are kept, which preserves the mean: 256 / (256 - threshold). 1 if all are dropped.
 static inline float dropout_scale(int threshold) { return threshold < 256 ? 256.0f / float(256 - threshold) : 1.0f; }
 
-// The same of rows from `first` on.
+// The Dropout of the rows from `first` on.
 static inline Dropout from_row(const Dropout& dropout, int64_t first) {
   return {dropout.row_ids + first, dropout.seed, dropout.threshold};
 }
 
-// kLanes bytes as integers. In the compiler's notation GCC 12 widens them one by one.
+// kLanes bytes as 32-bit integers. Intrinsics, since GCC 12 converts __builtin_convertvector one byte at a time.
 static inline VecInt widened(const uint8_t* bytes) {
 #if EF_ISA >= 512
   return (VecInt)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
@@ -28,10 +28,11 @@ static inline VecInt widened(const uint8_t* bytes) {
 
 namespace {  // internal, as static is for functions: no symbol of theirs leaves the instruction set's object
 
-// kBlockColumns columns of a row at a time: draw() before of(), whose i counts from the column that was drawn.
+// Dropout of kBlockColumns columns of a row at a time. draw(column) comes first; i in kept() and of() counts from that
+// column.
 struct RowDropout {
   const float scale;
-  const int limit;  // byte >= threshold as byte > limit: -1 keeps all
+  const int limit;  // threshold - 1: an element is kept if its byte > limit, so -1 keeps all
   uint8_t bytes[kBlockColumns];
 
   explicit RowDropout(int threshold) : scale(dropout_scale(threshold)), limit(threshold - 1) {}
@@ -39,9 +40,9 @@ struct RowDropout {
   void draw(int64_t seed, int64_t row_id, int64_t column, uint32_t plane = 0) {
     if (limit >= 0) philox_block(seed, row_id, uint32_t(column / 16), plane, bytes);
   }
-  // All ones where the element is kept.
+  // All bits 1 where the element is kept, else 0.
   VecInt kept(int64_t i) const { return widened(bytes + i) > limit; }
-  // Chosen, not multiplied by 0: a NaN that is dropped is gone.
+  // Dropped elements are replaced by 0, not multiplied by it, so that a NaN is dropped, too.
   Vec of(Vec x, int64_t i) const { return limit < 0 ? x : kept(i) ? x * scale : Vec{}; }
   float of(float x, int64_t i) const { return limit < 0 ? x : bytes[i] > limit ? x * scale : 0.0f; }
 };

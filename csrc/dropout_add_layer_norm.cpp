@@ -1,4 +1,4 @@
-// LayerNorm(residual + dropout(x)) and its gradients, in chunks of rows that threads share out (norm.h); see
+// LayerNorm(residual + dropout(x)) and its gradients: chunks of rows (norm.h) are divided among the threads; see
 // electra_fast/ops/dropout_add_layer_norm.py.
 #include "norm.h"
 #include "ops.h"
@@ -25,7 +25,7 @@ void dropout_add_layer_norm_bwd(const Rows& dout, const float* weight, const Dro
                                 const Normed<const float>& kept, float* dx, float* dresidual,
                                 const Affine<float>& dnorm, Threads threads) {
   const int64_t D = dout.width, chunks = ceiling(dout.length, kNormChunk);
-  Floats shares(chunks * 2 * D);  // of each chunk, the gradients of weight and bias side by side
+  Floats shares(chunks * 2 * D);  // for each chunk, its sums for the gradients of weight and bias, side by side
 #pragma omp parallel for num_threads(threads) schedule(static) if (dout.length * D >= 32768)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t first = chunk * kNormChunk, rows = smaller(kNormChunk, dout.length - first), at = first * D;
@@ -34,9 +34,9 @@ void dropout_add_layer_norm_bwd(const Rows& dout, const float* weight, const Dro
     norm_rows_bwd({dout.data + at, rows, D}, weight, from_row(dropout, first), from_row(kept, first, D), dx + at,
                   dresidual + at, {share, share + D});
   }
-  Memory<double> sums(2 * D);  // in double: chunks that are alike round alike in float
+  Memory<double> sums(2 * D);  // in double: in float, similar chunks would all round in one direction
   for (int64_t c = 0; c < 2 * D; ++c) sums.at[c] = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)  // in order: threads change no bit
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)  // in order, so the bits do not depend on the threads
     for (int64_t c = 0; c < 2 * D; ++c) sums.at[c] += shares.at[chunk * 2 * D + c];
   for (int64_t c = 0; c < D; ++c) dnorm.weight[c] = float(sums.at[c]), dnorm.bias[c] = float(sums.at[D + c]);
 }

@@ -1,16 +1,16 @@
-// Rows of three tables, summed, normalised and dropped out in one pass, and the gradients back into the tables; see
+// dropout(LayerNorm(word + position + token type)) in one pass, and the gradients of the tables; see
 // electra_fast/ops/embedding.py.
 //
-// A table's gradient is written once, row by row of the table: 0 for a row that no token has, else the sum over the
-// tokens that have it, in their order. So nothing is cleared first, no two threads write to one row, and threads change
-// no bit.
+// Each row of a table's gradient is written once: as 0 if no token uses the row, else as the sum over the tokens that
+// do, in their order. So the gradient need not be cleared first, no two threads write to one row, and the bits do not
+// depend on the number of threads.
 #include "norm.h"
 #include "ops.h"
 
 namespace ef::EF_NS {
 namespace {
 
-constexpr int64_t kGathered = 16;  // rows that wait in the first cache to be normalised
+constexpr int64_t kGathered = 16;  // rows that are gathered and then normalised while they are in the L1 cache
 
 static void dropout_rows(const Rows& x, const Dropout& rule, float* out) {
   RowDropout dropout(rule.threshold);
@@ -58,7 +58,7 @@ static void scatter(const int64_t* ids, const Rows& d, int64_t size, float* grad
 void embedding_fwd(const Tokens& tokens, const Tables<const float>& tables, const Affine<const float>& norm, double eps,
                    const Dropout& dropout, float* out, const Normed<float>& kept, Threads threads) {
   const int64_t T = tokens.T, E = tables.E, parts = T * E < 32768 ? 1 : threads;
-  const Dropout none = {dropout.row_ids, 0, 0};  // dropout comes after the norm here
+  const Dropout none = {dropout.row_ids, 0, 0};  // the norm has no dropout before it
   Floats types(parts * kGathered * E);
 #pragma omp parallel for num_threads(parts) schedule(static)
   for (int64_t part = 0; part < parts; ++part) {

@@ -1,11 +1,11 @@
-// The layers of an encoder in turn, each an attention_block and an ffn_block; see electra_fast/ops/encoder.py.
+// The layers of an encoder, each an attention_block and then an ffn_block; see electra_fast/ops/encoder.py.
 #include "ops.h"
 #include "rows.h"
 
 namespace ef::EF_NS {
 namespace {
 
-// One layer's rows: all of x (T, D), and those that are queries, which in the last layer may be some of them.
+// One layer's input x (T, D) and its queries: all rows of x, or in the last layer perhaps only some of them, gathered.
 struct LayerRows {
   const bool fewer;
   const Floats gathered;
@@ -46,7 +46,7 @@ void encoder_fwd(const Encoder& encoder, const Layer<const float>* layers, const
   }
 }
 
-// The gradient of each layer's rows takes the place of the next layer's in dx (T, D).
+// dx (T, D) holds the gradient of one layer's output at a time, and is overwritten by that of its input.
 void encoder_bwd(const float* dout, const Encoder& encoder, const Layer<const float>* layers,
                  const LayerKept<const float>* kept, const Layer<float>* dlayers, float* dx, Threads threads) {
   const int64_t D = encoder.x.width;

@@ -1,7 +1,7 @@
 // LayerNorm(x + dropout(W2 gelu(W1 x + b1) + b2)) and its gradients; see electra_fast/ops/ffn_block.py.
 //
-// A block of rows passes through both products, the GELU and the norm before the next one comes, so what is F wide
-// stays in the second cache. Only the argument of the GELU is kept at that width, as the backward needs it.
+// Each block of rows goes through both products, the GELU and the norm before the next block starts, so its matrix of
+// width F stays in the L2 cache. Of that width only the GELU's argument is saved, which the backward needs.
 #include "gelu.h"
 #include "linear.h"
 #include "norm.h"

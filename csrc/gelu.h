@@ -10,9 +10,9 @@ struct Normal {
   Vec cdf, pdf;
 };
 
-// Phi(-a) = e^(-a^2 / 2) t q(t) with t = 1 / (1 + 0.34 a) for a >= 0; q fitted for the relative error, 5e-8, to which
-// the rounding of t adds most. So Phi is within 2.1e-7 everywhere (tests/csrc/test_core.py measures it), and shares its
-// exponential with phi.
+// For a >= 0, Phi(-a) = e^(-a^2 / 2) t q(t) with t = 1 / (1 + 0.34 a). The polynomial q is fitted to a relative error
+// of 5e-8; the rounding of t adds more. Phi is within 2.1e-7 everywhere (tests/csrc/test_core.py measures it). Phi and
+// phi share their exponential.
 static inline Normal normal(Vec x) {
   const Vec a = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.34f * a), power = vexp(x * x * -0.5f);
   Vec q = t * -0x1.b00ce4p-6f + 0x1.2018b4p-3f;
@@ -27,7 +27,7 @@ static inline Normal normal(Vec x) {
   return {x < 0 ? tail : 1.0f - tail, power * 0.398942280f};
 }
 
-// y = gelu(x), rows of N, which may take x's place; x is kept at `kept`, (rows, N), if that is not null.
+// y = gelu(x) for rows of N; y may be x. If `kept` is not null, x is copied there, (rows, N).
 static inline void gelu_rows(const float* x, int64_t ldx, int64_t rows, int64_t N, float* y, int64_t ldy,
                              float* kept = nullptr) {
   for (int64_t r = 0; r < rows; ++r, x += ldx, y += ldy) {
@@ -45,8 +45,8 @@ static inline void gelu_rows(const float* x, int64_t ldx, int64_t rows, int64_t 
   }
 }
 
-// dx = dy gelu'(x), which may take dy's place; and gelu(x) anew, packed as the B of a product (gemm.h) that rows of it
-// make, if `packed` is not null.
+// dx = dy gelu'(x); dx may be dy. If `packed` is not null, it receives gelu(x), computed again, as the packed B of a
+// product (gemm.h).
 static inline void gelu_rows_bwd(const float* x, int64_t ldx, const float* dy, int64_t lddy, int64_t rows, int64_t N,
                                  float* dx, int64_t lddx, float* packed) {
   for (int64_t r = 0; r < rows; ++r, x += ldx, dy += lddy, dx += lddx) {

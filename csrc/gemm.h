@@ -1,9 +1,9 @@
-// Products of float32 matrices for ops that use a part of the result before the next part is made: nothing here knows
-// threads or caches beyond one tile.
+// C = A B in float32, on one thread, for ops that use a block of C while it is in cache, before they compute the next.
 //
-// B is packed first, in panels of kPanel columns, each row of a panel kPanel consecutive floats, the last panel filled
-// up with zeros: what a panel's product reads is one stream. A stays where it is. An element of C is one chain of
-// multiply-adds over kDepth of K at a time, in order: its bits depend on no other row, whatever block it falls into.
+// B is packed first: in panels of kPanel columns, whose rows are kPanel consecutive floats, so that a product reads a
+// panel from its first float to its last. The last panel is filled up with zeros. A is read where it is. An element of
+// C is a sum of multiply-adds over kDepth terms of K at a time, in order: its bits do not depend on the other rows, nor
+// on the block that it is in.
 #pragma once
 
 #include <string.h>
@@ -13,16 +13,18 @@
 namespace ef::EF_NS {
 
 constexpr int kPanel = 2 * kLanes;
-// Rows of C at once: with two vectors each they fill the registers (16, or 32 with AVX-512) but for those of A and B.
+// The rows of C that are computed at once: with two vectors each, they fill the registers (16, or 32 with AVX-512),
+// except those that A and B need.
 constexpr int kSliver = EF_ISA >= 512 ? 12 : 6;
-// A panel's part of 32 KiB: of half that, C would be written twice as often. A longer chain would round worse.
+// The terms of K that are summed at once: a panel's part is then 32 KiB. With half of it, C would be written twice as
+// often; with more, the sums would round worse.
 constexpr int64_t kDepth = kPanel > 16 ? 8192 / kPanel : 512;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 static inline int64_t packed_size(int64_t K, int64_t N) { return panels(N) * K * kPanel; }
 
-// b (K, N), its rows ldb apart.
+// Packs b (K, N), whose rows are ldb apart.
 static inline void pack(const float* b, int64_t ldb, int64_t K, int64_t N, float* packed) {
   for (int64_t n = 0; n < N; n += kPanel) {
     for (int64_t k = 0; k < K; ++k, packed += kPanel) {
@@ -36,7 +38,7 @@ static inline void pack(const float* b, int64_t ldb, int64_t K, int64_t N, float
   }
 }
 
-// The same of b's transpose: b (N, K).
+// Packs the transpose of b (N, K).
 static inline void pack_transposed(const float* b, int64_t ldb, int64_t K, int64_t N, float* packed) {
   for (int64_t n = 0; n < N; n += kPanel, packed += K * kPanel) {
     const int64_t squares = n + kPanel <= N ? K / kLanes * kLanes : 0;
@@ -55,7 +57,7 @@ static inline void pack_transposed(const float* b, int64_t ldb, int64_t K, int64
   }
 }
 
-// Of a panel `across` (N, kPanel), the transpose's first rows: c (rows, N).
+// c (rows, N) = the first rows of the transpose of a panel `across` (N, kPanel).
 static inline void unpack_transposed(const float* across, int64_t N, int64_t rows, float* c, int64_t ldc) {
   int64_t n = 0;
   for (; n + kLanes <= N; n += kLanes, across += kLanes * kPanel) {
@@ -71,15 +73,15 @@ static inline void unpack_transposed(const float* across, int64_t N, int64_t row
     for (int64_t r = 0; r < rows; ++r) c[r * ldc + n] = across[r];
 }
 
-// ROWS x kPanel of C, of which `columns` exist: of A B, and of what is at `plus` if that is not null. A's element (i,
-// k) is a[i * lda + k]; TRANSPOSED, a[k * lda + i].
+// Computes ROWS rows and the first `columns` of kPanel columns of C: A B, plus the matrix at `plus` if that is not
+// null. A's element (i, k) is a[i * lda + k]; if TRANSPOSED, a[k * lda + i].
 //
-// Not inlined: its registers are all taken, and the compiler spills what a caller adds to them.
+// Not inlined, since it uses all registers, and the compiler would spill some for its caller's values.
 template <int ROWS, bool TRANSPOSED>
 __attribute__((noinline)) static void sliver(const float* a, int64_t lda, const float* panel, int64_t K, float* c,
                                              int64_t ldc, const float* plus, int64_t ldplus, int64_t columns) {
   Vec sums[ROWS][2] = {};
-  if (plus == c)  // what is added to may lie far away: it comes while the sums are made
+  if (plus == c)  // prefetched, as it may not be in cache: it arrives while the sums are computed
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + kPanel - 1, 1);
   for (int64_t k = 0; k < K; ++k, panel += kPanel) {
@@ -127,8 +129,8 @@ static inline void slivers(int64_t rows, const float* a, int64_t lda, const floa
   }
 }
 
-// c (M, N) = a (M, K) times the packed b (K, N), plus what is at `plus`, its rows ldplus apart, if it is not null: c
-// itself, or with ldplus 0 one row for all.
+// c (M, N) = a (M, K) times the packed b (K, N). If `plus` is not null, the matrix there is added, whose rows are
+// ldplus apart: it may be c itself, or with ldplus = 0 one row that is added to every row.
 template <bool TRANSPOSED>
 static inline void product(const float* a, int64_t lda, const float* packed, int64_t M, int64_t K, int64_t N, float* c,
                            int64_t ldc, const float* plus = nullptr, int64_t ldplus = 0) {

@@ -1,10 +1,10 @@
-// Cross-entropy and one exact sample a row, without ever holding the logits (M, V); see
-// electra_fast/ops/generator_head.py.
+// The cross-entropy of logits hidden W^T + b, and a word for each row drawn exactly from their softmax, without the
+// matrix of logits (M, V) in memory; see electra_fast/ops/generator_head.py.
 //
-// Threads share out tiles of kTile words. A tile of the weight is packed once and stays in the second cache while
-// blocks of rows are multiplied by it. A block's logits in the tile are used at once: in the forward for the
-// log-sum-exp of each row in the tile, which is all that is kept; in the backward for the gradients of the tile's
-// words, which are complete then, and for a share of the gradients of the rows.
+// Tiles of kTile words are divided among the threads. A tile of the weight is packed once and stays in the L2 cache
+// while blocks of rows are multiplied by it. The logits of a block of rows in the tile are used at once. The forward
+// saves only their log-sum-exp for each row. The backward adds them to the gradients of the tile's words, which are
+// complete after the last block, and to the thread's share of the gradients of the rows.
 #include <math.h>
 
 #include "gemm.h"
@@ -17,17 +17,17 @@ namespace ef::EF_NS {
 
 namespace {
 
-constexpr int64_t kTile = 128;           // words; the sample's convention
-constexpr int64_t kStride = kTile + 16;  // from row to row of a block: at 128 the columns would share one cache set
-constexpr int64_t kBlock = 120;          // rows whose logits are held at once; a multiple of kSliver
-constexpr int64_t kBlockRoom = 128;      // the length of an array with a number for each such row, in whole vectors
-constexpr int64_t kChunk = 1024;         // rows whose tiles' sums are held at once: 1 / kTile of their logits
+constexpr int64_t kTile = 128;           // words of a tile; every backend samples in tiles of 128
+constexpr int64_t kStride = kTile + 16;  // distance between rows: 128 would map a column to one cache set
+constexpr int64_t kBlock = 120;          // the most rows of a block, a multiple of kSliver
+constexpr int64_t kBlockRoom = 128;      // kBlock, rounded up to whole vectors
+constexpr int64_t kChunk = 1024;         // rows whose log-sum-exps in all tiles are in memory at once
 
 static inline int64_t aligned(int64_t floats) { return ceiling(floats, 16) * 16; }
 
 static inline int64_t tiles_of(int64_t V) { return ceiling(V, kTile); }
 
-// The size of the parts when n things are cut into parts of one size, at most `most`.
+// The size of the parts if n items are divided into as few equal parts as have at most `most` items.
 static inline int64_t part_of(int64_t n, int64_t most) {
   const int64_t parts = ceiling(n, most);
   return parts ? ceiling(n, parts) : 0;
@@ -35,7 +35,7 @@ static inline int64_t part_of(int64_t n, int64_t most) {
 
 static inline int64_t block_of(int64_t rows) { return ceiling(part_of(rows, kBlock), kSliver) * kSliver; }
 
-// Into how many ranges of tiles the vocabulary is cut, one for each thread.
+// The number of threads, each of which has a range of tiles.
 static inline int64_t parts_of(int64_t M, int64_t V, int64_t E, Threads threads) {
   return M * V * E < 100000 ? 1 : smaller(threads, tiles_of(V));
 }
@@ -59,8 +59,8 @@ static inline void tile_logits(const Tile& tile, const float* hidden, const floa
     for (int64_t i = tile.words; i < kTile; ++i) logits[r * kStride + i] = 0;
 }
 
-// Prefetches the next tile's weight, some cache lines for each row that is worked on: the packing reads faster than
-// memory delivers.
+// Prefetches the next tile's weight, a few cache lines for each row that is computed, since packing would wait for
+// memory.
 struct Ahead {
   const char *next, *end;
 
@@ -72,19 +72,19 @@ struct Ahead {
   }
 };
 
-// The logarithm of the sum of exp(scale * row), as m and the sum of exp(scale * row - m).
+// m = the largest element of scale * row, and sum = sum(exp(scale * row - m)).
 static inline void sum_exp(const float* row, float scale, float* m, float* sum) {
   Vec top = load(row);
   for (int64_t i = kLanes; i < kTile; i += kLanes) top = larger(top, load(row + i));
   float largest = largest_of(top);
-  if (largest == -INFINITY) largest = 0;  // all are: the sum is 0 then, not NaN
+  if (largest == -INFINITY) largest = 0;  // if all logits are, the sum is 0, not NaN
   Vec total = {};
   for (int64_t i = 0; i < kTile; i += kLanes) total += vexp((load(row + i) - largest) * scale);
   *m = largest * scale, *sum = sum_of(total);
 }
 
-// First index whose running sum exceeds u times the whole; never one of weight 0, whatever u rounds to. Running sums
-// are kept in double and compared in float, as torch.cumsum has them.
+// The first index whose running sum exceeds u times the total; never an index of weight 0, even if u rounds to 1.
+// Running sums are in double and are compared in float, as those of torch.cumsum.
 static int64_t inverse_cdf(const float* weights, int64_t stride, int64_t n, float u) {
   double total = 0;
   for (int64_t i = 0; i < n; ++i) total += weights[i * stride];
@@ -102,7 +102,7 @@ static int64_t inverse_cdf(const float* weights, int64_t stride, int64_t n, floa
 
 static inline float uniform(uint32_t word) { return (float(word) + 0.5f) * 0x1p-32f; }
 
-// How the sample's logits differ from the loss's.
+// How the logits that the sample is drawn from differ from those of the loss.
 struct Sharpened {
   float scale;  // 1 / temperature
   bool most_likely, disallow_correct;
@@ -117,14 +117,14 @@ struct Sharpened {
   int64_t lowered(int64_t label) const { return disallow_correct && label >= 0 ? smaller(label, V - 1) : -1; }
 };
 
-// m + log(sum) of each row. The last vector's other lanes are computed from whatever they hold.
+// out = m + log(sum) for each row. Lanes beyond the last row are computed, but not copied to out.
 static inline void log_sums(float* m, float* sum, int64_t rows, float* out) {
   for (int64_t r = 0; r < rows; r += kLanes) store(m + r, load(m + r) + vlog(load(sum + r)));
   memcpy(out, m, size_t(rows) * sizeof(float));
 }
 
-// Replaces the log-sum-exps of all tiles for kLanes rows, a column each, by the tiles' weights; lse receives those of
-// the rows.
+// sums has a row for each tile and a column for each of kLanes rows. Replaces the log-sum-exps there by the tiles'
+// weights, exp(log-sum-exp - largest); lse receives the log-sum-exps over all tiles.
 static void to_weights(float* sums, int64_t stride, int64_t tiles, float* lse) {
   Vec top = splat(-INFINITY);
   for (int64_t t = 0; t < tiles; ++t) top = larger(load(sums + t * stride), top);
@@ -137,12 +137,12 @@ static void to_weights(float* sums, int64_t stride, int64_t tiles, float* lse) {
   for (int i = 0; i < kLanes; ++i) lse[i] = float(top[i] + log(total[i]));
 }
 
-// The word at u within a tile, for one row, whose logits there are computed again.
+// The word of a tile that inverse_cdf finds for u. The row's logits in the tile are computed again.
 static int64_t word_in_tile(const float* row, const float* weight, int64_t E, const Tile& tile, int64_t lowered,
                             float scale, float u) {
   alignas(64) float scores[kTile];
   for (int64_t i = 0; i < kTile; ++i) {
-    const float* w = weight + (tile.first + (i < tile.words ? i : 0)) * E;  // beyond them the bias decides
+    const float* w = weight + (tile.first + (i < tile.words ? i : 0)) * E;  // beyond the words the bias is -inf
     scores[i] = (dot(row, w, E) + tile.bias[i]) * scale - (tile.first + i == lowered ? 1000.0f : 0.0f);
   }
   Vec top = load(scores);
@@ -162,8 +162,9 @@ void generator_head_fwd(const Rows& hidden, const Affine<const float>& words, in
   const bool same = sampling.temperature == 1 && !sampling.disallow_correct;  // one sum serves the loss and the sample
   const int64_t tiles = tiles_of(V), chunk = part_of(M, kChunk), stride = aligned(chunk);
   const int64_t parts = parts_of(M, V, E, threads);
-  // Each thread has its packed tile and its block's logits. The chunk has each tile's log-sum-exps, and if they differ
-  // those for the sample too, or each thread's largest logits and their words.
+  // Memory: for each thread, its packed tile and its block's logits; for the chunk, the log-sum-exps of all tiles. If
+  // the sample needs others: also those of all tiles, or, at temperature 0, each thread's largest logits and their
+  // words.
   const int64_t packed_floats = aligned(packed_size(E, kTile)), own = packed_floats + kBlock * kStride;
   const int64_t more = same ? 0 : sharpened.most_likely ? 2 * parts : tiles;
   Floats memory(parts * own + (tiles + more) * stride);
@@ -245,7 +246,7 @@ void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<cons
   const int64_t columns_floats = aligned(packed_size(E, kTile)), rows_floats = aligned(packed_size(kTile, E));
   const int64_t own = columns_floats + 2 * rows_floats + kBlock * kStride;
   Floats memory(parts * own + (parts - 1) * M * E);
-  float* shares = memory.at + parts * own;  // of dhidden, from all parts but the first
+  float* shares = memory.at + parts * own;  // of dhidden, one for each part but the first, which adds to dhidden itself
 
 #pragma omp parallel for num_threads(parts) schedule(static)
   for (int64_t part = 0; part < parts; ++part) {
@@ -266,12 +267,12 @@ void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<cons
       if (M == 0) memset(dw, 0, size_t(tile.words * E) * sizeof(float));
       for (int64_t r0 = 0; r0 < M; r0 += block) {
         const int64_t count = smaller(block, M - r0);
-        alignas(64) float few[kTile] = {};  // the block's db: one chain through all rows would round worse
+        alignas(64) float few[kTile] = {};  // the block's db, since one sum over all rows would round worse
         tile_logits(tile, hidden.data + r0 * E, columns, count, E, logits);
         for (int64_t r = 0; r < count; ++r) {
           float* row = logits + r * kStride;
           const int64_t label = labels[r0 + r];
-          const float g = label >= 0 && label < V ? grad[r0 + r] : 0.0f;  // 0 for a row left out, whatever arrives
+          const float g = label >= 0 && label < V ? grad[r0 + r] : 0.0f;  // a row without a label has gradient 0
           ahead.fetch();
           for (int64_t i = 0; i < kTile; i += kLanes) {
             const Vec p = vexp(load(row + i) + load(tile.bias + i) - lse[r0 + r]) * g;

@@ -21,7 +21,7 @@ void linear_fwd(const Rows& x, const Affine<const float>& linear, int64_t N, flo
   }
 }
 
-// dx is written, or with `add` added to.
+// `add`: the gradient of x is added to dx, which else is overwritten.
 void linear_bwd(const float* dout, const Rows& x, const float* weight, int64_t N, const float* inner, bool add,
                 float* dx, const Affine<float>& dlinear, Threads threads) {
   const int64_t K = x.width, ld = row_stride(N);

@@ -1,5 +1,5 @@
-// What ops that contain y = x W^T + b share: the weight, packed for its products, and its gradients, block by block of
-// rows.
+// For ops that contain y = x W^T + b: the weight, packed for its products, and the gradients of weight and bias, which
+// are summed block by block of rows.
 #pragma once
 
 #include "rows.h"
@@ -10,9 +10,8 @@ namespace {
 
 // A weight (N, K), packed once for all blocks and threads: for x W^T, or with `backward` for dy W.
 //
-// Few rows x do not repay that: then the weight stays as it is, kPanel rows of x are packed instead, and the product,
-// (N, kPanel), is transposed back. The bits are the same, as a chain of multiply-adds does not depend on which factor
-// is which.
+// For few rows x, packing the weight takes longer than it saves. Then kPanel rows of x are packed instead, W x^T (N,
+// kPanel) is computed, and the product is transposed. The bits are the same: the terms and their order are.
 struct Weight {
   const float* const weight;
   const bool backward, few;
@@ -35,10 +34,10 @@ struct Weight {
         pack_transposed(weight + first * K, K, K, columns, packed.at + first * depth);
     }
   }
-  // How many floats a part with few rows needs: kPanel of them, packed, and their product.
+  // The floats that a part with few rows needs: for kPanel packed rows of x, and for their product.
   int64_t few_size() const { return (depth + width) * kPanel; }
-  // c (rows, width) = a (rows, depth) times the weight, plus what product() in gemm.h may add; with few rows, that must
-  // be one row for all.
+  // c (rows, width) = a (rows, depth) times the weight; `plus` as for product() in gemm.h, but with few rows it must be
+  // one row that is added to every row.
   void product(int64_t part, const float* a, int64_t lda, int64_t rows, float* c, int64_t ldc,
                const float* plus = nullptr, int64_t ldplus = 0) const {
     if (!few) return ef::EF_NS::product<false>(a, lda, packed.at, rows, depth, width, c, ldc, plus, ldplus);
@@ -62,8 +61,8 @@ struct LinearGradient {
   const Weight weight;
   float* dweight;
   Sum dbias;
-  // Each part has its block of x, packed, and its share of dW as panels of kPanel columns, each of N rows: so the tiles
-  // that products are added to are contiguous, while rows of dW a power of two apart would share few cache sets.
+  // Each part has a packed block of x, and its share of dW as panels (N, kPanel): so the tiles that products are added
+  // to are contiguous. Rows of dW itself may be a power of two apart, and would fall into few cache sets.
   Floats packed, shares, block_sums;
 
   LinearGradient(const float* weight, int64_t N, int64_t K, const Affine<float>& gradient, const Parts& parts)
@@ -76,7 +75,7 @@ struct LinearGradient {
         packed(parts.count * packed_size(parts.height, K)),
         shares(parts.count * packed_size(N, K)),
         block_sums(parts.count * N) {}
-  // Where add_packed expects a part's block of x, packed.
+  // Where add_packed expects the packed block of x.
   float* block(int64_t part) const { return packed.at + part * packed_size(parts.height, K); }
   float* share(int64_t part) const { return shares.at + part * packed_size(N, K); }
   void start(int64_t part) {
@@ -98,7 +97,8 @@ struct LinearGradient {
     for (int64_t r = 0; r < rows; r += 16) add_rows(dy + r * ldy, ldy, smaller(16, rows - r), own);
     for (int64_t n = 0; n < N; ++n) sums[n] += own[n];
   }
-  // Adds up a few rows first, and then a block: one chain of additions through all would round worse than any product.
+  // Sums of a few rows are added to those of a block, and these to those of the part: one sum over all rows would round
+  // worse.
   void add_rows(const float* dy, int64_t ldy, int64_t rows, float* sums) const {
     int64_t n = 0;
     for (; n + kLanes <= N; n += kLanes) {

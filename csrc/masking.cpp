@@ -11,16 +11,16 @@ static inline bool is_candidate(int64_t id, const MaskingRule& rule) {
   return !special;
 }
 
-// Which words are chosen: those below `below`, and of those equal to it the first `ties`.
+// The random words that are chosen: those below `below`, and the first `ties` of those equal to it.
 struct Smallest {
   uint64_t below;
   int64_t ties;
 };
 
-// The k smallest of words[i] >> 32, equal ones in their order. It is found byte by byte from the highest, by counting
-// how many words begin alike.
+// The k smallest of words[i] >> 32, of equal ones the first. The k-th smallest is found byte by byte, from the highest,
+// by counting how many words begin with each byte.
 static Smallest smallest(const uint64_t* words, int64_t n, int64_t k) {
-  uint64_t prefix = 0;  // what the k-th smallest begins with
+  uint64_t prefix = 0;  // the bytes of the k-th smallest that are found
   for (int shift = 56; shift >= 32; shift -= 8) {
     int32_t counts[256] = {};  // a sequence has less than 2**31 tokens, as cu_seqlens
     for (int64_t i = 0; i < n; ++i) counts[words[i] >> shift & 255] += words[i] >> shift >> 8 == prefix;
@@ -36,11 +36,11 @@ void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, co
 #pragma omp parallel for num_threads(threads) if (text.T >= 4096)
   for (int64_t n = 0; n < text.N; ++n) {
     const int64_t start = text.cu_seqlens[n], end = text.cu_seqlens[n + 1], last = slots[n + 1];
-    // Until it receives the ids, the sequence's part of masked_ids serves as scratch.
+    // The sequence's part of masked_ids is scratch memory until the ids are written to it.
     uint64_t* scratch = reinterpret_cast<uint64_t*>(out.ids) + start;
     int64_t slot = slots[n], candidates = 0;
 
-    if (rule.faithful) {  // with replacement: draw after draw
+    if (rule.faithful) {  // with replacement: one draw after the other
       for (int64_t i = start; i < end; ++i)
         if (is_candidate(text.ids[i], rule)) scratch[candidates++] = i;
       const int64_t first = slot;
@@ -54,11 +54,11 @@ void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, co
       for (int64_t m = first; m < slot; ++m)
         if (philox(rule.seed, out.sample_rows[m], 0, 0).w[3] < rule.replace_threshold)
           out.ids[out.positions[m]] = rule.mask_id;
-    } else {  // without: the candidates of the smallest words
+    } else {  // without replacement: the candidates with the smallest words
       philox_rows(rule.seed, text.row_ids + start, end - start, scratch);
       for (int64_t i = start; i < end; ++i) {
         const bool candidate = is_candidate(text.ids[i], rule);
-        scratch[i - start] |= uint64_t(0) - !candidate;  // no word is larger
+        scratch[i - start] |= uint64_t(0) - !candidate;  // the largest word
         candidates += candidate;
       }
       const int64_t chosen = last - slot < candidates ? last - slot : candidates;
@@ -72,7 +72,7 @@ void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, co
         out.positions[slot] = i, out.labels[slot] = text.ids[i], out.sample_rows[slot] = text.row_ids[i], ++slot;
       }
     }
-    for (; slot < last; ++slot)  // more slots than candidates
+    for (; slot < last; ++slot)  // slots that are left over, if there are more than candidates
       out.positions[slot] = start, out.labels[slot] = -100,
       out.sample_rows[slot] = start < end ? text.row_ids[start] : 0;
   }
@@ -81,7 +81,7 @@ void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, co
 void corrupt(const int64_t* input_ids, int64_t T, const Slots& slots, bool faithful, int64_t* corrupted_ids,
              uint8_t* is_replaced) {
   for (int64_t t = 0; t < T; ++t) corrupted_ids[t] = input_ids[t], is_replaced[t] = 0;
-  const Memory<int32_t> draws(faithful ? T : 0);  // of each position, to average them
+  const Memory<int32_t> draws(faithful ? T : 0);  // how many samples each position has, to average them
   for (int64_t t = 0; faithful && t < T; ++t) draws.at[t] = 0;
   for (int64_t m = 0; m < slots.M; ++m) {
     if (slots.labels[m] == -100) continue;

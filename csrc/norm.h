@@ -1,9 +1,9 @@
-// LayerNorm(residual + dropout(x)) of contiguous rows and its gradients, by one thread, for ops to call while
-// the rows are in cache; see electra_fast/ops/dropout_add_layer_norm.py.
+// LayerNorm(residual + dropout(x)) of contiguous rows and its gradients, on one thread, for ops to call while the rows
+// are in cache; see electra_fast/ops/dropout_add_layer_norm.py.
 //
-// A row is taken on its own, from its first column to its last: memory is fastest where one row follows the other (rows
-// side by side took twice the time out of the cache). A sum is kept in kChains parts: one would be a chain of additions
-// that wait for each other.
+// One row is processed after the other: memory is fastest if it is read in order (several rows at once took twice the
+// time where they were not in cache). A sum is kept in kChains parts, since each addition to one would wait for the one
+// before it.
 #pragma once
 
 #include <math.h>
@@ -17,7 +17,7 @@ namespace ef::EF_NS {
 constexpr int kChains = 4;
 static_assert(kBlockColumns % (kChains * kLanes) == 0, "a block of dropout is whole rounds of the chains");
 
-// body(c, chain) for the vectors of columns from `start` to `end`; returns where the rest, less than a vector, begins.
+// Calls body(c, chain) for each whole vector of columns from `start` to `end`; returns the first column beyond them.
 template <class Body>
 static inline int64_t chained(int64_t start, int64_t end, Body body) {
   int64_t c = start;
@@ -60,7 +60,7 @@ static inline void norm_fwd(const float* x, const float* residual, int64_t D, co
     const float centred = xhat[c] - mean;
     last_rest += centred, last_square += centred * centred;
   }
-  const float rest_mean = (sum_of(rest) + last_rest) / float(D);  // what the rounding of the mean left
+  const float rest_mean = (sum_of(rest) + last_rest) / float(D);  // the mean's rounding error
   const float variance = (sum_of(square) + last_square) / float(D) - rest_mean * rest_mean;
   const float scale = 1 / sqrtf((variance < 0 ? 0 : variance) + eps);
   *kept.rstd = scale;
@@ -80,8 +80,9 @@ static inline void norm_bwd(const float* dout, int64_t D, const float* weight, c
                             const Normed<const float>& kept, float* dx, float* dresidual, const Affine<float>& sums) {
   const float *xhat = kept.xhat, rstd = *kept.rstd;
   float *dweight = sums.weight, *dbias = sums.bias;
-  // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)). g waits in dx, rounded as its mean has it: where
-  // all cancels, as in rows of one column, the rest of an unrounded product times rstd would be anything.
+  // With g = weight dout: dz = rstd (g - mean(g) - xhat mean(g xhat)). g is stored in dx, so that it is rounded as in
+  // its mean: where all cancels, as in rows of one column, the rounding error of g times rstd could be arbitrarily
+  // large.
   Vec sum[kChains] = {}, dot[kChains] = {};
   float mean = 0, slope = 0;
   int64_t c = chained(0, D, [&](int64_t c, int chain) {
@@ -112,14 +113,14 @@ static inline void norm_bwd(const float* dout, int64_t D, const float* weight, c
   }
 }
 
-// What a norm keeps of the rows from `first` on.
+// What a norm saves of the rows from `first` on.
 template <class Float>
 static inline Normed<Float> from_row(const Normed<Float>& kept, int64_t first, int64_t D) {
   return {kept.xhat + first * D, kept.rstd + first};
 }
 
 // out = weight * xhat + bias, xhat = (z - mean) rstd, z = residual + dropout(x); out and xhat (rows, D), rstd (rows,).
-// xhat may be where x or out is.
+// xhat may be x or out.
 static inline void norm_rows_fwd(const Rows& x, const float* residual, const Affine<const float>& norm, float eps,
                                  const Dropout& dropout, float* out, const Normed<float>& kept) {
   const int64_t D = x.width;
@@ -127,8 +128,8 @@ static inline void norm_rows_fwd(const Rows& x, const float* residual, const Aff
     norm_fwd(x.data + r * D, residual + r * D, D, norm, eps, from_row(dropout, r), out + r * D, from_row(kept, r, D));
 }
 
-// dresidual is the gradient of the residual, so of z, and dx that of x, which may be where dout is; sums (D,), the
-// gradients of the norm's weight and bias, are added to.
+// dresidual is the gradient of the residual, which is that of z; dx that of x, and may be dout. The gradients of the
+// norm's weight and bias (D,) are added to `sums`.
 static inline void norm_rows_bwd(const Rows& dout, const float* weight, const Dropout& dropout,
                                  const Normed<const float>& kept, float* dx, float* dresidual,
                                  const Affine<float>& sums) {
@@ -140,8 +141,8 @@ static inline void norm_rows_bwd(const Rows& dout, const float* weight, const Dr
 
 namespace {
 
-// norm_rows_bwd of blocks of rows on several threads. Gradients of the parameters are summed over a few rows first: one
-// chain of additions through all rows would round worse.
+// norm_rows_bwd of blocks of rows on several threads. The gradients of the parameters are summed over a few rows first,
+// since one sum over all rows would round worse.
 struct NormGradient {
   const int64_t D;
   Sum dweight, dbias;

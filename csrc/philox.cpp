@@ -21,7 +21,7 @@ void derive_seeds(int64_t seed, int64_t step, int64_t first, int64_t n, int64_t*
 
 // out (T, columns): 1 where an element is kept.
 void dropout_mask(const Dropout& dropout, int64_t T, int64_t columns, int64_t plane, uint8_t* out, Threads threads) {
-  // byte >= threshold as byte > limit: both stay bytes, and 256 drops all; 0 has no limit below it and keeps all.
+  // byte > threshold - 1, not byte >= threshold, so that both are bytes: 255 drops all. A threshold of 0 keeps all.
   const uint8_t limit = uint8_t(dropout.threshold - 1), all = dropout.threshold <= 0;
 #pragma omp parallel for num_threads(threads) if (T * columns >= 32768)
   for (int64_t t = 0; t < T; ++t) {

@@ -1,5 +1,6 @@
 // Philox-4x32-10 (Salmon et al., SC 2011). The conventions are those of electra_fast/ops/_philox.py:
-// key = the seed's halves, counter = (the row's halves, group, plane); dropout reads the four words as sixteen bytes.
+// the key is the seed's two halves, the counter is (the row's two halves, group, plane), and dropout reads the four
+// words of a counter as sixteen bytes.
 #pragma once
 
 #include <stdint.h>
@@ -33,8 +34,8 @@ constexpr int kBlockGroups = 8;  // groups that philox_block computes at once
 constexpr int kBlockColumns = 16 * kBlockGroups;
 
 #if EF_ISA >= 256
-// Eight counters, four and four. A word of one lies in the low half of a 64-bit lane: vpmuludq reads no more, so what
-// gathers above stays.
+// Eight counters, four in a and four in b. A word of a counter is the low half of a 64-bit lane. vpmuludq reads only
+// that half, so the upper one need not be cleared.
 struct Counters {
   __m256i a0, a1, a2, a3, b0, b1, b2, b3;
 };
@@ -54,7 +55,7 @@ static inline void philox_rounds(int64_t seed, Counters& c) {
   }
 }
 
-// Two words of each counter, the first in the low half.
+// Two words of each counter in one 64-bit lane, the first in the low half.
 static inline __m256i join(__m256i low, __m256i high) {
   return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xAA);
 }

@@ -1,4 +1,5 @@
-// Rows shared out among threads: each takes a contiguous range, in blocks that stay in cache from product to product.
+// How rows are divided among threads: each has a contiguous range, cut into blocks that stay in cache from one product
+// to the next.
 #pragma once
 
 #include <stdint.h>
@@ -11,24 +12,24 @@
 
 namespace ef::EF_NS {
 
-constexpr int64_t kBlockFloats = 96 * 1024;  // of a block's rows in the widest matrix, which the second cache keeps
+constexpr int64_t kBlockFloats = 96 * 1024;  // the widest matrix of a block of rows, which fits in the L2 cache
 
 static inline int64_t ceiling(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
-// The distance between rows of a scratch block: a power of two would put its columns into few sets of the cache.
+// The distance between rows of a scratch block: with a power of two, a column would fall into few cache sets.
 static inline int64_t row_stride(int64_t columns) { return ceiling(columns, 16) * 16 + 16; }
 
 namespace {  // internal, as static is for functions: no symbol of theirs leaves the instruction set's object
 
-// How rows are cut: into `count` parts, one for each thread, and these into blocks.
+// How rows are divided: into `count` parts, one for each thread, and these into blocks.
 struct Parts {
   int64_t rows;
-  bool few;        // the rows are too few to repay the packing of a weight (linear.h)
+  bool few;        // with so few rows, packing a weight takes longer than it saves (linear.h)
   int64_t unit;    // rows that a product takes at once
   int64_t count;   // parts
   int64_t height;  // the most rows of a block, whole units
 
-  // width: that of the widest matrix that a block makes.
+  // width: the columns of the widest matrix that is computed for a block.
   Parts(int64_t rows, int64_t width, int64_t flops_of_a_row, Threads threads)
       : rows(rows),
         few(rows <= 256),
@@ -38,7 +39,7 @@ struct Parts {
     height = (fit < 48 ? 48 : smaller(fit, 384)) / unit * unit;
   }
   int64_t start(int64_t part) const { return smaller(rows, ceiling(ceiling(rows, unit) * part, count) * unit); }
-  // body(first, rows) for blocks of about one size.
+  // Calls body(first, rows) for each block of a part; blocks are of about one size.
   template <class Body>
   void blocks(int64_t part, Body body) const {
     const int64_t first = start(part), end = start(part + 1), number = ceiling(end - first, height);
@@ -47,7 +48,7 @@ struct Parts {
   }
 };
 
-// An array without values, for the time of a call.
+// An uninitialised array, aligned to 64 bytes, which is freed with this object.
 template <class T>
 struct Memory {
   T* at;
@@ -59,8 +60,8 @@ struct Memory {
 };
 using Floats = Memory<float>;
 
-// An array to which every part adds. The first part adds to the array itself and each other one to an array of its own;
-// finish() adds these up in order, so that the same number of threads gives the same bits.
+// An array that every part adds to. The first part adds to the array itself, each other part to an array of its own;
+// finish() adds these up in order, so the same number of threads gives the same bits.
 struct Sum {
   float* out;
   int64_t size, parts;

@@ -1,4 +1,5 @@
-// Vectors of the instruction set's width, in the compiler's own notation: one text for SSE, AVX2, AVX-512 and NEON.
+// Vectors as wide as the instruction set's, by the compiler's vector extensions: the same source for SSE, AVX2, AVX-512
+// and NEON.
 #pragma once
 
 #include <stdint.h>
@@ -8,7 +9,7 @@ namespace ef::EF_NS {
 
 constexpr int kLanes = EF_ISA / 32;
 typedef float Vec __attribute__((vector_size(EF_ISA / 8)));
-typedef int32_t VecInt __attribute__((vector_size(EF_ISA / 8)));  // also what a comparison gives: -1 where it holds
+typedef int32_t VecInt __attribute__((vector_size(EF_ISA / 8)));  // also a comparison's result: -1 where true, else 0
 
 static inline Vec load(const float* from) {
   typedef float Anywhere __attribute__((vector_size(EF_ISA / 8), aligned(4), may_alias));
@@ -20,7 +21,7 @@ static inline void store(float* to, Vec value) {
   *reinterpret_cast<Anywhere*>(to) = value;
 }
 
-// Of less than a vector, the rest 0.
+// Loads the first `count` lanes; the others are 0.
 static inline Vec load_part(const float* from, int64_t count) {
   Vec value = {};
   memcpy(&value, from, size_t(count) * sizeof(float));
@@ -39,7 +40,7 @@ static inline Vec splat(float value) { return value - Vec{}; }  // 0 + -0 would 
 #define EF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VecInt{__VA_ARGS__})
 #endif
 
-// a's first half and b's interleaved, and the second halves.
+// The first halves of a and b, interleaved, and the second halves.
 #if EF_ISA == 512
 static inline Vec interleave_low(Vec a, Vec b) {
   return EF_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -55,7 +56,7 @@ static inline Vec interleave_low(Vec a, Vec b) { return EF_SHUFFLE(a, b, 0, 4, 1
 static inline Vec interleave_high(Vec a, Vec b) { return EF_SHUFFLE(a, b, 2, 6, 3, 7); }
 #endif
 
-// The square of vectors, transposed: as many perfect shuffles of its elements as make rows of columns.
+// Transposes the matrix of kLanes vectors in place, by log2(kLanes) perfect shuffles of all its elements.
 static inline void transpose(Vec square[kLanes]) {
 #pragma GCC unroll 4
   for (int done = 1; done < kLanes; done *= 2) {
@@ -73,7 +74,7 @@ static inline void transpose(Vec square[kLanes]) {
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }  // b where one is NaN
 
 static inline float sum_of(Vec v) {
-  // Halves against halves, in a tree: the same order at every call.
+  // A tree of sums of halves, so that the order is always the same.
 #if EF_ISA >= 512
   v += EF_SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
   v += EF_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);

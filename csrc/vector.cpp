@@ -1,4 +1,4 @@
-// The functions of vexp.h and gelu.h, for whole vectors: doors for the tests.
+// The functions of vexp.h and gelu.h on arrays, for the tests.
 #include "gelu.h"
 #include "ops.h"
 #include "vexp.h"

@@ -9,10 +9,10 @@ namespace ef::EF_NS {
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2: 2^n from the bits of n, e^r = 1 + r + r^2 q(r), q fitted for the relative error.
 static inline Vec vexp(Vec x) {
-  const float shift = 12583039.0f;  // 1.5 * 2^23 + 127: what is added to it loses its fraction, and holds n + 127 below
+  const float shift = 12583039.0f;  // 1.5 * 2^23 + 127: adding it rounds x to n, and the low bits are n + 127
   const Vec shifted = x * 1.44269504f + shift;
   const Vec n = shifted - shift;
-  // ln 2 in two parts, the first with bits to spare, so that n times it is exact without FMA too.
+  // ln 2 in two parts. The first has few bits, so that n times it is exact, without FMA too.
   const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Vec q = r * 0x1.6a2434p-10f + 0x1.1239e2p-7f;
   q = q * r + 0x1.5558f2p-5f;
@@ -28,8 +28,8 @@ static inline Vec vexp(Vec x) {
 //
 // x = m 2^e with m in [sqrt 1/2, sqrt 2), z = m - 1: log(x) = e ln 2 + z - z^2 / 2 + z^3 q(z).
 static inline Vec vlog(Vec x) {
-  typedef uint32_t VecWord __attribute__((vector_size(EF_ISA / 8)));  // wraps where x is no such number
-  const VecInt bits = (VecInt)((VecWord)x - 0x3f3504f3);              // of sqrt 1/2: the exponent's steps come there
+  typedef uint32_t VecWord __attribute__((vector_size(EF_ISA / 8)));  // unsigned: it may wrap if x is negative or NaN
+  const VecInt bits = (VecInt)((VecWord)x - 0x3f3504f3);  // minus sqrt 1/2, so that the exponent steps there
   const VecInt exponent = bits >> 23;
   const Vec z = (Vec)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
   Vec q = z * -0.07858825f + 0.12881762f;

@@ -1,2 +1,2 @@
-// What every CPU of the architecture runs.
+// The instructions that every CPU of the architecture has.
 #include "table.h"

@@ -1,8 +1,8 @@
-// The bodies of all ops, compiled once for each instruction set into its own namespace, and the table of them.
+// All ops and the table of them, compiled once for each instruction set, into a namespace of its own.
 //
-// setup.py gives each includer its flags: -DEF_NS, the namespace, -DEF_ISA, the width of its vectors in bits, and what
-// the compiler may use. The bodies instantiate no std:: template: its weak symbols, compiled for a newer CPU, could be
-// the ones that the linker keeps for everybody.
+// setup.py gives each file that includes this one its flags: -DEF_NS (the namespace), -DEF_ISA (the width of its
+// vectors in bits) and the instructions that the compiler may use. The ops instantiate no std:: template: that would
+// make weak symbols, of which the linker could keep those compiled for a newer CPU.
 #include "../ops.h"
 
 namespace ef::EF_NS {

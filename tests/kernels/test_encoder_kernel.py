@@ -77,7 +77,7 @@ def test_layouts(layout: str, width: int, whole: None, monkeypatch: pytest.Monke
     check(named, truth, example((3, 4), width, 1, 64, 2, p=0.0 if layout == "no dropout" else 0.1))
 
 
-@pytest.mark.parametrize("asking", [None, (3, 2)], ids=str)
+@pytest.mark.parametrize("asking", [*repeats(None), (3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, *repeats(torch.float16)], ids=str)
 def test_bits_are_those_of_the_blocks(
     dtype: torch.dtype, asking: tuple | None, whole: None, monkeypatch: pytest.MonkeyPatch
