@@ -22,6 +22,7 @@ COMMANDS = (
     "compile",
     "gpu",
     "launches",
+    "learning",
     "loss_curves",
     "memory",
     "picture",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -95,16 +95,23 @@ class EvaluateOptions(ReadOptions):
     """Data: what is read and written."""
 
     data: Path
-    """File of labelled examples."""
+    """File of labelled examples; of blimp a file of minimal pairs, or a directory of them."""
 
     out: Path | None = None
     """File of predictions to write as well, in the benchmark's format. (default: none is written)"""
+
+    task: Literal["blimp"] | None = None
+    """Task of a model that is not fine-tuned: blimp asks a generator or a discriminator which of two sentences is
+    grammatical. (default: the task that the model was fine-tuned for)"""
 
 
 def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptions) -> int:
     """Example: electra-fast evaluate --model my-task/model --data dev.csv
 
-    Print the official scores of a fine-tuned model as JSON."""
+    Print the official scores of a fine-tuned model as JSON, or with --task blimp
+    the accuracy of a pre-trained network on minimal pairs."""
+    if options.task == "blimp":
+        return _run_blimp(use, options)
     with importing():
         from electra_fast.report.terminal import say
         from electra_fast.tasks.datasets import read_dataset
@@ -130,6 +137,25 @@ def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptio
     print(json.dumps(scores, indent=2), flush=True)  # before the predictions, whose writing may fail
     if options.out is not None:
         write_predictions(options.out, data, found.values, found.null_odds or None)
+    return 0
+
+
+def _run_blimp(use: UseOptions, options: EvaluateOptions) -> int:
+    if options.out is not None:
+        raise ValueError(f"out is {options.out}, and blimp has no predictions to write; leave --out away")
+    with importing():
+        from electra_fast.device import chosen_device, set_threads
+        from electra_fast.report.terminal import progress_bar
+        from electra_fast.tasks.minimal_pairs import accuracies, load_network, read_pairs, sentence_scores
+        from electra_fast.train.optimizer import working_copy
+    set_threads(use.threads)
+    pairs = read_pairs(options.data)
+    network, tokenizer = load_network(use.model)
+    network = working_copy(network.to(chosen_device(use.device)), use.precision)
+    sentences = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
+    with progress_bar(total=len(sentences), unit="sentence") as bar:
+        scores = sentence_scores(network, tokenizer, sentences, bar.update)
+    print(json.dumps(accuracies(pairs, scores), indent=2), flush=True)
     return 0
 
 
