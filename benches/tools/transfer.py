@@ -1,6 +1,6 @@
 """python benches transfer: measure on real tasks what pre-training a tiny network for 40 minutes is worth.
 
-The network (4 layers of 128) is fine-tuned from three starts: pre-trained by ELECTRA, pre-trained by masked language
+The tiny network is fine-tuned from three starts: pre-trained by ELECTRA, pre-trained by masked language
 modelling (MLM), and random weights. Pre-training reads English Wikipedia, in sequences of 16 tokens, then 32, 64 and
 128: from short sequences a network of this size learns which words stand together in three million tokens, from longer
 ones it takes more. In the first phase both are trained by MLM, and ELECTRA's discriminator starts from those weights,
@@ -143,7 +143,8 @@ def train(plan: Plan, phase: Phase, objective: str, steps: int, start: Sequence[
     """Train one phase in WORK/OBJECTIVE-LENGTH; returns the folder of its final weights."""
     out = plan.work / f"{objective}-{phase.length}"
     if not (out / "final").exists():
-        options = ["--objective", objective, "--steps", str(steps), "--batch-size", str(phase.batch_size)]
+        options = ["--recipe", "paper", "--objective", objective, "--steps", str(steps)]
+        options += ["--batch-size", str(phase.batch_size)]
         options += ["--learning-rate", str(plan.learning_rate), "--save-every", "500", "--keep", "1"]
         data = ["--data", plan.work / f"wiki{phase.length}", "--out", out, "--resume", "--device", "cpu"]
         call(plan, out.name, ["pretrain", *options, "--eval-every", "250", "--log-every", "50", *data, *start])

@@ -44,12 +44,14 @@ def evaluate(
     Returns, as floats:
         generator_loss: cross-entropy in nats, a mean over all masked positions.
         generator_accuracy: share of the masked positions whose most likely token is the original one.
+        most_sampled: share of the most frequent token among the generator's samples.
         trigram_loss, with ngrams: what an interpolated trigram reaches in place of the generator, in nats.
         discriminator_loss: binary cross-entropy in nats, a mean over all tokens.
         auc: of the tokens that may be replaced, area under the ROC curve of replaced against original ones; 0.5 is a
             guess.
         precision, recall: of the same tokens, of those whose logit is above 0 and of those that were replaced.
         replaced: share of the same tokens that were replaced, which is the precision of a guess.
+        score_spread: standard deviation of the logits of the same tokens.
         auc_pairs, with ngrams: the AUC of counts of neighbouring pairs on the same corrupted text.
     A masked language model has those of the generator only.
 
@@ -60,7 +62,7 @@ def evaluate(
     slots = correct = tokens = 0
     losses = torch.zeros(2, dtype=torch.float64)
     trigram_loss = 0.0
-    scores, labels, suspicions = [], [], []
+    scores, labels, suspicions, samples = [], [], [], []
     for batch in batches:
         out = model(batch.to(next(model.parameters()).device), seed)
         originals = out.slots.labels
@@ -69,6 +71,7 @@ def evaluate(
         losses += torch.stack([out.generator_loss * used, out.discriminator_loss * batch.num_tokens]).double().cpu()
         slots, tokens = slots + used, tokens + batch.num_tokens
         correct += int((likeliest == originals).sum())
+        samples.append(out.sampled_ids.cpu())
         if ngrams is not None:
             nats = ngrams.losses(batch.input_ids.cpu().numpy(), batch.lengths.numpy())
             trigram_loss += nats[out.masked_positions.cpu().numpy()].sum()
@@ -83,6 +86,7 @@ def evaluate(
     if not tokens:
         raise ValueError("evaluate: no tokens to evaluate on; give at least one batch that is not empty")
     figures = {"generator_loss": losses[0].item() / max(1, slots), "generator_accuracy": correct / max(1, slots)}
+    figures["most_sampled"] = torch.cat(samples).bincount(minlength=1).max().item() / max(1, slots)
     if ngrams is not None:
         figures["trigram_loss"] = trigram_loss / max(1, slots)
     if not scores:
@@ -95,5 +99,6 @@ def evaluate(
         "precision": precision,
         "recall": recall,
         "replaced": label.double().mean().item(),
+        "score_spread": score.double().std(correction=0).item(),
     }
     return figures | ({"auc_pairs": auc(torch.cat(suspicions), label)} if suspicions else {})

@@ -23,6 +23,7 @@ from electra_fast.storage.lock import Lock
 from electra_fast.train.evaluate import evaluate, heldout_batches
 from electra_fast.train.finish import finish
 from electra_fast.train.graph import StepGraph, budget_for
+from electra_fast.train.health import IN_A_ROW, Health
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.resume import restore, state_of
 from electra_fast.train.settings import PretrainConfig, RunConfig
@@ -129,6 +130,7 @@ class _Run:
         self.stop = Stop()
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.save_failed = False
+        self.health = Health(config)
 
     def go(self, saved: checkpoint.Saved | None) -> Result:
         """Train to the last step or to a signal, from `saved` if given."""
@@ -179,8 +181,17 @@ class _Run:
             self._save()
 
     def _evaluate(self) -> None:
-        self.figures = evaluate(self.trainer.model, self.heldout, ngrams=self.ngrams)
-        self.log.write("heldout", self.trainer.steps_done, self.figures)
+        trainer, steps = self.trainer, self.trainer.steps_done
+        self.figures = evaluate(trainer.model, self.heldout, ngrams=self.ngrams)
+        self.log.write("heldout", steps, self.figures)
+        for line in self.health.look(steps, self.figures):
+            say(line)
+        if self.health.dead and self.run.stop_when_dead:
+            self._save()
+            raise FloatingPointError(
+                f"step {steps}: a network has collapsed and stayed so for {IN_A_ROW} evaluations; the run is saved and "
+                f"stops here, as stop_when_dead asks (--stop-when-dead)"
+            )
 
     def _save(self) -> None:
         """Write a checkpoint; a disk that is full costs the checkpoint and not the run, unless it is the last one."""

@@ -259,6 +259,9 @@ class OutputOptions:
     log_every: int = 10
     """Steps from one row of metrics to the next."""
 
+    stop_when_dead: bool = False
+    """Save and stop where a network has collapsed: every token gets the same score, or every blank the same word."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DataOptions, ModelOptions, OutputOptions, DeviceOptions):

@@ -36,8 +36,8 @@ PRETRAIN = dict(
     max_length=None, learning_rate=7e-4, micro_batch_size=None, warmup_steps=None, out=Path("electra-out"),
     resume=False, allow_change=(), save_every=1000, keep=3, eval_every=100, log_every=10, seed=0, device="auto",
     precision="auto", non_finite="stop", init_generator=None, init_discriminator=None, faithful=False, log_to=None,
-    packing=None, mask_prob=None, dropout=None, threads=None, recipe=None, initial_weights=None, embeddings=None,
-    generator_share=1 / 6, generator_learning_rate=2e-3, beta2=0.98,
+    packing=None, mask_prob=None, dropout=None, threads=None, stop_when_dead=False, recipe=None,
+    initial_weights=None, embeddings=None,    generator_share=1 / 6, generator_learning_rate=2e-3, beta2=0.98,
 )  # fmt: skip
 PAPERS = dict(generator_share=0.0, generator_learning_rate=None, beta2=0.999)
 TASK = dict(
