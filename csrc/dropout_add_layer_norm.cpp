@@ -1,6 +1,6 @@
-// LayerNorm(residual + dropout(x)) and its gradients: chunks of rows (norm.h) are divided among the threads; see
+// LayerNorm(residual + dropout(x)) and its gradients: chunks of rows (layer_norm.h) are divided among the threads; see
 // electra_fast/ops/dropout_add_layer_norm.py.
-#include "norm.h"
+#include "layer_norm.h"
 #include "ops.h"
 
 namespace ef::EF_NS {

@@ -4,7 +4,7 @@
 // Each row of a table's gradient is written once: as 0 if no token uses the row, else as the sum over the tokens that
 // do, in their order. So the gradient need not be cleared first, no two threads write to one row, and the bits do not
 // depend on the number of threads.
-#include "norm.h"
+#include "layer_norm.h"
 #include "ops.h"
 
 namespace ef::EF_NS {

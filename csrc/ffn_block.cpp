@@ -4,7 +4,7 @@
 // width F stays in the L2 cache. Of that width only the GELU's argument is saved, which the backward needs.
 #include "gelu.h"
 #include "linear.h"
-#include "norm.h"
+#include "layer_norm.h"
 
 namespace ef::EF_NS {
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from electra_fast.config import ElectraConfig, NetworkConfig
     from electra_fast.data.batch import Batch
     from electra_fast.interop.accelerate import accelerate as accelerate
-    from electra_fast.interop.attention import register_attention as register_attention
+    from electra_fast.interop.register_attention import register_attention as register_attention
     from electra_fast.model.networks import Discriminator, Generator
     from electra_fast.objectives.base import ElectraOutput
     from electra_fast.objectives.electra import Electra
@@ -47,7 +47,7 @@ _MODULES = {
     "Pretrainer": "train.trainer",
     "accelerate": "interop.accelerate",
     "evaluate": "train.evaluate",
-    "register_attention": "interop.attention",
+    "register_attention": "interop.register_attention",
 }
 
 

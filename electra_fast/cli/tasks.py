@@ -117,7 +117,7 @@ def run_evaluate(use: UseOptions, options: EvaluateOptions, columns: ColumnOptio
         from electra_fast.tasks.datasets import read_dataset
         from electra_fast.tasks.evaluate import evaluate, fitted
         from electra_fast.tasks.predictions import check_predictions_path, write_predictions
-        from electra_fast.tasks.schemes import described
+        from electra_fast.tasks.tag_spans import described
     model, tokenizer = use.load()
     task = model.task
     data = read_dataset(

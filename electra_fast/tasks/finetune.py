@@ -29,10 +29,10 @@ from electra_fast.tasks.model import Task, TaskModel, load_encoder
 from electra_fast.tasks.output import METRICS, RESULTS, Output
 from electra_fast.tasks.predict import Predictions
 from electra_fast.tasks.predictions import write_predictions
-from electra_fast.tasks.schemes import described
 from electra_fast.tasks.scores import errors, primary
 from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun
 from electra_fast.tasks.signals import exit_on_signals
+from electra_fast.tasks.tag_spans import described
 
 
 def finetune(run: FinetuneRun, config: FinetuneConfig, callback: Callback | None = None) -> dict[str, Any]:

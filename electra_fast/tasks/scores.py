@@ -10,7 +10,7 @@ import numpy as np
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.examples import Dataset
 from electra_fast.tasks.labelsets import multilabel_table
-from electra_fast.tasks.schemes import scheme_of, spans
+from electra_fast.tasks.tag_spans import scheme_of, spans
 
 SHOWN = 20  # errors that errors.txt holds
 DEFAULTS = {

@@ -12,7 +12,7 @@ from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.data.ngrams import LARGEST_VOCABULARY, NGrams
 from electra_fast.data.verification import Verification
 from electra_fast.device import chosen_device, set_threads
-from electra_fast.model.counted import start_from_counts
+from electra_fast.model.initial_counts import start_from_counts
 from electra_fast.objectives.base import Objective
 from electra_fast.objectives.electra import Electra
 from electra_fast.report.log import Callback, Log, Progress, measured_peak

@@ -1,13 +1,16 @@
 """Wrong options of `python benches` and of its tools are told in a sentence, before anything is measured."""
 
 import importlib
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from racing import command
 
-main: Any = importlib.import_module("benches.__main__").main
+BENCHES = Path(__file__).parents[2] / "benches"
+main: Any = runpy.run_path(str(BENCHES / "__main__.py"), run_name="benches")["main"]
 
 
 def tool(name: str) -> Any:

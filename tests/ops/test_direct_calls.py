@@ -57,7 +57,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         for wrong in IDS
     ),
     *(
-        (op, {name: offsets}, ValueError, f"{name} begins with .* it must start at 0, never fall, and end at the ")
+        (op, {name: offsets}, ValueError, f"{name} begins with .* it must start at 0, never fall, and end at ")
         for op, name in (
             ("attention", "cu_seqlens"),
             ("attention", "cu_seqlens_k"),

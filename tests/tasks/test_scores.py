@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from electra_fast.tasks.benchmarks import BENCHMARKS
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import KINDS
-from electra_fast.tasks.schemes import spans
 from electra_fast.tasks.scores import (
     classification_scores,
     confusion,
@@ -20,6 +19,7 @@ from electra_fast.tasks.scores import (
     regression_scores,
     tagging_scores,
 )
+from electra_fast.tasks.tag_spans import spans
 
 IOB = ("O", "B-NP", "I-NP", "B-VP", "I-VP")
 BIOES = (*IOB, "E-NP", "S-NP", "E-VP", "S-VP")

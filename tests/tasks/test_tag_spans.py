@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from seqeval.metrics import classification_report
 from seqeval.scheme import BILOU
 
-from electra_fast.tasks.schemes import PLACES, Scheme, described, scheme_of, spans
 from electra_fast.tasks.scores import primary, tagging_scores
+from electra_fast.tasks.tag_spans import PLACES, Scheme, described, scheme_of, spans
 
 IOB = ("O", "B-NP", "I-NP", "B-VP", "I-VP")
 

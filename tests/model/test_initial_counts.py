@@ -9,7 +9,7 @@ import torch
 from electra_fast.config import ElectraConfig
 from electra_fast.data.batch import Batch
 from electra_fast.data.ngrams import NGrams
-from electra_fast.model.counted import frequencies, neighbour_vectors, start_from_counts
+from electra_fast.model.initial_counts import frequencies, neighbour_vectors, start_from_counts
 from electra_fast.objectives.electra import Electra
 from electra_fast.train.metrics import auc
 

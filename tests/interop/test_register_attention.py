@@ -12,7 +12,7 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 import electra_fast as ef  # noqa: E402
-from electra_fast.interop.attention import attend  # noqa: E402
+from electra_fast.interop.register_attention import attend  # noqa: E402
 
 ENCODERS = [
     ("BertConfig", "BertForMaskedLM", {}),
