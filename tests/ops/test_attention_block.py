@@ -166,7 +166,7 @@ def test_other_probabilities_are_rejected(name, p):
         (dict(rows=torch.arange(3)), "rows, cu_rows and max_rows come together"),
         (
             dict(rows=torch.arange(3), cu_rows=offsets(1, 1, 2), max_rows=2),
-            "cu_rows begins with .* end at 3, the number",
+            "cu_rows begins with .* end at 3, the",
         ),
         (dict(rows=torch.arange(3), cu_rows=offsets(1, 0, 2), max_rows=1), "cu_rows holds a sequence of 2 rows"),
         (dict(rows=torch.arange(3), cu_rows=offsets(1, 2), max_rows=2), r"cu_rows has shape \(3,\)"),
