@@ -2,8 +2,8 @@
 //
 // The queries (R, D) come from x itself or from some of its rows; keys and values, side by side in (T, 2 D), come from
 // all rows of x.
-#include "linear.h"
 #include "layer_norm.h"
+#include "linear.h"
 #include "ops.h"
 
 namespace ef::EF_NS {

@@ -3,8 +3,8 @@
 // Each block of rows goes through both products, the GELU and the norm before the next block starts, so its matrix of
 // width F stays in the L2 cache. Of that width only the GELU's argument is saved, which the backward needs.
 #include "gelu.h"
-#include "linear.h"
 #include "layer_norm.h"
+#include "linear.h"
 
 namespace ef::EF_NS {
 
