@@ -47,6 +47,9 @@ WAVES = 32  # columns of an embedding, at most, for the position
 SPREAD = 0.02  # root mean square of an embedding's numbers
 FOCUS = 16.0  # a head's score of the neighbour it attends to, above the mean of the other tokens' scores
 QUIET = 0.1  # what drawn weights beside chosen ones are multiplied by
+SHARPNESS = 2.0  # LayerNorm's weight in the generator's head: how far its logits spread
+SLOPE = 0.5  # of a unit's input in the discriminator's block, where gelu(z) + gelu(-z) is still near z^2
+DEVIATION = 3.0  # of the sum of the products, which LayerNorm leaves between 2 and 3
 
 
 class Columns(NamedTuple):
@@ -191,14 +194,15 @@ def _attend(encoder: Encoder, waves: int, rank: int, apart: bool) -> Columns:
 def _generate(network: Generator, columns: Columns, rank: int, ngrams: NGrams) -> None:
     """Make the generator's head pass on the vectors in the columns, and its bias the words' frequencies.
 
-    gelu is nearly linear around 1, where the bias puts it; LayerNorm takes the bias away again.
+    A quarter of the vectors around 1, where the bias puts them, is a range in which gelu is nearly linear; LayerNorm
+    takes the bias away again.
     """
     dense, kept = network.transform.dense, torch.arange(columns.rank)
     dense.weight.mul_(QUIET)
     dense.weight[columns.waves + kept, columns.left + kept] += 0.25
     dense.weight[columns.waves + rank + kept, columns.right + kept] += 0.25
     dense.bias.fill_(1.0)
-    network.transform.norm.weight.fill_(2.0)
+    network.transform.norm.weight.fill_(SHARPNESS)
     words = np.arange(ngrams.vocab_size)
     network.vocabulary_bias[: len(words)] = torch.from_numpy(np.log(ngrams.unigram(words))).to(network.vocabulary_bias)
 
@@ -206,7 +210,9 @@ def _generate(network: Generator, columns: Columns, rank: int, ngrams: NGrams) -
 def _discriminate(network: Discriminator, columns: Columns) -> None:
     """Make the last feed-forward block compare a token with its neighbours, and the head read what it finds.
 
-    Of vectors that are too long for the block, the first numbers are compared.
+    Of vectors that are too long for the block, the first numbers are compared. A column then holds -s, where s is the
+    sum of their products, and the head turns it into the logit gelu(3 - s / 2) - 4, which is about -1 - s / 2: the
+    better a token goes with its neighbours, the lower.
     """
     layer: Any = network.encoder.layers[-1]
     width = network.config.hidden_size
@@ -215,14 +221,14 @@ def _discriminate(network: Discriminator, columns: Columns) -> None:
     own = torch.cat([columns.left + kept, columns.right + kept])
     brought = torch.cat([columns.brought_right + kept, columns.brought_left + kept])
     units = torch.arange(len(own))
-    slope, last = 0.5, width - 1  # the column of the sum
+    last = width - 1  # the column of the sum
     layer.down.weight[:, : 4 * len(own)] *= QUIET
-    share = 3.0 / (slope**2 * 4 * math.sqrt(2 / math.pi) * math.sqrt(len(own)))
+    share = DEVIATION / (SLOPE**2 * 4 * math.sqrt(2 / math.pi) * math.sqrt(len(own)))
     for block, (first, second) in enumerate(((1, 1), (-1, -1), (1, -1), (-1, 1))):
         rows = block * len(own) + units
         layer.up.weight[rows] = 0.0
-        layer.up.weight[rows, own] = first * slope
-        layer.up.weight[rows, brought] = second * slope
+        layer.up.weight[rows, own] = first * SLOPE
+        layer.up.weight[rows, brought] = second * SLOPE
         layer.down.weight[last, rows] = -share if first == second else share
     network.dense.weight.mul_(QUIET)
     network.dense.weight[0, last] = 0.5
