@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -87,7 +88,10 @@ def measure(variant: str, seed: int, budget: float, corpora: Path) -> dict[str, 
         steps = max(4, round(budget / cost(build_model(run, corpus, seed), config, corpus.max_length)))
         run, config = settings(variant, Path(scratch) / "run", seed, steps)
         start = time.monotonic()
-        figures = pretrain(dataclasses.replace(run, data=(prepared / "data",)), config).figures
+        result = pretrain(dataclasses.replace(run, data=(prepared / "data",)), config)
+        if result.signal is not None:  # a run that was stopped has no row
+            sys.exit(128 + result.signal)
+        figures = result.figures
     tokens = steps * config.batch_size * corpus.max_length
     row = {"variant": variant, "seed": seed, "gflop": round(budget / 1e9), "steps": steps, "tokens": tokens}
     row["minutes"] = round((time.monotonic() - start) / 60, 2)
