@@ -83,6 +83,12 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
             raise ValueError(
                 f"generator_share is {config.generator_share}, and {run.objective} has one network; leave it out"
             )
+        if config.generator_steps and model.config.share_embeddings:
+            raise ValueError(
+                f"generator_share is {config.generator_share} and embeddings are shared: a discriminator that learns "
+                f"alone would change the generator's too. Take separate ones (--embeddings separate), or let both "
+                f"learn (--generator-share 0)"
+            )
         words = model.generator.encoder.embeddings.word.num_embeddings
         ngrams = NGrams.of(corpus, COUNTED, words) if words <= LARGEST_VOCABULARY else None
         if saved is None and starts_from_counts(run):

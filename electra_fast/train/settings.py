@@ -220,8 +220,8 @@ class ModelOptions:
     the recipe few, random by paper)"""
 
     embeddings: EmbeddingsName | None = None
-    """Embeddings of both networks: shared is one set, separate one for each. (default: as in the weights to start from,
-    else shared by the recipe paper and separate by few)"""
+    """Embeddings of both networks: shared is one set, separate one for each. (default: shared by the recipe paper, if
+    those of the weights to start from are equal, and separate by few)"""
 
     init_generator: Path | None = None
     """Hugging Face directory of a generator to start from. (default: random weights)"""

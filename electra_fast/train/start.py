@@ -140,8 +140,8 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
         networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout, tokenizer)
     differ = len(networks) == 2 and not _equal_words(*networks.values())
     changes: dict[str, Any] = {"share_embeddings": run.chosen("embeddings") == "shared"}
-    if networks and run.embeddings is None:
-        changes["share_embeddings"] = not differ
+    if differ and run.embeddings is None:
+        changes["share_embeddings"] = False
     if run.mask_prob is not None:
         changes["mask_prob"] = run.mask_prob
     if not networks and run.chosen("dropout") is not None:
@@ -161,7 +161,11 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
         preset = dataclasses.replace(preset, **asdict(leading.config))
     if differ and preset.share_embeddings:
         say("note: the two networks come with different embeddings; the discriminator's are taken for both")
-    return objective(preset, **networks)
+    model = objective(preset, **networks)
+    if isinstance(model, Electra) and len(networks) == 1 and not preset.share_embeddings:
+        other, given = (model.generator, model.discriminator)[:: 1 if "discriminator" in networks else -1]
+        other.encoder.embeddings.load_state_dict(given.encoder.embeddings.state_dict())
+    return model
 
 
 def starts_from_counts(run: RunConfig) -> bool:

@@ -16,7 +16,7 @@ from electra_fast.cli.main import main
 from electra_fast.objectives.mlm import MaskedLanguageModel
 from electra_fast.storage import checkpoint
 
-FIGURES = {"generator_loss", "generator_accuracy"}
+FIGURES = {"generator_loss", "generator_accuracy", "most_sampled"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,12 @@ def test_loss_and_accuracy_are_those_of_plain_pytorch() -> None:
     assert out.generator_loss is out.loss and not len(out.discriminator_logits)
     accuracy = (found.argmax(1) == wanted).double().mean().item()
     figures = evaluate(model, [batch], seed=2)
-    assert figures == pytest.approx({"generator_loss": out.loss.item(), "generator_accuracy": accuracy}, rel=1e-5)
+    counts = out.sampled_ids.bincount()
+    assert figures.keys() == FIGURES
+    repeated = counts.max().item() / counts.sum().item()
+    assert figures == pytest.approx(
+        {"generator_loss": out.loss.item(), "generator_accuracy": accuracy, "most_sampled": repeated}, rel=1e-5
+    )
 
 
 def test_it_is_the_discriminators_size_and_masks_as_electra() -> None:

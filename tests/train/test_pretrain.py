@@ -163,7 +163,9 @@ def test_two_runs_do_not_share_a_directory(corpus: Path, tmp_path: Path, capsys:
     assert other.returncode == 1 and str(tmp_path) in other.stderr and "Traceback" not in other.stderr
 
 
-def test_warm_start_continues_from_given_weights(corpus: Path, tmp_path: Path) -> None:
+def test_warm_start_continues_from_given_weights(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(corpus, tmp_path / "first") == 0
     final = tmp_path / "first" / "final"
     start = [f(n) for n in ("generator", "discriminator") for f in (lambda n: f"--init-{n}", lambda n: str(final / n))]
@@ -175,7 +177,10 @@ def test_warm_start_continues_from_given_weights(corpus: Path, tmp_path: Path) -
     pair = Electra.from_pretrained(final)
     tables = [network.encoder.embeddings.word.weight for network in (pair.generator, pair.discriminator)]
     assert not torch.equal(*tables)  # each has its own by the recipe of tiny
-    assert run(corpus, tmp_path / "shared", "--steps", "1", "--embeddings", "shared") == 0
+    shared = ["--steps", "8", "--embeddings", "shared"]
+    assert run(corpus, tmp_path / "refused", *shared) == 1
+    assert "embeddings are shared: a discriminator that learns alone would change" in capsys.readouterr().err
+    assert run(corpus, tmp_path / "shared", *shared, "--generator-share", "0") == 0
     pair = Electra.from_pretrained(tmp_path / "shared" / "final")
     assert pair.generator.encoder.embeddings is pair.discriminator.encoder.embeddings
 

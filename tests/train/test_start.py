@@ -117,21 +117,36 @@ def test_weights_with_fewer_words_than_the_data_are_refused(run: RunConfig, tmp_
         build_model(dataclasses.replace(run, **weights), corpus, seed=0)
 
 
-def test_networks_with_their_own_embeddings_keep_them(run: RunConfig, tmp_path: Path) -> None:
-    """Unless the run wants one set; weights that share theirs go on sharing, whatever the recipe says."""
+def test_embeddings_of_weights_to_start_from(run: RunConfig, tmp_path: Path) -> None:
+    """Separate by the recipe few, whatever they were. By the recipe paper those that are equal are shared again."""
     for embeddings in ("separate", "shared"):
         directory = tmp_path / embeddings
         first = started(dataclasses.replace(run, embeddings=embeddings))
         first.save_pretrained(directory)
         weights = {f"init_{name}": directory / name for name in ("generator", "discriminator")}
         again = dataclasses.replace(run, data=(run.out / "data",), vocab_size=None, **weights)
+        wanted = first.generator.encoder.embeddings.word.weight
         model = started(again)
+        assert not model.config.share_embeddings and not starts_from_counts(again)
+        assert torch.equal(model.generator.encoder.embeddings.word.weight, wanted)
+        model = started(dataclasses.replace(again, recipe="paper"))
         assert model.config.share_embeddings == (embeddings == "shared")
-        assert torch.equal(
-            model.generator.encoder.embeddings.word.weight, first.generator.encoder.embeddings.word.weight
-        )
-        assert not starts_from_counts(again)
+        assert torch.equal(model.generator.encoder.embeddings.word.weight, wanted)
     assert started(dataclasses.replace(again, embeddings="shared")).config.share_embeddings
     assert starts_from_counts(run) and not starts_from_counts(dataclasses.replace(run, recipe="paper"))
     with pytest.raises(ValueError, match="initial_weights is counts, and the run starts from the weights in"):
         dataclasses.replace(again, initial_weights="counts")
+
+
+@pytest.mark.parametrize("given", ["generator", "discriminator"])
+def test_a_network_beside_given_weights_begins_with_their_embeddings(
+    run: RunConfig, tmp_path: Path, given: str
+) -> None:
+    first = started(run)
+    first.save_pretrained(tmp_path / "weights")
+    weights = {f"init_{given}": tmp_path / "weights" / given}
+    model = started(dataclasses.replace(run, data=(run.out / "data",), vocab_size=None, **weights))
+    tables = [network.encoder.embeddings for network in (model.generator, model.discriminator)]
+    wanted = getattr(first, given).encoder.embeddings.word.weight
+    assert tables[0] is not tables[1]
+    assert all(torch.equal(table.word.weight, wanted) for table in tables)
