@@ -212,7 +212,9 @@ def run_predict(use: UseOptions, options: PredictOptions, columns: ColumnOptions
             for note in malformed.notes():
                 say(note, sys.stderr)
 
-    examples = of_files() if options.files else stream_examples(sys.stdin.buffer, task.kind, columns=named)
+    examples = (
+        of_files() if options.files else stream_examples(sys.stdin.buffer, task.kind, columns=named, texts=task.texts)
+    )
     for row in predict_stream(model, tokenizer, examples, options.at_once):
         print(json_line(row), end="", flush=True)
     return 0

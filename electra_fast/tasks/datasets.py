@@ -134,7 +134,7 @@ def _accepted(examples: Iterable[Any], malformed: Malformed) -> Iterator[Any]:
 
 
 def stream_examples(
-    lines: Iterable[bytes], kind: str, *, columns: Columns | None = None, name: str = "stdin"
+    lines: Iterable[bytes], kind: str, *, columns: Columns | None = None, texts: int | None = None, name: str = "stdin"
 ) -> Iterator[Example | Sentence | Question | Refused]:
     """Unlabelled examples from lines, one by one as they come; Refused for a line that holds none.
 
@@ -142,10 +142,12 @@ def stream_examples(
     between them; for qa a question, a tab, a context. Or .jsonl where the first line begins with "{": fields as
     `columns` names them; words (a list); question and context. The id is the field id, or counts from 0 the examples
     and the lines refused.
+
+    texts: how many texts a line must have; as many as the first that is no error by default.
     """
     check_kind(kind)
     columns = columns or Columns()
-    count, parts = 0, 0  # lines that hold an example or are refused; texts of each
+    count = 0  # lines that hold an example or are refused
     jsonl: bool | None = None
     for number, data in enumerate(lines, 1):
         where, id = f"{name}, line {number}", str(count)
@@ -164,10 +166,10 @@ def stream_examples(
             else:
                 example = _of_line(line, id, kind, where)
             if isinstance(example, Example):
-                parts = parts or len(example.texts)
-                if len(example.texts) != parts:
+                texts = texts or len(example.texts)
+                if len(example.texts) != texts:
                     found = plural(len(example.texts), "text")
-                    raise ValueError(f"{where} has {found}; {parts}, as before, are wanted")
+                    raise ValueError(f"{where} has {found}; {texts}, as the model or the first line has, are wanted")
         except ValueError as error:
             example = Refused(id, str(error), number)
         yield example

@@ -22,7 +22,7 @@ from electra_fast.storage.atomic import write_file
 from electra_fast.storage.digests import file_digest
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.evaluate import evaluate
-from electra_fast.tasks.examples import Dataset, check_labels
+from electra_fast.tasks.examples import Dataset, Example, check_labels
 from electra_fast.tasks.features import STSB_HIGHEST
 from electra_fast.tasks.finetuner import train_model
 from electra_fast.tasks.model import Task, TaskModel, load_encoder
@@ -139,7 +139,9 @@ class _Finetuning:
         train, run = self.train, self.run
         torch.manual_seed(seed)
         encoder, tokenizer = load_encoder(run.model, run.random_init)
-        task = Task(train.kind, train.name, tuple(train.labels), STSB_HIGHEST if train.name == "stsb" else 1.0)
+        scale = STSB_HIGHEST if train.name == "stsb" else 1.0
+        texts = len(train.examples[0].texts) if isinstance(train.examples[0], Example) else None
+        task = Task(train.kind, train.name, tuple(train.labels), scale, texts=texts)
         model = TaskModel(encoder, task, self.config).to(self.device)
         train_model(model, tokenizer, train.examples, seed, self.log, run.log_every)
         return model, tokenizer

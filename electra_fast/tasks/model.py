@@ -54,6 +54,7 @@ class Task:
         labels: classes, labels or tags, in the order of the logits. Empty for regression and qa.
         scale: predicted numbers are this times the head's. regression only.
         null_threshold: a question has no answer if its null odds are above this. SQuAD v2.0 only.
+        texts: how many texts an example has, 1 or 2; None if that is not known.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Task:
     labels: tuple[str, ...]
     scale: float = 1.0
     null_threshold: float = 0.0
+    texts: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -256,7 +256,11 @@ def test_stream_is_one_by_one():
 @pytest.mark.parametrize(
     ("kind", "lines", "message"),
     [
-        ("classification", ["a\n", "b\tc\n"], "stdin, line 2 has 2 texts; 1, as before, are wanted"),
+        (
+            "classification",
+            ["a\n", "b\tc\n"],
+            "stdin, line 2 has 2 texts; 1, as the model or the first line has, are wanted",
+        ),
         ("classification", ["a\tb\tc"], "stdin, line 1 has 3 texts; one text, or two with a tab between them"),
         ("classification", ['{"body": "a"}'], "stdin, line 1 has the fields body; 'text' is wanted"),
         ("classification", ['{"text": "a"}\n', "b"], "stdin, line 2 is no JSON"),
@@ -290,13 +294,20 @@ def test_refused_lines_of_a_stream():
         next(stream_examples([b"a"], "sorting"))
 
 
+def test_a_stray_tab_in_the_first_line_is_that_line_s_error():
+    """Where the model says how many texts it was trained with; the others are read."""
+    first, *rest = stream_examples([b"a\tb\n", b"c\n", b"d\n"], "classification", texts=1)
+    assert isinstance(first, Refused) and "line 1 has 2 texts; 1, as the model" in first.error
+    assert rest == [Example("1", ("c",)), Example("2", ("d",))]
+
+
 def test_refused_lines_of_a_file_are_left_out(tmp_path):
     path = write(tmp_path / "a.txt", "a\nb\tc\nd\n")
     found = read_dataset(path, "classification", labelled=False)
     assert found.examples == [Example("0", ("a",)), Example("2", ("d",))]
     assert found.notes == (
-        f"{path}: left out 1 malformed line (2), the first of which: {path}, line 2 has 2 texts; 1, as before, are "
-        "wanted",
+        f"{path}: left out 1 malformed line (2), the first of which: {path}, line 2 has 2 texts; 1, as the model or "
+        "the first line has, are wanted",
     )
 
 
