@@ -218,8 +218,8 @@ def _warnings(totals: _Totals, held: HeldOut, tokenizer: Tokenizer, is_trained: 
     if held.divided:
         yield (
             f"the text has {documents}, too few to hold out {held.share:.3g} of it in whole ones, so "
-            f"the last {held.divided:,} lines of the last are held out; put a blank line between documents, or change "
-            f"--heldout"
+            f"the end of the last is held out, {held.divided:,} of its lines; put a blank line between documents, or "
+            f"change --heldout"
         )
     elif not held.share / 2 <= held.share_found <= held.share * 2:
         yield (
