@@ -97,11 +97,8 @@ def test_held_out_share(tmp_path, tokenizer, number, share):
 def test_a_text_without_blank_lines_is_divided(tmp_path, tokenizer):
     """2,000 lines are two documents of 1,000; 1 % of the text are its last 20 lines, not half of it."""
     (tmp_path / "a.txt").write_text("a few words\n" * 2000)
-    words = r"too few to hold out 0.01 .* the end of the last is held out, 20 of its lines"
+    words = r"has 2 documents, too few to hold out 0.01 .* the end of the last is held out, 20 of its lines"
     with pytest.warns(UserWarning, match=words):
-        UserWarning,
-        match=r"has 2 documents, too few to hold out 0.01 .* the end of the last is held out, 20 of its lines",
-    ):
         corpus = prepare(tmp_path / "a.txt", tmp_path / "c", tokenizer=tokenizer, packing="plain", **QUIET)
     tokens = len(tokenizer.encode(["a few words"])[0])
     held = sum(len(ids) - 2 for ids, _ in contents(Corpus(tmp_path / "c", "heldout")))
