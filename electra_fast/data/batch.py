@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops.masking import count_slots
-from electra_fast.ops.sequences import cu_seqlens_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

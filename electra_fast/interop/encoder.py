@@ -17,8 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from electra_fast import ops
 from electra_fast.data.batch import Batch
+from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops._philox import derive_seeds
-from electra_fast.ops.sequences import cu_seqlens_of
 
 
 @dataclass

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function
 
 from electra_fast import ops
-from electra_fast.ops.sequences import cu_seqlens_of
+from electra_fast.ops._cu_seqlens import cu_seqlens_of
 
 NAME = "electra_fast"
 NOT_COMPUTED = ("position_bias", "softcap", "sliding_window", "s_aux", "cu_seq_lens_q", "output_attentions")

@@ -50,6 +50,8 @@ QUIET = 0.1  # what drawn weights beside chosen ones are multiplied by
 SHARPNESS = 2.0  # LayerNorm's weight in the generator's head: how far its logits spread
 SLOPE = 0.5  # of a unit's input in the discriminator's block, where gelu(z) + gelu(-z) is still near z^2
 DEVIATION = 3.0  # of the sum of the products, which LayerNorm leaves between 2 and 3
+NEARLY_LINEAR = 0.25  # of the vectors that enter the generator's gelu around 1, a range in which it is nearly linear
+SCALE, BIAS, PRIOR = 0.5, 3.0, -4.0  # the discriminator's logit is gelu(BIAS - SCALE s) + PRIOR
 
 
 class Columns(NamedTuple):
@@ -194,13 +196,12 @@ def _attend(encoder: Encoder, waves: int, rank: int, apart: bool) -> Columns:
 def _generate(network: Generator, columns: Columns, rank: int, ngrams: NGrams) -> None:
     """Make the generator's head pass on the vectors in the columns, and its bias the words' frequencies.
 
-    A quarter of the vectors around 1, where the bias puts them, is a range in which gelu is nearly linear; LayerNorm
-    takes the bias away again.
+    The bias puts the vectors around 1, and LayerNorm takes it away again.
     """
     dense, kept = network.transform.dense, torch.arange(columns.rank)
     dense.weight.mul_(QUIET)
-    dense.weight[columns.waves + kept, columns.left + kept] += 0.25
-    dense.weight[columns.waves + rank + kept, columns.right + kept] += 0.25
+    dense.weight[columns.waves + kept, columns.left + kept] += NEARLY_LINEAR
+    dense.weight[columns.waves + rank + kept, columns.right + kept] += NEARLY_LINEAR
     dense.bias.fill_(1.0)
     network.transform.norm.weight.fill_(SHARPNESS)
     words = np.arange(ngrams.vocab_size)
@@ -211,7 +212,7 @@ def _discriminate(network: Discriminator, columns: Columns) -> None:
     """Make the last feed-forward block compare a token with its neighbours, and the head read what it finds.
 
     Of vectors that are too long for the block, the first numbers are compared. A column then holds -s, where s is the
-    sum of their products, and the head turns it into the logit gelu(3 - s / 2) - 4, which is about -1 - s / 2: the
+    sum of their products, and the head turns it into the logit gelu(BIAS - SCALE s) + PRIOR, about -1 - s / 2: the
     better a token goes with its neighbours, the lower.
     """
     layer: Any = network.encoder.layers[-1]
@@ -231,8 +232,8 @@ def _discriminate(network: Discriminator, columns: Columns) -> None:
         layer.up.weight[rows, brought] = second * SLOPE
         layer.down.weight[last, rows] = -share if first == second else share
     network.dense.weight.mul_(QUIET)
-    network.dense.weight[0, last] = 0.5
-    network.dense.bias[0] = 3.0
+    network.dense.weight[0, last] = SCALE
+    network.dense.bias[0] = BIAS
     network.out.weight.mul_(QUIET)
     network.out.weight[0, 0] = 1.0
-    network.out.bias.fill_(-4.0)
+    network.out.bias.fill_(PRIOR)

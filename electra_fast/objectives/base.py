@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from electra_fast import ops
 from electra_fast.config import ElectraConfig, Learning
 from electra_fast.data.batch import Batch
-from electra_fast.model.networks import Generator
+from electra_fast.model.networks import Discriminator, Generator
 from electra_fast.model.seeds import GENERATOR, MASKING, SAMPLING, scalars
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.masking import Masked
@@ -78,6 +78,9 @@ class Objective(nn.Module):
 
     generator: Generator
     """The network that predicts the hidden tokens."""
+
+    discriminator: Discriminator | None
+    """The network that tells replaced tokens from original ones, where the objective has one."""
 
     leading: ClassVar[str]
     """Name of the network that has the sizes of the config's first fields: generator or discriminator."""

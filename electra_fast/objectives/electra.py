@@ -48,6 +48,7 @@ class Electra(Objective):
     Source: Clark et al., "ELECTRA", ICLR 2020, section 2.
     """
 
+    discriminator: Discriminator
     leading = "discriminator"
 
     def __init__(

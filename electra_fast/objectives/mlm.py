@@ -28,6 +28,7 @@ class MaskedLanguageModel(Objective):
     Source: Devlin et al., "BERT", NAACL 2019, section 3.1.
     """
 
+    discriminator = None
     leading = "generator"
 
     def __init__(self, config: ElectraConfig, generator: Generator | None = None) -> None:

@@ -32,10 +32,10 @@ from electra_fast.ops._check import (
     seed_tensor,
 )
 from electra_fast.ops._core import core
+from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops._library import Size, define, launcher
 from electra_fast.ops._philox import philox
 from electra_fast.ops._structs import MaskingRule, Text
-from electra_fast.ops.sequences import cu_seqlens_of
 
 
 class MaskingArguments(NamedTuple):

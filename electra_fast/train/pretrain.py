@@ -14,7 +14,6 @@ from electra_fast.data.verification import Verification
 from electra_fast.device import chosen_device, set_threads
 from electra_fast.model.initial_counts import start_from_counts
 from electra_fast.objectives.base import Objective
-from electra_fast.objectives.electra import Electra
 from electra_fast.report.log import Callback, Log, Progress, measured_peak
 from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
@@ -79,7 +78,7 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
         saved = None if newest is None else checkpoint.load(newest)
         corpus = open_corpus(run)
         model = build_model(run, corpus, config.seed)
-        if config.generator_steps and not isinstance(model, Electra):
+        if config.generator_steps and model.discriminator is None:
             raise ValueError(
                 f"generator_share is {config.generator_share}, and {run.objective} has one network; leave it out"
             )
@@ -97,7 +96,7 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
                     f"the vocabulary has {words:,} tokens; initial weights from counts are for at most "
                     f"{LARGEST_VOCABULARY:,}: take --initial-weights random"
                 )
-            start_from_counts(model.discriminator if isinstance(model, Electra) else None, model.generator, ngrams)
+            start_from_counts(model.discriminator, model.generator, ngrams)
         return _Run(run, config, corpus, model, ngrams, lock, callback).go(saved)
 
 

@@ -162,7 +162,7 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     if differ and preset.share_embeddings:
         say("note: the two networks come with different embeddings; the discriminator's are taken for both")
     model = objective(preset, **networks)
-    if isinstance(model, Electra) and len(networks) == 1 and not preset.share_embeddings:
+    if model.discriminator is not None and len(networks) == 1 and not preset.share_embeddings:
         other, given = (model.generator, model.discriminator)[:: 1 if "discriminator" in networks else -1]
         other.encoder.embeddings.load_state_dict(given.encoder.embeddings.state_dict())
     return model

@@ -10,9 +10,9 @@ from numerics import DEVICES, chi_squared, laid_out, offsets, philox
 
 from electra_fast import Electra, ElectraConfig
 from electra_fast.ops import corrupt, masking
+from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops.corrupt import CorruptArguments
 from electra_fast.ops.masking import MaskingArguments, count_slots
-from electra_fast.ops.sequences import cu_seqlens_of
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = [PAD, CLS, SEP, MASK]
