@@ -1,30 +1,33 @@
-"""python benches transfer: measure on real tasks what pre-training a tiny network for 40 minutes is worth.
+"""python benches transfer: measure on eight tasks what an hour of one core's pre-training is worth.
 
-The tiny network is fine-tuned from three starts: pre-trained by ELECTRA, pre-trained by masked language
-modelling (MLM), and random weights. Pre-training reads English Wikipedia, in sequences of 16 tokens, then 32, 64 and
-128: from short sequences a network of this size learns which words stand together in three million tokens, from longer
-ones it takes more. In the first phase both are trained by MLM, and ELECTRA's discriminator starts from those weights,
-as in the paper's two stages (section 3.2); from random weights it learns next to nothing in seven million tokens (AUC
-0.62, where [CLS] and [SEP] alone give 0.60). In the later phases MLM, which trains one network where ELECTRA trains
-two, takes more steps, so that both spend the same number of floating-point operations. Each takes 40 minutes on one
-core.
+A tiny network begins a task from four starts. Three were pre-trained on English Wikipedia, at the same cost in
+floating-point operations, which is an hour of one core; `--budget` changes it. The fourth is random weights.
 
-    task   trained on                        measured on   metric
-    sst2   SST-2, sentences                  its dev       accuracy
-    mrpc   MRPC, pairs, in either order      its dev       F1, or as results.json names it
-    conll  CoNLL-2000, chunks                its test      F1
-    squad  squadshifts' new_wiki             SQuAD 1.1 dev F1
+    start    pre-trained by                                           the task begins from
+    electra  the recipe few                                           its discriminator
+    mlm      the recipe few for masked language modelling alone       its generator
+    paper    the paper's recipe: larger batches, random weights       its discriminator
 
-Each task is fine-tuned with the same settings from every start. All layers have the same learning rate, since random
-layers must be trained as well. --work keeps what is finished, so the same command continues a run that was stopped. The
-results are transfer.json, with a row for each task and start, and transfer.png.
+    task     trained on                        measured on    metric
+    sst2     SST-2, sentences                  its dev        accuracy
+    conll    CoNLL-2000, chunks                its test       F1
+    mrpc     MRPC, pairs, in either order      its dev        as results.json names it
+    stsb     STS-B, pairs, in either order     its dev        as results.json names it
+    rte      RTE, pairs                        its dev        accuracy
+    cola     CoLA, sentences                   its dev        as results.json names it
+    squad    squadshifts' new_wiki             SQuAD 1.1 dev  F1
+    blimp    nothing                           34 sets        accuracy
+
+Each task is fine-tuned with the same settings from every start, once per seed. All layers have the same learning rate,
+since random layers must be trained as well. BLiMP asks the networks as they are: a discriminator by its log-odds, and
+the generator of electra and paper too (blimp_generator). --work keeps what is finished, so the same command continues a
+run that was stopped. The results are transfer.json, with a row for each task and start, and transfer.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -38,37 +41,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from electra_fast.config import ElectraConfig
-from electra_fast.model.flops import generator_flops, step_flops
-from electra_fast.model.networks import Discriminator
-from electra_fast.ops.masking import count_slots
-from electra_fast.tasks.model import load_encoder
+from electra_fast.data.corpus import Corpus
+from electra_fast.train.settings import ObjectiveName, PretrainConfig, RecipeName, RunConfig
+from electra_fast.train.start import build_model
+from tools.learning import cost
 
-INITS = ("electra", "mlm", "random")
 CLI = [sys.executable, "-m", "electra_fast"]
-LONGEST = 128  # tokens of a sequence: the positions that were trained
+LENGTH = 128  # tokens of a sequence
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A phase of pre-training: `steps` steps of ELECTRA on batches of `batch_size` sequences of `length` tokens."""
+class Start:
+    """How a network is pre-trained, and which of its networks tasks begin from."""
 
-    length: int
-    batch_size: int
-    steps: int
+    objective: ObjectiveName
+    recipe: RecipeName
+    network: str
 
-    def steps_of(self, objective: str, vocab_size: int) -> int:
-        """How many steps of an objective cost as many floating-point operations as the phase's steps of ELECTRA."""
-        if objective == "electra":
-            return self.steps
-        config = ElectraConfig.tiny(vocab_size=vocab_size)
-        lengths = [self.length] * self.batch_size
-        slots = int(count_slots(torch.tensor(lengths), config.mask_prob, None)[-1])
-        theirs = generator_flops(config.discriminator, lengths, slots)
-        return math.ceil(self.steps * step_flops(config, lengths, slots) / theirs)
+
+STARTS = {
+    "electra": Start("electra", "few", "discriminator"),
+    "mlm": Start("mlm", "few", "generator"),
+    "paper": Start("electra", "paper", "discriminator"),
+}
+INITS = (*STARTS, "random")
 
 
 @dataclass(frozen=True)
@@ -85,110 +83,110 @@ class Task:
 class Plan:
     texts: tuple[Path, ...]
     tasks: tuple[Task, ...]
+    pairs: Path  # minimal pairs
     work: Path
-    vocab_size: int = 2000
-    start: Phase = Phase(16, 64, 10_134)
-    phases: tuple[Phase, ...] = (Phase(32, 32, 4000), Phase(64, 32, 2500), Phase(128, 16, 3500))
-    learning_rate: float = 8e-4
-    seeds: tuple[int, ...] = (0, 1, 2)
+    vocab_size: int = 8000
+    budget: float = 2e14  # floating-point operations of a pre-training
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-def full(data: Path, work: Path) -> Plan:
-    """The whole experiment on the data sets in this folder; unpacks GLUE under `work`."""
-    glue = work / "glue"
-    if not glue.exists():
-        with tarfile.open(data / "glue" / "glue-nomnli.tar.xz") as archive:
-            archive.extractall(glue.with_suffix(".tmp"), filter="data")
-        glue.with_suffix(".tmp").rename(glue)
+def full(data: Path, work: Path, budget: float) -> Plan:
+    """The whole experiment on the data sets in this folder; unpacks GLUE and BLiMP under `work`."""
+    glue, blimp = work / "glue", work / "blimp"
+    for folder, archive in ((glue, "glue/glue-nomnli.tar.xz"), (blimp, "blimp/blimp-34-of-67.tar.xz")):
+        if not folder.exists():
+            with tarfile.open(data / archive) as packed:
+                packed.extractall(folder.with_suffix(".tmp"), filter="data")
+            folder.with_suffix(".tmp").rename(folder)
     chunks, shifts, squad = data / "conll2000", data / "squadshifts", data / "squad" / "dev-v1.1.json.xz"
+
+    def of_glue(name: str, folder: str, kind: str, epochs: float) -> Task:
+        return Task(name, kind, glue / folder / "train.tsv", glue / folder / "dev.tsv", epochs)
+
     tasks = (
-        Task("sst2", "classification", glue / "SST-2" / "train.tsv", glue / "SST-2" / "dev.tsv", 1),
-        Task("conll", "tagging", chunks / "train.txt.xz", chunks / "test.txt.xz", 2),
-        Task("mrpc", "classification", glue / "MRPC" / "train.tsv", glue / "MRPC" / "dev.tsv", 2),
-        Task("squad", "qa", shifts / "new_wiki.json.xz", squad, 0.5, ("--stride", "96", "--head", "huggingface")),
+        of_glue("sst2", "SST-2", "classification", 2),
+        Task("conll", "tagging", chunks / "train.txt.xz", chunks / "test.txt.xz", 5),
+        of_glue("mrpc", "MRPC", "classification", 3),
+        of_glue("stsb", "STS-B", "regression", 5),
+        of_glue("rte", "RTE", "classification", 5),
+        of_glue("cola", "CoLA", "classification", 3),
+        Task("squad", "qa", shifts / "new_wiki.json.xz", squad, 2, ("--stride", "96", "--head", "huggingface")),
     )
-    return Plan(tuple(sorted((data / "enwiki2015").glob("*.txt.xz"))), tasks, work)
+    texts = tuple(sorted((data / "enwiki2015").glob("*.txt.xz")))
+    return Plan(texts, tasks, next(blimp.rglob("*.jsonl")).parent, work, budget=budget)
 
 
-def call(plan: Plan, name: str, arguments: Sequence[str | Path]) -> None:
-    """Run one electra-fast command on one thread, with its output in WORK/logs/NAME.log.
+def call(plan: Plan, name: str, arguments: Sequence[str | Path]) -> str:
+    """Run one electra-fast command on one thread, with its messages in WORK/logs/NAME.log.
 
-    Raises RuntimeError with the last line of its output if it fails.
+    Returns what it printed. Raises RuntimeError with the last line of its output if it fails.
     """
     (plan.work / "logs").mkdir(parents=True, exist_ok=True)
     log = plan.work / "logs" / f"{name}.log"
-    with log.open("w") as file:
-        done = subprocess.run(
-            [*CLI, *map(str, arguments)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+    with log.open("w") as messages:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        words = [*CLI, *map(str, arguments)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=messages, env=environment, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {log.read_text().strip().splitlines()[-1]} (all of it in {log})")
+    return done.stdout
 
 
 def prepare(plan: Plan) -> None:
-    """Prepare WORK/wikiLENGTH for each phase, all with the tokenizer of the first."""
-    first = plan.work / f"wiki{plan.start.length}"
-    for phase in (plan.start, *plan.phases):
-        out = plan.work / f"wiki{phase.length}"
+    """Prepare WORK/wiki-PACKING for both recipes, with one tokenizer."""
+    first = plan.work / "wiki-plain"
+    for packing in ("plain", "pairs"):
+        out = plan.work / f"wiki-{packing}"
         words = ["--vocab-size", str(plan.vocab_size)] if out == first else ["--tokenizer", first / "tokenizer"]
         if not out.exists():
-            options = ["--out", out, "--max-length", str(phase.length), "--heldout", "0.005", "--processes", "1"]
-            call(plan, out.name, ["prepare", *plan.texts, *options, *words])
+            options = ["--out", out, "--max-length", str(LENGTH), "--packing", packing, "--heldout", "0.005"]
+            call(plan, out.name, ["prepare", *plan.texts, *options, "--processes", "1", *words])
 
 
-def train(plan: Plan, phase: Phase, objective: str, steps: int, start: Sequence[str | Path] = ()) -> Path:
-    """Train one phase in WORK/OBJECTIVE-LENGTH; returns the folder of its final weights."""
-    out = plan.work / f"{objective}-{phase.length}"
+def steps(plan: Plan, start: Start, data: Path) -> int:
+    """How many steps of pre-training the budget pays for."""
+    corpus = Corpus(data)
+    run = RunConfig(out=data, recipe=start.recipe, objective=start.objective)
+    config = PretrainConfig.recipe("tiny", start.recipe, start.objective)
+    return max(6, round(plan.budget / cost(build_model(run, corpus, 0), config, corpus.max_length)))
+
+
+def pretrain(plan: Plan, init: str) -> None:
+    """Pre-train one start in WORK/INIT."""
+    start, out = STARTS[init], plan.work / init
+    data = plan.work / ("wiki-pairs" if start.recipe == "paper" else "wiki-plain")
     if not (out / "final").exists():
-        options = ["--recipe", "paper", "--objective", objective, "--steps", str(steps)]
-        options += ["--batch-size", str(phase.batch_size)]
-        options += ["--learning-rate", str(plan.learning_rate), "--save-every", "500", "--keep", "1"]
-        data = ["--data", plan.work / f"wiki{phase.length}", "--out", out, "--resume", "--device", "cpu"]
-        call(plan, out.name, ["pretrain", *options, "--eval-every", "250", "--log-every", "50", *data, *start])
-    return out / "final"
-
-
-def begin(plan: Plan) -> None:
-    """Make the weights that both start from: MLM's network, and a discriminator with its encoder and a new head."""
-    final, out = train(plan, plan.start, "mlm", plan.start.steps), plan.work / "discriminator"
-    encoder, tokenizer = load_encoder(final / "generator")
-    torch.manual_seed(0)
-    discriminator = Discriminator(encoder.config)
-    discriminator.encoder.load_state_dict(encoder.state_dict())
-    discriminator.save_pretrained(out)
-    tokenizer.save(out)
-
-
-def pretrain(plan: Plan, objective: str) -> None:
-    """Run the phases after the first, each from the weights of the one before."""
-    start: list[str | Path] = ["--init-generator", plan.work / f"mlm-{plan.start.length}" / "final" / "generator"]
-    if objective == "electra":
-        start = ["--init-discriminator", plan.work / "discriminator"]
-    size = len((plan.work / f"wiki{plan.start.length}" / "tokenizer" / "vocab.txt").read_text().splitlines())
-    for phase in plan.phases:
-        final = train(plan, phase, objective, phase.steps_of(objective, size), start)
-        networks = ("generator",) if objective == "mlm" else ("generator", "discriminator")
-        start = [word for name in networks for word in (f"--init-{name}", final / name)]
+        number = steps(plan, start, data)
+        often = str(max(1, number // 40))
+        options = ["--recipe", start.recipe, "--objective", start.objective, "--steps", str(number), "--data", data]
+        options += ["--out", out, "--resume", "--device", "cpu", "--threads", "1", "--keep", "1"]
+        call(plan, init, ["pretrain", *options, "--eval-every", often, "--save-every", often])
 
 
 def finetune(plan: Plan, task: Task, init: str) -> None:
-    """Fine-tune all seeds into WORK/finetuned/TASK-INIT; a folder that lacks some of them is done anew."""
+    """Fine-tune all seeds into WORK/finetuned/TASK-INIT; a run that was stopped goes on with the seeds it lacks."""
     out = plan.work / "finetuned" / f"{task.name}-{init}"
-    if out.exists():
+    if (out / "results.json").exists():
         if len(json.loads((out / "results.json").read_text())["seeds"]) == len(plan.seeds):
             return
         shutil.rmtree(out)
-    network = "generator" if init == "mlm" else "discriminator"
     pretrained = "electra" if init == "random" else init
-    model = plan.work / f"{pretrained}-{plan.phases[-1].length}" / "final" / network
-    files = ["--model", model, "--train", task.train, "--dev", task.dev, "--out", out]
+    model = plan.work / pretrained / "final" / STARTS[pretrained].network
+    files = ["--model", model, "--train", task.train, "--dev", task.dev, "--out", out, "--resume"]
     settings = ["--seeds", *map(str, plan.seeds), "--epochs", str(task.epochs), "--learning-rate", "5e-4"]
-    settings += ["--layerwise-decay", "1", "--max-length", str(LONGEST), "--device", "cpu", *task.options]
+    settings += ["--layerwise-decay", "1", "--max-length", str(LENGTH), "--device", "cpu", *task.options]
     drawn = ["--random-init"] if init == "random" else []
     call(plan, out.name, ["finetune", "--task", task.kind, *files, *settings, *drawn])
+
+
+def judge(plan: Plan, init: str, network: str) -> None:
+    """Ask a pre-trained network about the minimal pairs: its accuracies go to WORK/pairs/INIT-NETWORK.json."""
+    out = plan.work / "pairs" / f"{init}-{network}.json"
+    if not out.exists():
+        model = plan.work / init / "final" / network
+        printed = call(plan, out.stem, ["evaluate", "--task", "blimp", "--model", model, "--data", plan.pairs])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(printed)
 
 
 def results(plan: Plan) -> list[dict[str, Any]]:
@@ -202,6 +200,13 @@ def results(plan: Plan) -> list[dict[str, Any]]:
                 runs = [scores[result["metric"]] for scores in result["seeds"].values()]
                 row = dict(task=task.name, init=init, metric=result["metric"])
                 rows.append(row | dict(median=statistics.median(runs), runs=runs))
+    for init, start in STARTS.items():
+        for network in ("generator", "discriminator"):
+            path = plan.work / "pairs" / f"{init}-{network}.json"
+            if path.exists():
+                accuracy = json.loads(path.read_text())["accuracy"]
+                name = "blimp" if network == start.network else f"blimp_{network}"
+                rows.append(dict(task=name, init=init, metric="accuracy", median=accuracy, runs=[accuracy]))
     return rows
 
 
@@ -249,8 +254,12 @@ def run(plan: Plan, out: Path, jobs: int) -> None:
     """Run the whole experiment, `jobs` processes at once; the results are written after each stage."""
     prepare(plan)
     stages: dict[str, list[Callable[[], None]]] = {
-        "start": [partial(begin, plan)],
-        "pre-training": [partial(pretrain, plan, objective) for objective in ("electra", "mlm")],
+        "pre-training": [partial(pretrain, plan, init) for init in STARTS],
+        "blimp": [
+            partial(judge, plan, init, network)
+            for init, start in STARTS.items()
+            for network in (("generator",) if start.objective == "mlm" else ("discriminator", "generator"))
+        ],
     }
     for task in plan.tasks:
         stages[task.name] = [partial(finetune, plan, task, init) for init in INITS]
@@ -282,6 +291,12 @@ def main(arguments: list[str]) -> int:
         help="file for the results (default: %(default)s)",
     )
     parser.add_argument(
+        "--budget",
+        type=float,
+        default=Plan.budget,
+        help="floating-point operations of each pre-training (default: %(default)s)",
+    )
+    parser.add_argument(
         "--jobs", type=int, default=2, help="number of single-threaded processes to run at once (default: 2)"
     )
     options = parser.parse_args(arguments)
@@ -289,7 +304,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"there is no folder {options.data}; name the folder of the data sets with --data")
     options.work.mkdir(parents=True, exist_ok=True)
     try:
-        run(full(options.data, options.work), options.json, options.jobs)
+        run(full(options.data, options.work, options.budget), options.json, options.jobs)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
