@@ -26,6 +26,7 @@ COMMANDS = (
     "loss_curves",
     "memory",
     "picture",
+    "soak",
     "transfer",
     "tune",
 )  # modules in tools/ that race nothing, each with a main(arguments)
