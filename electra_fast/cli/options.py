@@ -84,6 +84,7 @@ def _description(command: Command) -> str:
     return "\n".join(f"  {line}" for line in lines if line)
 
 
+@functools.cache
 def docstrings(kind: type) -> dict[str, tuple[str, str]]:
     """(group, docstring) of each field of a dataclass, read from the class that declares it."""
     found: dict[str, tuple[str, str]] = {}

@@ -29,11 +29,12 @@ def marked_sentence(tokens: list[str], sampled: dict[int, str], suspicion: Tenso
     return "".join(words).strip()
 
 
-def closing_report(before: dict[str, float], after: dict[str, float], sentences: list[str]) -> str:
+def closing_report(before: dict[str, float], after: dict[str, float], sentences: list[str], planted: list[str]) -> str:
     """A table of held-out figures before and after training, and marked sentences below it.
 
     before, after: figures by the names that train.evaluate gives them; `before` may lack some, which are shown as "-".
-    sentences: from `marked_sentence`; may be empty.
+    sentences, planted: from `marked_sentence`, with words of the generator and with words drawn at random; may be
+        empty.
     """
     names = {
         "generator_loss": "generator loss (nats a masked token)",
@@ -44,16 +45,17 @@ def closing_report(before: dict[str, float], after: dict[str, float], sentences:
         "auc_pairs": "  a table of pairs has",
         "precision": "of the tokens it suspects, replaced",
         "recall": "of the replaced, suspected",
+        "auc_planted": "AUC where words are planted at random",
+        "precision_planted": "of the tokens it suspects, planted",
+        "recall_planted": "of the planted, suspected",
     }
     lines = [f"{'held-out text':40s} {'before':>8s} {'after':>8s}"]
     for name, title in names.items():
         if name in after:
             first = f"{before[name]:8.3f}" if name in before else f"{'-':>8s}"
             lines.append(f"{title:40s} {first} {after[name]:8.3f}")
-    if sentences:
-        lines += [
-            "",
-            "Held-out sentences: {original>what the generator put there, how sure the discriminator is of a fake}",
-        ]
-        lines += [f"  {sentence}" for sentence in sentences]
+    for writer, marked in (("what was drawn at random", planted), ("what the generator put there", sentences)):
+        if marked:
+            lines += ["", f"Held-out text: {{original>{writer}, how sure the discriminator is of a fake}}"]
+            lines += [f"  {sentence}" for sentence in marked]
     return "\n".join(lines)

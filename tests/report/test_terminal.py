@@ -35,7 +35,7 @@ def test_control_characters_are_shown_and_not_obeyed(text: str, capsys: pytest.C
 
 def test_the_closing_report_shows_words_of_the_vocabulary(capsys: pytest.CaptureFixture) -> None:
     sentence = marked_sentence(["\x1b[2Jone", "two\x9b"], {1: "\x07new"}, torch.tensor([0.9, 0.1]))
-    say(closing_report({}, {"auc": 0.5}, [sentence]))
+    say(closing_report({}, {"auc": 0.5}, [sentence], [sentence]))
     said = capsys.readouterr().out
     assert "{\\x1b[2Jone 90%} {two\\x9b>\\x07new 10%}" in said and not any(c in said for c in "\x1b\x9b\x07")
     assert "discriminator AUC (0.5 is a guess)              -    0.500" in said
