@@ -33,6 +33,7 @@ def test_a_dry_run_interpreted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert written[0]["tile"] == dict(BLOCK_M=4, num_warps=4)
 
 
+@pytest.mark.slow
 def test_a_dry_run_compiled(tmp_path: Path) -> None:
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
     environment |= dict(TRITON_CACHE_DIR=str(tmp_path))

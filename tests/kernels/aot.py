@@ -1,6 +1,6 @@
 """The subprocess of test_kernels.py that compiles kernels for GPUs (where they are interpreted, nothing compiles).
 
-`aot.py all` takes every kernel in the configurations of ELECTRA-Small, `aot.py some` at most 25 rows of these; `python
+`aot.py all` takes every kernel in the configurations of ELECTRA-Small, `aot.py some` four of these; `python
 benches compile` takes all configurations for all targets.
 """
 
@@ -21,9 +21,7 @@ SMALL = (
 )
 SOME = (
     r"masking_fwd.*faithful=False|attention_bwd_kernel 128 bf16 width=64 dropout=0.1|"
-    r"generator_head_(fwd|sample).* bf16 width=128 t.*=1.0|dropout_add_layer_norm_fwd.* bf16 width=256 dropout=0.1|"
-    r"embedding_(fwd|bwd_position).* bf16 width=128 dropout=0.1|adamw.* fp32 .*True|"
-    r"linear_(fwd|bwd_input|bwd_weight).* bf16 256->768 gelu=False|ffn_block_fwd.* 256->1024->256 dropout=0.1|25 seeds"
+    r"dropout_add_layer_norm_fwd.* bf16 width=256 dropout=0.1|linear_fwd.* bf16 256->768 gelu=False"
 )
 PRODUCTS = ("attention", "generator_head", "linear", "ffn_block", "discriminator_head", "embedding_bwd_position")
 PLANNED = dict(  # programs that a multiprocessor of an H100 holds at once, at least; the docstrings say why
@@ -50,7 +48,7 @@ LARGE = r"linear_fwd.* bf16 256->1024 gelu=False|linear_bwd_input.* bf16 256->10
 
 if sys.argv[1] == "some":
     rows = list(compile.rows([90], SOME))
-    assert 10 < len(rows) <= 25, len(rows)
+    assert 4 <= len(rows) <= 6, len(rows)
 else:
     rows = [*compile.rows([90], SMALL), *compile.rows([80, 100], OTHERS), *compile.rows([86], LARGE)]
     assert len(rows) <= 60
