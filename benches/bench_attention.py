@@ -104,7 +104,7 @@ def reference(case: Case, dtype: torch.dtype | None = None, p: float | None = No
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout_p = case.p if p is None else p
         sequences = (cu_seqlens, longest, cu_seqlens, longest)
-        return attention_reference(AttentionArguments(q, k, v, *sequences, rows, seed, scale, dropout_p))
+        return attention_reference(AttentionArguments(q, k, v, *sequences, rows, seed, scale, dropout_p, False))
 
     return case.step(op, [t.to(dtype) for t in (case.q, case.k, case.v)], case.upstream.to(dtype))
 

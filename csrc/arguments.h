@@ -69,13 +69,15 @@ struct Sequences {
   EF_FIELDS(Sequences, queries, keys, N)
 };
 
+// causal: a sequence's last query sees all its keys, each query before it one less than the next.
 struct Attention {
   Heads<const float> q, k, v;
   Sequences sequences;
   int64_t H, D;
   double scale;
   Dropout dropout;
-  EF_FIELDS(Attention, q, k, v, sequences, H, D, scale, dropout)
+  bool causal;
+  EF_FIELDS(Attention, q, k, v, sequences, H, D, scale, dropout, causal)
 };
 
 // qkv (3 D, D) and (3 D,), out (D, D) and (D,), norm (D,) twice.

@@ -2,7 +2,8 @@
 //
 // One thread computes a (sequence, head), so the order of every sum, and its bits, do not depend on the number of
 // threads. It packs keys and values once (gemm.h), and computes the scores of a block of queries with all keys; these
-// stay in cache, so the softmax needs no running maximum. benches/bench_attention.py measures it.
+// stay in cache, so the softmax needs no running maximum. Where attention is causal, blocks of queries are small, and
+// only the keys that a block's last query sees are computed. benches/bench_attention.py measures it.
 #include <math.h>
 
 #include "dropout.h"
@@ -15,6 +16,7 @@ namespace ef::EF_NS {
 namespace attend {
 
 constexpr int64_t kBlockRows = 132;          // the most queries of a block, a multiple of kSliver
+constexpr int64_t kCausalRows = 4 * kSliver;  // those of a causal block, which computes up to as many scores in vain
 constexpr int64_t kBlockScores = 32 * 1024;  // where there are many keys, a block has about this many scores
 
 static inline int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -27,9 +29,10 @@ static inline Float* at(const Heads<Float>& x, int64_t t, int64_t h) {
 // One (sequence, head): its queries and keys, how its scores are laid out, and where the next one begins.
 struct Task {
   int64_t h, first, end, Sq, first_k, Sk;
-  int64_t columns;  // Sk, rounded up to whole panels
-  int64_t ld;       // distance between rows of scores: a power of two would map a column to one cache set
-  int64_t rows;     // rows of scores in a block
+  bool causal;
+  int64_t seeing;  // the first query that sees a key; those before it have a result of 0
+  int64_t ld;      // distance between rows of scores: a power of two would map a column to one cache set
+  int64_t rows;    // rows of scores in a block
   int64_t next, next_k, next_h;
 
   Task(const Attention& in, int64_t n, int64_t h)
@@ -39,12 +42,15 @@ struct Task {
         Sq(end - first),
         first_k(in.sequences.keys[n]),
         Sk(in.sequences.keys[n + 1] - first_k),
-        columns(panels(Sk) * kPanel),
-        ld(columns + 16),
-        rows(smaller(kBlockRows, larger_of(2, kBlockScores / ld / kSliver) * kSliver)),
+        causal(in.causal),
+        seeing(Sk == 0 ? end : causal ? larger_of(first, end - Sk) : first),
+        ld(panels(Sk) * kPanel + 16),
+        rows(smaller(causal ? kCausalRows : kBlockRows, larger_of(2, kBlockScores / ld / kSliver) * kSliver)),
         next(h + 1 < in.H ? first : end),
         next_k(h + 1 < in.H ? first_k : first_k + Sk),
         next_h(h + 1 < in.H ? h + 1 : 0) {}
+  // How many keys query t sees, the first ones.
+  int64_t keys_of(int64_t t) const { return causal ? Sk - (end - 1 - t) : Sk; }
 };
 
 // Prefetches a row that the next task reads or writes. The hardware does not: consecutive rows of a head are as far
@@ -121,10 +127,18 @@ static inline void softmax_backward(float* scores, float* grads, int64_t columns
   }
 }
 
-// Sets the scores beyond the last key to -inf, so that their probabilities are 0.
-static inline void hide(float* scores, const Task& task, int64_t rows) {
+// Sets the scores of the keys that a query does not see, and those beyond the last key, to -inf, so that their
+// probabilities are 0. first: the query of the first row.
+static inline void hide(float* scores, const Task& task, int64_t first, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = task.Sk; j < task.columns; ++j) scores[i * task.ld + j] = -INFINITY;
+    for (int64_t j = task.keys_of(first + i); j < columns; ++j) scores[i * task.ld + j] = -INFINITY;
+}
+
+// c (M, N) = a (M, K) times the first K rows of the packed b (depth, N).
+static inline void product_of_first(const float* a, int64_t lda, const float* packed, int64_t depth, int64_t M,
+                                    int64_t K, int64_t N, float* c, int64_t ldc) {
+  for (int64_t n = 0; n < N; n += kPanel, packed += depth * kPanel)
+    product<false>(a, lda, packed, M, K, smaller(kPanel, N - n), c + n, ldc);
 }
 
 static inline void multiply(float* x, int64_t n, float factor) {
@@ -137,31 +151,30 @@ static inline void clear(const Heads<float>& x, int64_t first, int64_t count, in
 
 static void forward(const Attention& in, const Task& task, const Heads<float>& out, float* lse, float* memory) {
   const int64_t D = in.D, H = in.H, h = task.h, Sk = task.Sk;
-  if (Sk == 0) {  // without keys the output is 0
-    clear(out, task.first, task.Sq, h, D);
-    for (int64_t i = task.first; i < task.end; ++i) lse[i * H + h] = -INFINITY;
-  }
-  if (task.Sq == 0 || Sk == 0) return;
+  clear(out, task.first, task.seeing - task.first, h, D);
+  for (int64_t t = task.first; t < task.seeing; ++t) lse[t * H + h] = -INFINITY;
+  if (task.seeing == task.end) return;
   const float scale = dropout_scale(in.dropout.threshold);
   float *keys_across = memory, *values = keys_across + packed_size(D, Sk), *scores = values + packed_size(Sk, D);
   pack_transposed(at(in.k, task.first_k, h), in.k.token, D, Sk, keys_across);
   multiply(keys_across, packed_size(D, Sk), float(in.scale));
   pack(at(in.v, task.first_k, h), in.v.token, Sk, D, values);
-  for (int64_t first = task.first; first < task.end; first += task.rows) {
+  for (int64_t first = task.seeing; first < task.end; first += task.rows) {
     const int64_t rows = smaller(task.rows, task.end - first);
+    const int64_t keys = task.keys_of(first + rows - 1), columns = panels(keys) * kPanel;
     float factors[kBlockRows];
-    product<false>(at(in.q, first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld);
-    hide(scores, task, rows);
+    product<false>(at(in.q, first, h), in.q.token, keys_across, rows, D, columns, scores, task.ld);
+    hide(scores, task, first, rows, columns);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
       look_ahead(in.q, query, task.next_h, D), look_ahead(out, query, task.next_h, D);
       look_ahead(in.k, key, task.next_h, D), look_ahead(in.v, key, task.next_h, D);
       const int64_t row_id = in.dropout.row_ids[t];
-      const Softmax row = softmax(scores + i * task.ld, task.columns, in.dropout, row_id, uint32_t(1 + h));
+      const Softmax row = softmax(scores + i * task.ld, columns, in.dropout, row_id, uint32_t(1 + h));
       lse[t * H + h] = row.max + logf(row.sum);
       factors[i] = scale / row.sum;
     }
-    product<false>(scores, task.ld, values, rows, Sk, D, at(out, first, h), out.token);
+    product_of_first(scores, task.ld, values, Sk, rows, keys, D, at(out, first, h), out.token);
     for (int64_t i = 0; i < rows; ++i) multiply(at(out, first + i, h), D, factors[i]);
   }
 }
@@ -174,10 +187,10 @@ struct Gradients {
 static void backward(const Heads<const float>& dout, const Attention& in, const Task& task, const float* lse,
                      const Gradients& d, float* memory) {
   const int64_t D = in.D, H = in.H, h = task.h, Sk = task.Sk;
-  if (task.Sq == 0 || Sk == 0) {  // queries without keys, and keys without queries, have gradients of 0
-    clear(d.q, task.first, task.Sq, h, D), clear(d.k, task.first_k, Sk, h, D), clear(d.v, task.first_k, Sk, h, D);
-    return;
-  }
+  const bool none = task.seeing == task.end;
+  clear(d.q, task.first, task.seeing - task.first, h, D);
+  if (none || task.causal) clear(d.k, task.first_k, Sk, h, D), clear(d.v, task.first_k, Sk, h, D);
+  if (none) return;
   float *keys_across = memory, *values_across = keys_across + packed_size(D, Sk);
   float *keys = values_across + packed_size(D, Sk), *queries = keys + packed_size(Sk, D);
   float *upstream = queries + packed_size(task.rows, D), *scores = upstream + packed_size(task.rows, D);
@@ -186,27 +199,28 @@ static void backward(const Heads<const float>& dout, const Attention& in, const 
   multiply(keys_across, packed_size(D, Sk), float(in.scale));
   pack_transposed(at(in.v, task.first_k, h), in.v.token, D, Sk, values_across);
   pack(at(in.k, task.first_k, h), in.k.token, Sk, D, keys);
-  for (int64_t first = task.first; first < task.end; first += task.rows) {
+  for (int64_t first = task.seeing; first < task.end; first += task.rows) {
     const int64_t rows = smaller(task.rows, task.end - first);
-    const bool add = first > task.first;
-    product<false>(at(in.q, first, h), in.q.token, keys_across, rows, D, task.columns, scores, task.ld);
-    product<false>(at(dout, first, h), dout.token, values_across, rows, D, task.columns, grads, task.ld);
-    hide(scores, task, rows);
+    const int64_t seen = task.keys_of(first + rows - 1), columns = panels(seen) * kPanel;
+    const bool add = task.causal || first > task.first;
+    product<false>(at(in.q, first, h), in.q.token, keys_across, rows, D, columns, scores, task.ld);
+    product<false>(at(dout, first, h), dout.token, values_across, rows, D, columns, grads, task.ld);
+    hide(scores, task, first, rows, columns);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
       look_ahead(in.q, query, task.next_h, D), look_ahead(dout, query, task.next_h, D);
       look_ahead(in.k, key, task.next_h, D), look_ahead(in.v, key, task.next_h, D);
       look_ahead(d.q, query, task.next_h, D), look_ahead(d.k, key, task.next_h, D);
       look_ahead(d.v, key, task.next_h, D);
-      softmax_backward(scores + i * task.ld, grads + i * task.ld, task.columns, lse[t * H + h], float(in.scale),
-                       in.dropout, in.dropout.row_ids[t], uint32_t(1 + h));
+      softmax_backward(scores + i * task.ld, grads + i * task.ld, columns, lse[t * H + h], float(in.scale), in.dropout,
+                       in.dropout.row_ids[t], uint32_t(1 + h));
     }
     pack(at(dout, first, h), dout.token, rows, D, upstream);
     pack(at(in.q, first, h), in.q.token, rows, D, queries);
     float *v_sums = at(d.v, task.first_k, h), *k_sums = at(d.k, task.first_k, h);
-    product<true>(scores, task.ld, upstream, Sk, rows, D, v_sums, d.v.token, add ? v_sums : nullptr, d.v.token);
-    product<true>(grads, task.ld, queries, Sk, rows, D, k_sums, d.k.token, add ? k_sums : nullptr, d.k.token);
-    product<false>(grads, task.ld, keys, rows, Sk, D, at(d.q, first, h), d.q.token);
+    product<true>(scores, task.ld, upstream, seen, rows, D, v_sums, d.v.token, add ? v_sums : nullptr, d.v.token);
+    product<true>(grads, task.ld, queries, seen, rows, D, k_sums, d.k.token, add ? k_sums : nullptr, d.k.token);
+    product_of_first(grads, task.ld, keys, Sk, rows, seen, D, at(d.q, first, h), d.q.token);
   }
 }
 

@@ -19,7 +19,8 @@ static Attention attention_of(const AttentionBlock& block, const float* queries,
           block.H,
           head,
           1 / sqrt(double(head)),
-          {block.dropout.row_ids, block.dropout.seed, block.attention_threshold}};
+          {block.dropout.row_ids, block.dropout.seed, block.attention_threshold},
+          false};
 }
 
 // The keys' and values' part of the projection; the queries' part comes first.

@@ -185,6 +185,7 @@ def attention_fwd(
     seed: Tensor,
     softmax_scale: float,
     dropout_p: float,
+    causal: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """-> out (T, H, D), [lse (H, T) float32]."""
     q, k, v = _unit_stride(q, k, v)
@@ -223,6 +224,7 @@ def put_gradients(
     seed: Tensor,
     softmax_scale: float,
     dropout_p: float,
+    causal: bool,
     saved: list[Tensor],
     again: bool = False,
 ) -> None:

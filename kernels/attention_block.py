@@ -238,7 +238,8 @@ def attention_block_fwd(
             queries, _ = product(query_x, qkv_weight[:width], qkv_bias[:width])
             projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
         scale = 1 / math.sqrt(width // num_heads)
-        read, lse = attention_fwd(*heads_of(projections, num_heads), *offsets, ids, seed, scale, attention_dropout_p)
+        numbers = (ids, seed, scale, attention_dropout_p, False)
+        read, lse = attention_fwd(*heads_of(projections, num_heads), *offsets, *numbers)
         z, _ = product(read.flatten(1), out_weight, out_bias)
         norm = (norm_weight, norm_bias, ids, seed, eps, dropout_p)
         out, statistics = dropout_add_layer_norm_fwd(z, query_x, *norm, into_x=True)

@@ -166,7 +166,7 @@ def attention_block_bwd(
     read = torch.empty_like(dread) if kept is None else kept
     gradients = [torch.empty_like(t) for t in projections]
     heads, found = heads_of(projections, num_heads), heads_of(gradients, num_heads)
-    numbers = (ids, seed, scale, attention_dropout_p, [read, lse])
+    numbers = (ids, seed, scale, attention_dropout_p, False, [read, lse])
     put_gradients(found, dread, *heads, *offsets, *numbers, again=kept is None)
     into = torch.empty_like(qkv_weight, memory_format=torch.contiguous_format), qkv_bias.new_empty(3 * width)
     if rows is None:

@@ -107,7 +107,7 @@ def attention(inputs: Inputs) -> Iterator[AttentionArguments]:
     network, cu = inputs.network, inputs.offsets(inputs.length)
     heads = network.num_attention_heads, network.head_dim
     q, packed, queries = inputs.floats((inputs.tokens, *heads), (inputs.tokens, 2, *heads), (inputs.masked, *heads))
-    k, v, rest = *packed.unbind(1), (inputs.seed, network.head_dim**-0.5, P)
+    k, v, rest = *packed.unbind(1), (inputs.seed, network.head_dim**-0.5, P, False)
     yield AttentionArguments(q, k, v, cu, inputs.length, cu, inputs.length, inputs.row_ids, *rest)
     if inputs.part == "generator":
         ids = inputs.row_ids[: inputs.masked]

@@ -96,7 +96,7 @@ def attention_calls() -> Iterator[tuple[str, Callable]]:
         queries, keys = lengths[kind]
         q, k, v = meta(8 * 512, 3, 4, width, dtype=types[size]).unbind(1)
         cu, seed, rows = meta(9, dtype=I32), meta(1, dtype=I64), meta(8 * 512, dtype=I64)
-        arguments = (q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p)
+        arguments = (q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p, False)
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = attention.attention_fwd(*arguments)

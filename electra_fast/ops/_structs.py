@@ -92,6 +92,7 @@ class Attention(NamedTuple):
     D: int
     scale: float
     dropout: Dropout
+    causal: bool  # a sequence's last query sees all keys, each query before it one less than the next
 
 
 class AttentionWeights(NamedTuple):

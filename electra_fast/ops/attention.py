@@ -1,8 +1,10 @@
 """attention: softmax(scale Q K^T) V within each sequence of a packed batch, with dropout on the probabilities.
 
 Sequence n has the rows cu_seqlens[n] to cu_seqlens[n + 1]. With cu_seqlens_k, queries and keys have different rows: the
-queries may be fewer, or come from another text. The result of a query whose sequence has no keys is 0. The random bytes
-of dropout are keyed by the query's row id, the head (plane 1 + h) and the key's place in its sequence (_philox.py).
+queries may be fewer, or come from another text. Causal attention is aligned at the sequences' ends: the last query sees
+all keys, the query before it all but the last, and so on. The result of a query that sees no keys is 0. The random
+bytes of dropout are keyed by the query's row id, the head (plane 1 + h) and the key's place in its sequence
+(_philox.py).
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class AttentionArguments(NamedTuple):
     seed: Tensor
     softmax_scale: float
     dropout_p: float
+    causal: bool
 
 
 def attention(
@@ -72,21 +75,20 @@ def attention(
     softmax_scale: the factor of the scores; 1 / sqrt(D) by default.
     dropout_p: the probability with which an attention probability is set to 0, rounded to 1/256.
     seed: of dropout, an int of 64 bits or a one-element int64 tensor.
-    causal: must be False, since causal attention is not implemented.
+    causal: whether query i of a sequence of S queries and S_k keys sees the keys 0 to S_k - S + i alone, as in a
+        decoder; with S = S_k a token sees itself and those before it. If S > S_k, the first S - S_k queries see none.
     row_ids: (T,) int64, the ids of the queries, by which dropout's random numbers are keyed; 0 to T - 1 by default.
 
     Returns (T, H, D).
 
-    Raises NotImplementedError for causal=True, TypeError if the dtypes differ, ValueError if shapes or offsets do not
-    fit or dropout_p lies outside [0, 1], RuntimeError if the tensors are on several devices.
+    Raises TypeError if the dtypes differ, ValueError if shapes or offsets do not fit or dropout_p lies outside [0, 1],
+    RuntimeError if the tensors are on several devices.
 
-    Cost: 4 H D sum(S S_k) flops forward, over the sequences' queries and keys, and 2.5 times that backward. C++ and
-    Triton keep no scores in memory.
+    Cost: 4 H D sum(S S_k) flops forward, over the sequences' queries and keys, and 2.5 times that backward; with causal
+    about half. C++ and Triton keep no scores in memory.
 
     Source: Vaswani et al., NeurIPS 2017; Dao et al., NeurIPS 2022 (FlashAttention).
     """
-    if causal:
-        raise NotImplementedError("attention: causal=True is not implemented; ELECTRA reads both ways")
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     max_k = max_seqlen if max_seqlen_k is None else max_seqlen_k
     row_ids = torch.arange(q.shape[0], device=q.device) if row_ids is None else row_ids
@@ -104,7 +106,8 @@ def attention(
     p = check_probability("attention", "dropout_p", dropout_p)
     scale = 1 / math.sqrt(max(1, q.shape[2])) if softmax_scale is None else float(softmax_scale)
     seed = seed_tensor("attention", seed, q.device)
-    return _attention(AttentionArguments(q, k, v, cu_seqlens, max_seqlen, cu_k, max_k, row_ids, seed, scale, p))
+    offsets = (cu_seqlens, max_seqlen, cu_k, max_k)
+    return _attention(AttentionArguments(q, k, v, *offsets, row_ids, seed, scale, p, causal))
 
 
 def attention_reference(args: AttentionArguments) -> Tensor:
@@ -121,6 +124,10 @@ def attention_reference(args: AttentionArguments) -> Tensor:
     )
     scores = (query @ key.transpose(2, 3)) * args.softmax_scale
     absent = ~is_key[:, None, None, :]
+    if args.causal:
+        surplus = args.cu_seqlens_k.diff() - cu_seqlens.diff()  # the keys before that of the first query
+        place, place_k = (torch.arange(n, device=q.device) for n in (args.max_seqlen, args.max_seqlen_k))
+        absent = absent | (place_k > place[:, None] + surplus[:, None, None])[:, None]
     probs = scores.masked_fill(absent, -math.inf).softmax(-1).masked_fill(absent, 0.0)
     if threshold := dropout_threshold(args.dropout_p):
         ids = args.row_ids[rows].flatten()
@@ -161,6 +168,7 @@ def _struct(args: AttentionArguments) -> Attention:
         width,
         args.softmax_scale,
         Dropout.of(args.row_ids, args.seed, args.dropout_p),
+        args.causal,
     )
 
 
@@ -191,8 +199,8 @@ _attention = DifferentiableOp(
         ("attention", "attention_fwd"),
         ("attention", "attention_bwd"),
         saves=lambda args: [args.q.new_empty(args.q.shape[1], args.q.shape[0], dtype=torch.float32)],
-        takes=lambda args: 0 < args.q.shape[2] <= 128,
-        limit="heads up to 128 wide",
+        takes=lambda args: 0 < args.q.shape[2] <= 128 and not args.causal,
+        limit="heads up to 128 wide, not causal",
     ),
     check=_check,
 )

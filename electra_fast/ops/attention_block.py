@@ -168,9 +168,8 @@ def attention_block_reference(args: AttentionBlockArguments) -> Tensor:
     q, k, v = (t.unflatten(1, (heads, width // heads)) for t in (q, k, v))
     scale = 1 / math.sqrt(max(1, width // heads))
     offsets = (queries.cu_seqlens, queries.max_seqlen, args.cu_seqlens, args.max_seqlen)
-    read = attention_reference(
-        AttentionArguments(q, k, v, *offsets, queries.row_ids, args.seed, scale, args.attention_dropout_p)
-    )
+    p = args.attention_dropout_p
+    read = attention_reference(AttentionArguments(q, k, v, *offsets, queries.row_ids, args.seed, scale, p, False))
     projected = F.linear(read.flatten(1), args.out_weight, args.out_bias)
     norm = (args.norm_weight, args.norm_bias, queries.row_ids, args.seed, args.eps, args.dropout_p)
     return dropout_add_layer_norm_reference(DropoutAddLayerNormArguments(projected, queries.x, *norm))

@@ -274,7 +274,7 @@ def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
         for dtype, width, expected in ((torch.bfloat16, 64, 1), (torch.bfloat16, 129, 0), (torch.float64, 64, 0)):
             q = torch.empty(10, 2, width, dtype=dtype, device="cuda")
             cu, rows, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (3, 10, 1))
-            out, saved = torch.ops.electra_fast.attention_fwd(q, q, q, cu, 9, cu, 9, rows, seed, 0.1, 0.1)
+            out, saved = torch.ops.electra_fast.attention_fwd(q, q, q, cu, 9, cu, 9, rows, seed, 0.1, 0.1, False)
             assert out.shape == q.shape and len(saved) == expected
         for dtype, width, expected in ((torch.bfloat16, 256, 1), (torch.float32, 256, 1), (torch.float64, 128, 0)):
             hidden, weight, bias = (torch.empty(n, dtype=dtype, device="cuda") for n in ((9, width), (30, width), 30))

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import DEVICES, check, dropout_factors, offsets
+from numerics import DEVICES, check, dropout_factors, moved, offsets
+from torch.nn.attention.bias import causal_lower_right
 
 from electra_fast.ops import attention
 from electra_fast.ops._core import core
@@ -40,13 +42,26 @@ def example(lengths=(5, 1, 9), heads=2, width=8, lengths_k=None, p=0.1, seed=3):
 
 
 def truth(
-    q, k, v, cu_seqlens, max_seqlen, dropout_p, seed, row_ids, cu_seqlens_k=None, max_seqlen_k=None, softmax_scale=None
+    q,
+    k,
+    v,
+    cu_seqlens,
+    max_seqlen,
+    dropout_p,
+    seed,
+    row_ids,
+    cu_seqlens_k=None,
+    max_seqlen_k=None,
+    softmax_scale=None,
+    causal=False,
 ):
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     scale = 1 / math.sqrt(q.shape[2]) if softmax_scale is None else softmax_scale
     outs = [q[:0] * (k.sum() + v.sum())]
     for a, b, c, d in zip(cu_seqlens[:-1], cu_seqlens[1:], cu_k[:-1], cu_k[1:], strict=True):
-        probs = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]).mul(scale).softmax(-1)
+        hidden = torch.ones(b - a, d - c, dtype=torch.bool).triu(int(d - c - (b - a)) + 1) & causal
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]).mul(scale).masked_fill(hidden, -math.inf)
+        probs = scores.softmax(-1).masked_fill(hidden, 0)
         factors = [dropout_factors(seed, row_ids[a:b], int(d - c), dropout_p, 1 + h) for h in range(q.shape[1])]
         outs.append(torch.einsum("hqk,khd->qhd", probs * torch.stack(factors).to(q.dtype), v[c:d]))
     return torch.cat(outs)
@@ -84,10 +99,12 @@ def test_keys_of_another_sequence(lengths, lengths_k, device):
 
 @pytest.mark.skipif(core is None, reason="no C++ core")
 @pytest.mark.parametrize("isa", core.isas() if core else [])
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("heads, width", [(1, 1), (2, 33), (2, 64), (1, 130)])
-def test_every_instruction_set(isa, heads, width, monkeypatch):
+def test_every_instruction_set(isa, heads, width, causal, monkeypatch):
     monkeypatch.setattr(sys.modules["electra_fast.ops.attention"], "core", getattr(core, isa))  # the name is the op's
-    check(attention, truth, example((5, 0, 70, 133, 1), heads, width))
+    given = example((5, 0, 70, 133, 1), heads, width)
+    check(partial(attention, causal=causal), partial(truth, causal=causal), given)
 
 
 @pytest.mark.skipif(core is None, reason="no C++ core")
@@ -100,7 +117,7 @@ def test_the_core_writes_where_it_is_told(isa, width):
     cu, longest, seed = given["cu_seqlens"], given["max_seqlen"], torch.tensor([given["seed"]])
     leaves, upstream = [given[n].detach().requires_grad_() for n in "qkv"], torch.randn(total, 5, heads, width)[:, 2]
     offsets = (cu, longest, cu, longest, given["row_ids"])
-    struct = module._struct(module.AttentionArguments(*leaves, *offsets, seed, 0.3, given["dropout_p"]))
+    struct = module._struct(module.AttentionArguments(*leaves, *offsets, seed, 0.3, given["dropout_p"], False))
     memory, lse = torch.full((total, 4, heads, width + 3), math.nan), torch.empty(total, heads)
     out, *grads = memory[..., :width].unbind(1)
     heads_of = module.Heads.of
@@ -271,9 +288,44 @@ def test_rows_more_than_two_to_the_31_elements_apart():
     torch.testing.assert_close(attention(**given | far), attention(**given))
 
 
-def test_causal_is_not_implemented():
-    with pytest.raises(NotImplementedError, match="causal=True is not implemented"):
-        attention(**example(), causal=True)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "lengths, lengths_k",
+    [
+        *((lengths, None) for lengths in LENGTHS.values()),
+        ([2, 1, 3], [5, 1, 9]),
+        ([20, 130], [300, 131]),
+        ([4, 3, 0], [0, 4, 6]),
+        ([5, 70], [2, 1]),
+        ([2, 3], [0, 0]),
+    ],
+    ids=[*LENGTHS, "fewer queries", "many keys", "no keys for some", "more queries", "no keys at all"],
+)
+def test_causal_values_and_gradients(lengths, lengths_k, device):
+    check(
+        partial(attention, causal=True),
+        partial(truth, causal=True),
+        example(lengths, lengths_k=lengths_k),
+        device=device,
+    )
+
+
+def test_causal_is_pytorch_s_with_the_mask_at_the_end():
+    given = {n: t.double() if n in "qkv" else t for n, t in example((7,), lengths_k=(12,), p=0.0).items()}
+    q, k, v = (given[n].transpose(0, 1) for n in "qkv")
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(7, 12)).transpose(0, 1)
+    torch.testing.assert_close(attention(**given, causal=True), theirs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_follows_changes_no_bit_of_a_causal_result(device):
+    given = moved(example((70, 40)), torch.float32, device)
+    before = attention(**given, causal=True)
+    for name in "qkv":
+        given[name][50:70] = 1e4
+    after = attention(**given, causal=True)
+    assert torch.equal(before[:50], after[:50]) and torch.equal(before[70:], after[70:])
+    assert not torch.equal(before[50:70], after[50:70])
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def attention(draw):
     lengths, others = draw(LENGTHS), draw(st.booleans())
     lengths_k = [draw(ROWS) for _ in lengths] if others else None
     sizes = draw(st.integers(1, 3)), draw(st.integers(1, 40))
-    return test_attention.example(lengths, *sizes, lengths_k, draw(DROPOUT), draw(SEEDS))
+    given = test_attention.example(lengths, *sizes, lengths_k, draw(DROPOUT), draw(SEEDS))
+    return given | dict(causal=draw(st.booleans()))
 
 
 def dropout_add_layer_norm(draw):
