@@ -80,6 +80,23 @@ struct Attention {
   EF_FIELDS(Attention, q, k, v, sequences, H, D, scale, dropout, causal)
 };
 
+// The keys or values of a paged cache: row i of page p, head h, begins at data + p * page + i * token + h * head, and
+// its D values are consecutive.
+struct Pages {
+  const float* data;
+  int64_t page, token, head;
+  EF_FIELDS(Pages, data, page, token, head)
+};
+
+// The keys and values of N sequences in pages of `tokens` tokens. table (N, blocks): the pages of each sequence in
+// order; lengths (N,): how many keys each has.
+struct Cache {
+  Pages k, v;
+  const int32_t *table, *lengths;
+  int64_t N, blocks, tokens, H, D;
+  EF_FIELDS(Cache, k, v, table, lengths, N, blocks, tokens, H, D)
+};
+
 // qkv (3 D, D) and (3 D,), out (D, D) and (D,), norm (D,) twice.
 template <class Float>
 struct AttentionWeights {

@@ -239,9 +239,10 @@ void generator_head_fwd(const Rows& hidden, const Affine<const float>& words, in
 }
 
 void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<const float>& words, int64_t V,
-                        const int64_t* labels, const float* lse, float* dhidden, const Affine<float>& dwords,
-                        Threads threads) {
+                        const int64_t* labels, double label_smoothing, const float* lse, float* dhidden,
+                        const Affine<float>& dwords, Threads threads) {
   const int64_t M = hidden.length, E = hidden.width;
+  const float of_label = float(1 - label_smoothing), of_each = float(label_smoothing / double(V));  // the target
   const int64_t tiles = tiles_of(V), block = block_of(M), parts = parts_of(M, V, E, threads);
   const int64_t columns_floats = aligned(packed_size(E, kTile)), rows_floats = aligned(packed_size(kTile, E));
   const int64_t own = columns_floats + 2 * rows_floats + kBlock * kStride;
@@ -275,10 +276,10 @@ void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<cons
           const float g = label >= 0 && label < V ? grad[r0 + r] : 0.0f;  // a row without a label has gradient 0
           ahead.fetch();
           for (int64_t i = 0; i < kTile; i += kLanes) {
-            const Vec p = vexp(load(row + i) + load(tile.bias + i) - lse[r0 + r]) * g;
-            store(row + i, p), store(few + i, load(few + i) + p);
+            const Vec d = (vexp(load(row + i) + load(tile.bias + i) - lse[r0 + r]) - of_each) * g;
+            store(row + i, d), store(few + i, load(few + i) + d);
           }
-          if (tile.holds(label)) row[label - tile.first] -= g, few[label - tile.first] -= g;
+          if (tile.holds(label)) row[label - tile.first] -= g * of_label, few[label - tile.first] -= g * of_label;
         }
         for (int64_t i = 0; i < kTile; i += kLanes) store(db + i, load(db + i) + load(few + i));
         pack(hidden.data + r0 * E, E, count, E, hidden_rows);

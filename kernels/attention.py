@@ -3,7 +3,7 @@
 attention_fwd_kernel: a program computes a block of queries of one sequence and head, and goes over its keys in blocks.
 If all keys fit in one block (WHOLE), the softmax needs no running maximum. Sequences of up to 128 tokens are one
 program for each head, so K and V are read once. It writes out (T, H, D) and, for the backward, the log-sum-exps of the
-scores (H, T), in powers of two.
+scores (H, T), in powers of two. Causal attention skips the blocks above the diagonal, forward and backward.
 
 The backward is in attention_bwd.py. For 129 to 512 keys both ways are in attention_resident.py, if the table has a tile
 for it.
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .attention_bwd import attention_bwd_kernel
 from .attention_resident import attention_bwd_resident_kernel, attention_fwd_resident_kernel
-from .parts.attention_tiles import LOG2E, Sequences, head_rows, program_of, span
+from .parts.attention_tiles import LOG2E, Sequences, head_rows, keys_before, program_of, seen, span
 from .parts.device import entry
 from .parts.groups import Dropout, Heads, Matrix, dropout, heads
 from .parts.philox import dropout_keep
@@ -86,19 +86,19 @@ BWD = {
 }
 
 
-def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int) -> dict:
+def tile(table: dict, q: Tensor, max_seqlen: int, max_seqlen_k: int, causal: bool = False) -> dict:
     """The kernel's options: a tile of the table and what follows from it. If LENGTH is among them, they are for the
-    kernels of attention_resident.py."""
+    kernels of attention_resident.py, which compute all scores and so are not for causal attention."""
     size, width = q.element_size(), max(32, triton.next_power_of_2(q.shape[2]))
     precision = "ieee" if size == 4 else "tf32"  # matters for 32-bit products only
     longest = max_seqlen_k if table is FWD else max(max_seqlen, max_seqlen_k)
     kinds = ["64"] * (max_seqlen_k <= 64) + ["few"] * (max_seqlen <= 64) + ["128"] if max_seqlen_k <= 128 else []
-    kinds += ["512"] * (max_seqlen_k > 128 and longest <= 512) + ["long"]
+    kinds += ["512"] * (max_seqlen_k > 128 and longest <= 512 and not causal) + ["long"]
     kind, chosen = next((k, t) for k in kinds if (t := entry(table, (size, width, k), q)))
     follows = dict(WIDTH=q.shape[2], BLOCK_D=width, PRECISION=precision, enable_fp_fusion=True)
     if kind == "512":
         return chosen | follows | dict(LENGTH=256 if longest <= 256 else 512)
-    return chosen | follows | dict(WHOLE=max_seqlen_k <= chosen["BLOCK_N"])
+    return chosen | follows | dict(WHOLE=max_seqlen_k <= chosen["BLOCK_N"], CAUSAL=causal)
 
 
 def reads_again(q: Tensor, max_seqlen_k: int) -> bool:
@@ -124,8 +124,10 @@ def attention_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
-    """blocks: how many blocks of queries a sequence has at most. WHOLE: one block has all keys of a sequence."""
+    """blocks: how many blocks of queries a sequence has at most. WHOLE: one block has all keys of a sequence. CAUSAL: a
+    block of queries goes over the keys that its last one sees."""
     sequences = Sequences(*sequences)
     n, head, block = program_of(blocks, sequences.heads)
     start, queries = span(sequences.cu_seqlens, n)
@@ -145,12 +147,13 @@ def attention_fwd_kernel(
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first in range(0, BLOCK_N if WHOLE else keys, BLOCK_N):
+    last = keys_before((block + 1) * BLOCK_M, queries, keys, CAUSAL)
+    for first in range(0, BLOCK_N if WHOLE else last, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         k_block = rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D)
         v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
         s = tl.dot(q_block, tl.trans(k_block), input_precision=PRECISION) * (scale * LOG2E)
-        s = tl.where(offs_n[None, :] < keys, s, float("-inf"))
+        s = tl.where(seen(offs_n[None, :], offs_m[:, None], queries, keys, CAUSAL), s, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(s, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s - m_safe[:, None])
@@ -192,7 +195,7 @@ def attention_fwd(
     tokens, num_heads, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(num_heads, tokens, dtype=torch.float32)
-    chosen = tile(FWD, q, max_seqlen, max_seqlen_k)
+    chosen = tile(FWD, q, max_seqlen, max_seqlen_k, causal)
     programs = (cu_seqlens.shape[0] - 1) * num_heads
     sequences = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), tokens, num_heads)
     views, mask = (heads(q), heads(k), heads(v)), dropout(row_ids, seed, dropout_p)
@@ -236,7 +239,7 @@ def put_gradients(
     out, lse = saved
     q, k, v, dout = _unit_stride(q, k, v, dout)
     tokens, num_heads, _ = q.shape
-    chosen = tile(BWD, q, max_seqlen, max_seqlen_k)
+    chosen = tile(BWD, q, max_seqlen, max_seqlen_k, causal)
     programs = (cu_seqlens.shape[0] - 1) * num_heads
     if programs == 0 or max(max_seqlen, max_seqlen_k) == 0:
         return

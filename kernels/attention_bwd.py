@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .parts.attention_tiles import Mask, Sequences, head_rows, program_of, scores_bwd, span
+from .parts.attention_tiles import Mask, Sequences, head_rows, keys_before, program_of, scores_bwd, seen, span
 from .parts.groups import Dropout, Heads, Matrix
 from .parts.rows import put_rows, rows_of
 
@@ -45,6 +45,7 @@ def attention_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """blocks: how many blocks of queries or keys a sequence has at most. WHOLE: one block has all keys of a sequence.
     AGAIN: out is an empty buffer, which is filled, too."""
@@ -72,7 +73,10 @@ def attention_bwd_kernel(
         v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
         dk_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         dv_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        for first in tl.range(0, queries, BLOCK_M, disable_licm=True):
+        begin = 0
+        if CAUSAL and not WHOLE:  # the block of the first query that sees a key of this block
+            begin = tl.maximum(block * BLOCK_N - (keys - queries), 0) // BLOCK_M * BLOCK_M
+        for first in tl.range(begin, queries, BLOCK_M, disable_licm=True):
             offs_m = first + tl.arange(0, BLOCK_M)
             inside = offs_m < queries
             q_block = rows_of(q_rows, offs_m, queries, WIDTH, BLOCK_D)
@@ -86,7 +90,7 @@ def attention_bwd_kernel(
             if dropout is not None:
                 ids = tl.load(row_ids_ptr + offs_m, mask=inside, other=0)
                 mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
-            allowed = (offs_n[:, None] < keys) & inside[None, :]
+            allowed = seen(offs_n[:, None], offs_m[None, :], queries, keys, CAUSAL) & inside[None, :]
             p, ds, output = scores_bwd(
                 q_block, k_block, v_block, dout_block, lse, delta, allowed, mask, block * BLOCK_N, scale, PRECISION
             )
@@ -114,11 +118,12 @@ def attention_bwd_kernel(
                 ids = tl.load(row_ids_ptr + offs_m, mask=inside, other=0)
                 mask = Mask(seed, ids, 1 + head, dropout.threshold, dropout.scale)
             dq_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-            for first in tl.range(0, keys, BLOCK_N, disable_licm=True):
+            last = keys_before((block + 1) * BLOCK_M, queries, keys, CAUSAL)
+            for first in tl.range(0, last, BLOCK_N, disable_licm=True):
                 offs_n = first + tl.arange(0, BLOCK_N)
                 k_block = rows_of(k_rows, offs_n, keys, WIDTH, BLOCK_D)
                 v_block = rows_of(v_rows, offs_n, keys, WIDTH, BLOCK_D)
-                allowed = (offs_n[:, None] < keys) & inside[None, :]
+                allowed = seen(offs_n[:, None], offs_m[None, :], queries, keys, CAUSAL) & inside[None, :]
                 _, ds, _ = scores_bwd(
                     q_block, k_block, v_block, dout_block, lse, delta, allowed, mask, first, scale, PRECISION
                 )

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .generator_head_chunked import chunked_bwd, chunked_fwd
+from .generator_head_chunked import Target, chunked_bwd, chunked_fwd, target_of
 from .generator_head_sample import (
     LOG2E,
     TILE,
@@ -170,14 +170,27 @@ def generator_head_fwd(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """-> loss (M,), sampled (M,), [lse (M,) float32]."""
     hidden, weight, bias, labels = _laid_out(hidden, weight, bias, labels)
-    row_ids, rows, vocabulary = row_ids.contiguous(), hidden.shape[0], weight.shape[0]
-    if rows == 0:
+    row_ids = row_ids.contiguous()
+    if hidden.shape[0] == 0:
         return hidden.new_empty(0), torch.empty_like(labels), [hidden.new_empty(0, dtype=torch.float32)]
     arguments = (hidden, weight, bias, labels, row_ids, seed, temperature, disallow_correct)
     if in_chunks(hidden):
         return chunked_fwd(*arguments)
-    chosen = tile(FWD, hidden)
-    tiles, blocks = triton.cdiv(vocabulary, TILE), triton.cdiv(rows, chosen["BLOCK_M"])
+    loss, sampled, lse = sample(*arguments, sweep(hidden, weight, bias, labels, temperature, disallow_correct))
+    return loss, sampled, [lse]
+
+
+def sweep(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    disallow_correct: bool = False,
+) -> tuple:
+    """The Statistics of at least one row of at most 512 bytes over the vocabulary."""
+    rows, chosen = hidden.shape[0], tile(FWD, hidden)
+    tiles, blocks = triton.cdiv(weight.shape[0], TILE), triton.cdiv(rows, chosen["BLOCK_M"])
     tiles_per_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, blocks)))
     shares = triton.cdiv(tiles, tiles_per_share)
     statistics = new_statistics(hidden, tiles, shares)
@@ -194,8 +207,7 @@ def generator_head_fwd(
         DISALLOW=disallow_correct,
         **chosen,
     )
-    loss, sampled, lse = sample(*arguments, statistics)
-    return loss, sampled, [lse]
+    return statistics
 
 
 @triton.jit
@@ -216,13 +228,14 @@ def generator_head_bwd_hidden_kernel(
     dhidden_ptr,
     rows,
     words_per_share,
+    target,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    words = Words(*words)
+    words, target = Words(*words), Target(*target)
     block, share = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     offs_m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     labels = tl.load(labels_ptr + offs_m, mask=offs_m < rows, other=-100)
@@ -236,7 +249,7 @@ def generator_head_bwd_hidden_kernel(
         bias = tl.load(words.bias + offs_n, mask=offs_n < words.count, other=float("-inf")).to(tl.float32)
         logits = tl.dot(hidden_rows, tl.trans(weight), input_precision=PRECISION) + bias[None, :]
         probs = tl.exp2((logits - lse[:, None]) * LOG2E)
-        dlogits = (probs - tl.where(offs_n[None, :] == labels[:, None], 1.0, 0.0)) * dloss[:, None]
+        dlogits = (probs - tl.where(offs_n[None, :] == labels[:, None], target.label, target.each)) * dloss[:, None]
         acc = tl.dot(dlogits.to(weight.dtype), weight, acc, input_precision=PRECISION)
     columns = tl.arange(0, BLOCK_E)
     inside = (offs_m[:, None] < rows) & (columns[None, :] < WIDTH)
@@ -254,13 +267,14 @@ def generator_head_bwd_weight_kernel(
     dweight_ptr,
     dbias_ptr,
     rows,
+    target,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    words = Words(*words)
+    words, target = Words(*words), Target(*target)
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     weight = _word_rows(words, offs_n, WIDTH, BLOCK_E)
     bias = tl.load(words.bias + offs_n, mask=offs_n < words.count, other=float("-inf")).to(tl.float32)
@@ -273,7 +287,7 @@ def generator_head_bwd_weight_kernel(
         dloss, lse = _scale(dloss_ptr, lse_ptr, labels, offs_m, rows, words.count)
         logits = tl.dot(weight, tl.trans(hidden_rows), input_precision=PRECISION) + bias[:, None]
         probs = tl.exp2((logits - lse[None, :]) * LOG2E)
-        dlogits = (probs - tl.where(offs_n[:, None] == labels[None, :], 1.0, 0.0)) * dloss[None, :]
+        dlogits = (probs - tl.where(offs_n[:, None] == labels[None, :], target.label, target.each)) * dloss[None, :]
         sums += tl.sum(dlogits, 1)
         acc = tl.dot(dlogits.to(hidden_rows.dtype), hidden_rows, acc, input_precision=PRECISION)
     columns = tl.arange(0, BLOCK_E)
@@ -293,6 +307,7 @@ def generator_head_bwd(
     seed: Tensor,
     temperature: float,
     disallow_correct: bool,
+    label_smoothing: float,
     saved: list[Tensor],
 ) -> list[Tensor]:
     """grads [dloss], saved [loss, sampled, lse] -> [dhidden, dweight, dbias]."""
@@ -303,21 +318,23 @@ def generator_head_bwd(
     if rows == 0:
         return [hidden.new_empty(hidden.shape), dweight.zero_(), dbias.zero_()]
     if in_chunks(hidden):
-        return chunked_bwd(dloss, hidden, weight, bias, labels, lse)
-    arguments = (matrix(hidden), words(weight, bias), labels, lse, dloss)
-
+        return chunked_bwd(dloss, hidden, weight, bias, labels, target_of(label_smoothing, vocabulary), lse)
+    arguments, target = (
+        (matrix(hidden), words(weight, bias), labels, lse, dloss),
+        target_of(label_smoothing, vocabulary),
+    )
     chosen = tile(BWD_HIDDEN, hidden)
     blocks, tiles = triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(vocabulary, chosen["BLOCK_N"])
     tiles_per_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS // 2, blocks)))
     shares = triton.cdiv(tiles, tiles_per_share)
     parts = hidden.new_empty(shares, *hidden.shape, dtype=torch.float32)
     words_per_share = tiles_per_share * chosen["BLOCK_N"]
-    generator_head_bwd_hidden_kernel[(blocks, shares)](*arguments, parts, rows, words_per_share, **chosen)
+    generator_head_bwd_hidden_kernel[(blocks, shares)](*arguments, parts, rows, words_per_share, target, **chosen)
     dhidden = parts.sum(0).to(hidden.dtype)
 
     chosen = tile(BWD_WEIGHT, hidden)
     generator_head_bwd_weight_kernel[(triton.cdiv(vocabulary, chosen["BLOCK_N"]),)](
-        *arguments, dweight, dbias, rows, **chosen
+        *arguments, dweight, dbias, rows, target, **chosen
     )
     return [dhidden, dweight, dbias]
 

@@ -18,6 +18,8 @@ a chunk forward, 5 backward; eager PyTorch, without chunks, moves 7.4 GB more.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +30,19 @@ from .generator_head_sample import LOG2E, TILE, Statistics, largest_and_sum, new
 CHUNK = 2**25  # bytes of logits in a chunk: an A100's L2 has 40 MB, an H100's 50, an H200's 60
 TILES = dict(BLOCK_M=32, BLOCK_N=TILE, num_warps=8)  # a program has 16 logits a thread at once
 SHARE = 16  # tiles of a share
+
+
+class Target(NamedTuple):
+    """The probabilities that the loss compares with: the label's, and that of each other word."""
+
+    label: Any
+    each: Any
+
+
+def target_of(label_smoothing: float, vocabulary: int) -> tuple:
+    """The Target of labels smoothed over the vocabulary."""
+    each = label_smoothing / vocabulary
+    return 1 - label_smoothing + each, each
 
 
 @triton.jit
@@ -79,10 +94,12 @@ def generator_head_bwd_logits_kernel(
     sums_ptr,
     rows,
     vocabulary,
+    target,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Replaces logits by their gradients; sums_ptr (blocks, vocabulary): their sums over each block of rows."""
+    target = Target(*target)
     across = tl.cdiv(vocabulary, BLOCK_N)
     block, tile = tl.program_id(0).to(tl.int64) // across, tl.program_id(0).to(tl.int64) % across
     offs_m, offs_n = block * BLOCK_M + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -94,12 +111,12 @@ def generator_head_bwd_logits_kernel(
     inside = (offs_m[:, None] < rows) & (offs_n[None, :] < vocabulary)
     logits = tl.load(ptrs, mask=inside & used[:, None], other=float("-inf")).to(tl.float32)
     probs = tl.exp2((logits - lse[:, None]) * LOG2E)
-    dlogits = (probs - tl.where(offs_n[None, :] == labels[:, None], 1.0, 0.0)) * dloss[:, None]
+    dlogits = (probs - tl.where(offs_n[None, :] == labels[:, None], target.label, target.each)) * dloss[:, None]
     tl.store(ptrs, dlogits.to(logits_ptr.dtype.element_ty), mask=inside)
     tl.store(sums_ptr + block * vocabulary + offs_n, tl.sum(dlogits, 0), mask=offs_n < vocabulary)
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """The chunks of rows: each has as many rows as fit in CHUNK bytes, a multiple of 128 if that is 128 or more."""
     most = max(1, CHUNK // (weight.shape[0] * hidden.element_size()))
     most = most // 128 * 128 or most
@@ -122,41 +139,55 @@ def chunked_fwd(
     disallow_correct: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """-> loss (M,), sampled (M,), [lse (M,) float32]."""
-    vocabulary, sharpness = weight.shape[0], 1 / temperature if temperature else 1.0
-    tiles = triton.cdiv(vocabulary, TILE)
-    shares = triton.cdiv(tiles, SHARE)
-    chunks = []
-    for rows in _chunks(hidden, weight):
+    parts = []
+    for rows in chunks(hidden, weight):
         clean = _without_nan(hidden[rows], labels[rows])
-        logits = torch.addmm(bias, clean, weight.t())
-        count, statistics = logits.shape[0], new_statistics(logits, tiles, shares)
-        generator_head_tiles_kernel[(triton.cdiv(count, TILES["BLOCK_M"]), shares)](
-            logits,
-            labels[rows],
-            statistics,
-            count,
-            vocabulary,
-            SHARE,
-            sharpness,
-            SAME=sharpness == 1.0 and not disallow_correct,
-            DISALLOW=disallow_correct,
-            enable_fp_fusion=True,
-            **TILES,
-        )
+        statistics, logits = sweep_chunk(clean, weight, bias, labels[rows], temperature, disallow_correct)
         arguments = (clean, weight, bias, labels[rows], row_ids[rows], seed, temperature, disallow_correct)
-        chunks.append(sample(*arguments, statistics, logits))
-    loss, sampled, lse = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        parts.append(sample(*arguments, statistics, logits))
+    loss, sampled, lse = (torch.cat(part) for part in zip(*parts, strict=True))
     return loss, sampled, [lse]
 
 
+def sweep_chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    disallow_correct: bool = False,
+) -> tuple[tuple, Tensor]:
+    """The Statistics of a chunk of rows over the vocabulary, and their logits (rows, V)."""
+    sharpness = 1 / temperature if temperature else 1.0
+    logits = torch.addmm(bias, hidden, weight.t())
+    count, vocabulary = logits.shape
+    tiles = triton.cdiv(vocabulary, TILE)
+    shares = triton.cdiv(tiles, SHARE)
+    statistics = new_statistics(logits, tiles, shares)
+    generator_head_tiles_kernel[(triton.cdiv(count, TILES["BLOCK_M"]), shares)](
+        logits,
+        labels,
+        statistics,
+        count,
+        vocabulary,
+        SHARE,
+        sharpness,
+        SAME=sharpness == 1.0 and not disallow_correct,
+        DISALLOW=disallow_correct,
+        enable_fp_fusion=True,
+        **TILES,
+    )
+    return statistics, logits
+
+
 def chunked_bwd(
-    dloss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, lse: Tensor
+    dloss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, target: tuple, lse: Tensor
 ) -> list[Tensor]:
     """-> [dhidden, dweight, dbias]."""
     vocabulary, dhidden = weight.shape[0], hidden.new_empty(hidden.shape)
     dweight = weight.new_zeros(weight.shape)
     dbias = bias.new_zeros(bias.shape, dtype=torch.float32)
-    for rows in _chunks(hidden, weight):
+    for rows in chunks(hidden, weight):
         clean = _without_nan(hidden[rows], labels[rows])
         logits = torch.addmm(bias, clean, weight.t())
         count = logits.shape[0]
@@ -164,7 +195,16 @@ def chunked_bwd(
         sums = logits.new_empty(blocks, vocabulary, dtype=torch.float32)
         grid = (blocks * triton.cdiv(vocabulary, TILES["BLOCK_N"]),)
         generator_head_bwd_logits_kernel[grid](
-            logits, labels[rows], lse[rows], dloss[rows], sums, count, vocabulary, enable_fp_fusion=True, **TILES
+            logits,
+            labels[rows],
+            lse[rows],
+            dloss[rows],
+            sums,
+            count,
+            vocabulary,
+            target,
+            enable_fp_fusion=True,
+            **TILES,
         )
         torch.mm(logits, weight, out=dhidden[rows])
         dweight.addmm_(logits.t(), clean)

@@ -150,7 +150,7 @@ def generator_head(inputs: Inputs) -> Iterator[GeneratorHeadArguments]:
     if inputs.part == "generator":
         labels, ids = inputs.integers(words, rows), inputs.row_ids[:rows]
         floats = inputs.floats((rows, width), (words, width), (words,))
-        yield GeneratorHeadArguments(*floats, labels, ids, inputs.seed, 1.0, False)
+        yield GeneratorHeadArguments(*floats, labels, ids, inputs.seed, 1.0, False, 0.0)
 
 
 def discriminator_head(inputs: Inputs) -> Iterator[DiscriminatorHeadArguments]:

@@ -16,6 +16,7 @@ namespace ef::EF_NS {
 #include "../adamw.cpp"
 #include "../attention.cpp"
 #include "../attention_block.cpp"
+#include "../decode_attention.cpp"
 #include "../discriminator_head.cpp"
 #include "../dropout_add_layer_norm.cpp"
 #include "../embedding.cpp"
@@ -25,6 +26,7 @@ namespace ef::EF_NS {
 #include "../linear.cpp"
 #include "../masking.cpp"
 #include "../philox.cpp"
+#include "../top_k_words.cpp"
 #include "../vector.cpp"
 
 namespace ef::EF_NS {

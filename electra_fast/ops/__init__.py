@@ -4,6 +4,7 @@ from electra_fast.ops.adamw import adamw
 from electra_fast.ops.attention import attention
 from electra_fast.ops.attention_block import attention_block
 from electra_fast.ops.corrupt import corrupt
+from electra_fast.ops.decode_attention import decode_attention
 from electra_fast.ops.discriminator_head import discriminator_head
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from electra_fast.ops.embedding import embedding
@@ -12,12 +13,14 @@ from electra_fast.ops.ffn_block import ffn_block
 from electra_fast.ops.generator_head import generator_head
 from electra_fast.ops.linear import linear
 from electra_fast.ops.masking import masking
+from electra_fast.ops.top_k_words import top_k_words
 
 __all__ = [
     "adamw",
     "attention",
     "attention_block",
     "corrupt",
+    "decode_attention",
     "discriminator_head",
     "dropout_add_layer_norm",
     "embedding",
@@ -26,4 +29,5 @@ __all__ = [
     "generator_head",
     "linear",
     "masking",
+    "top_k_words",
 ]

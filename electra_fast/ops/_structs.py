@@ -95,6 +95,35 @@ class Attention(NamedTuple):
     causal: bool  # a sequence's last query sees all keys, each query before it one less than the next
 
 
+class Pages(NamedTuple):
+    """Keys or values in pages, (pages, tokens, H, D) of any strides, except that the numbers of one head lie side by
+    side."""
+
+    data: Tensor
+    page: int  # elements from one page to the next
+    token: int  # elements from one token to the next
+    head: int  # elements from one head to the next
+
+    @classmethod
+    def of(cls, x: Tensor) -> Pages:
+        x = x if x.stride(3) == 1 else x.contiguous()
+        return cls(x, *x.stride()[:3])
+
+
+class Cache(NamedTuple):
+    """The keys and values of N sequences in pages."""
+
+    k: Pages
+    v: Pages
+    table: Tensor  # (N, blocks) int32: the pages of each sequence in order
+    lengths: Tensor  # (N,) int32: how many keys each has
+    N: int
+    blocks: int
+    tokens: int  # of a page
+    H: int
+    D: int
+
+
 class AttentionWeights(NamedTuple):
     """An attention block's parameters, or their gradients."""
 

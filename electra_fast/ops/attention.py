@@ -199,8 +199,8 @@ _attention = DifferentiableOp(
         ("attention", "attention_fwd"),
         ("attention", "attention_bwd"),
         saves=lambda args: [args.q.new_empty(args.q.shape[1], args.q.shape[0], dtype=torch.float32)],
-        takes=lambda args: 0 < args.q.shape[2] <= 128 and not args.causal,
-        limit="heads up to 128 wide, not causal",
+        takes=lambda args: 0 < args.q.shape[2] <= 128,
+        limit="heads up to 128 wide",
     ),
     check=_check,
 )

@@ -16,17 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from electra_fast.ops._backend import Backend, triton_backend
+from electra_fast.ops._backend import Backend
 from electra_fast.ops._check import (
     check_devices,
     check_floats,
     check_integers,
     check_matrix,
+    check_probability,
     check_shape,
     seed_tensor,
 )
 from electra_fast.ops._core import core
 from electra_fast.ops._differentiable import DifferentiableOp
+from electra_fast.ops._library import launcher
 from electra_fast.ops._philox import philox
 from electra_fast.ops._structs import Affine, Rows, Sampling
 
@@ -45,6 +47,7 @@ class GeneratorHeadArguments(NamedTuple):
     seed: Tensor
     temperature: float
     disallow_correct: bool
+    label_smoothing: float
 
 
 def generator_head(
@@ -57,6 +60,7 @@ def generator_head(
     seed: int | Tensor = 0,
     row_ids: Tensor | None = None,
     disallow_correct: bool = False,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy of each row's label, and a word sampled for each row, without storing the logits.
 
@@ -71,12 +75,14 @@ def generator_head(
     seed: of the samples, an int of 64 bits or a one-element int64 tensor.
     row_ids: (M,) int64, the ids of the rows, by which the samples' random numbers are keyed; 0 to M - 1 by default.
     disallow_correct: whether the label's logit is lowered by 1,000 for the sample, as in Google's code.
+    label_smoothing: the share eps, from 0 to 1, of the target that all words divide equally. The loss is then
+        logsumexp(logits) - (1 - eps) logits[label] - eps mean(logits), as in torch's cross_entropy.
 
     Returns loss (M,) in nats, which is differentiable, and sampled (M,) int64.
 
-    Raises TypeError if the dtypes differ, ValueError if a shape does not fit or the temperature is out of its range,
-    RuntimeError if the tensors are on several devices, and on the CPU IndexError for a label that is neither -100 nor
-    in [0, V). On a GPU such a label has loss NaN.
+    Raises TypeError if the dtypes differ, ValueError if a shape does not fit, or temperature or label_smoothing is out
+    of its range, RuntimeError if the tensors are on several devices, and on the CPU IndexError for a label that is
+    neither -100 nor in [0, V). On a GPU such a label has loss NaN.
 
     Cost: 2 M V E flops forward and 6 M V E backward, which computes the logits again; no backend keeps (M, V).
 
@@ -100,7 +106,8 @@ def generator_head(
             raise IndexError(
                 f"{name}: labels[{at}] is {int(labels[at])}; 0 to {weight.shape[0] - 1}, or -100 for a row to leave out"
             )
-    numbers = (seed_tensor(name, seed, hidden.device), float(temperature), disallow_correct)
+    smoothing = check_probability(name, "label_smoothing", label_smoothing)
+    numbers = (seed_tensor(name, seed, hidden.device), float(temperature), disallow_correct, smoothing)
     return _generator_head(GeneratorHeadArguments(hidden, weight, bias, labels, row_ids, *numbers))
 
 
@@ -140,7 +147,8 @@ def generator_head_reference(args: GeneratorHeadArguments) -> tuple[Tensor, Tens
 def _loss_and_sample(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
     labels, vocabulary = args.labels, args.weight.shape[0]
     logits = F.linear(_without_nan(args.hidden, labels == -100), args.weight, args.bias)
-    loss = F.cross_entropy(logits, labels.clamp(0, vocabulary - 1), reduction="none")
+    words = labels.clamp(0, vocabulary - 1)
+    loss = F.cross_entropy(logits, words, reduction="none", label_smoothing=args.label_smoothing)
     loss = torch.where((labels >= 0) & (labels < vocabulary), loss, math.nan)  # a wrong label gives no plausible loss
     loss = torch.where(labels == -100, 0.0, loss)
     with torch.no_grad():
@@ -176,15 +184,16 @@ def _forward_cpu(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, list[Ten
     sampling = Sampling(args.row_ids.contiguous(), seed, args.temperature, args.disallow_correct)
     read = (hidden, words, args.weight.shape[0], labels, sampling)
     core.generator_head_fwd(*read, loss, sampled, lse, torch.get_num_threads())
-    return loss, sampled, [lse]
+    return _smoothed(loss, args), sampled, [lse]
 
 
 def _backward_cpu(grads: list[Tensor], args: GeneratorHeadArguments, saved: list[Tensor]) -> list[Tensor]:
     hidden, words, labels = _as_the_core_reads(args)
     _loss, _sampled, lse = saved
     dhidden, *dwords = [t.new_empty(t.shape) for t in (args.hidden, args.weight, args.bias)]
-    read = (grads[0].contiguous(), hidden, words, args.weight.shape[0], labels, lse.contiguous())
-    core.generator_head_bwd(*read, dhidden, Affine(*dwords), torch.get_num_threads())
+    read = (grads[0].contiguous(), hidden, words, args.weight.shape[0], labels)
+    numbers = (args.label_smoothing, lse.contiguous())
+    core.generator_head_bwd(*read, *numbers, dhidden, Affine(*dwords), torch.get_num_threads())
     return [dhidden, *dwords]
 
 
@@ -201,6 +210,24 @@ def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:
     return torch.where(left_out[:, None], hidden.nan_to_num(0.0, 0.0, 0.0), hidden)
 
 
+def _forward_cuda(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, list[Tensor]]:
+    loss, sampled, saved = launcher("generator_head", "generator_head_fwd")(*args[:-1])  # the last one is smoothing
+    return _smoothed(loss, args), sampled, saved
+
+
+def _smoothed(loss: Tensor, args: GeneratorHeadArguments) -> Tensor:
+    """The loss with label smoothing: eps (logits[label] - mean(logits)) is added. The mean is that of the weight's rows
+    times hidden, so the sweep over the vocabulary does not compute it."""
+    if args.label_smoothing == 0:
+        return loss
+    left_out, kind = args.labels == -100, torch.float32
+    weight, bias, label = args.weight, args.bias, args.labels.clamp(0, args.weight.shape[0] - 1)
+    rows = _without_nan(args.hidden, left_out).to(kind)
+    above = (rows * (weight[label].to(kind) - weight.mean(0, dtype=kind))).sum(1)
+    above += bias[label].to(kind) - bias.mean(dtype=kind)
+    return torch.where(left_out, loss, loss + args.label_smoothing * above).to(loss.dtype)
+
+
 def _fake(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor]:
     return args.hidden.new_empty(args.hidden.shape[0]), args.labels.new_empty(args.hidden.shape[0])
 
@@ -213,10 +240,10 @@ _generator_head = DifferentiableOp(
     reference=generator_head_reference,
     fake=_fake,
     cpu=Backend(_forward_cpu, _backward_cpu, lambda args: [args.hidden.new_empty(args.hidden.shape[0])]),
-    cuda=triton_backend(
-        ("generator_head", "generator_head_fwd"),
-        ("generator_head", "generator_head_bwd"),
-        saves=lambda args: [args.hidden.new_empty(args.hidden.shape[0], dtype=torch.float32)],
+    cuda=Backend(
+        _forward_cuda,
+        lambda grads, args, saved: launcher("generator_head", "generator_head_bwd")(grads, *args, saved),
+        lambda args: [args.hidden.new_empty(args.hidden.shape[0], dtype=torch.float32)],
     ),
     check=_check,
 )

@@ -54,6 +54,22 @@ def head_rows(view, start, head):
 
 
 @triton.jit
+def seen(offs_n, offs_m, queries, keys, CAUSAL: tl.constexpr):
+    """Whether there is a key offs_n, and with CAUSAL whether query offs_m sees it: the last query sees all keys, each
+    query before it one less than the next."""
+    there = offs_n < keys
+    if CAUSAL:
+        there = there & (offs_n <= offs_m + (keys - queries))
+    return there
+
+
+@triton.jit
+def keys_before(after, queries, keys, CAUSAL: tl.constexpr):
+    """How many keys the queries before query `after` see, the first ones."""
+    return tl.minimum(keys, after + keys - queries) if CAUSAL else keys
+
+
+@triton.jit
 def scores_bwd(
     q,
     k,

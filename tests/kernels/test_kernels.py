@@ -64,6 +64,35 @@ def test_attention_by_the_rule(lengths: tuple, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "lengths, lengths_k, dtype",
     in_two_dtypes(
+        ((63, 0), None),
+        ((300,), None),
+        ((2, 130, 3), (5, 260, 1)),
+        ((3, 2, 5, 200), (0, 4, 2, 150)),
+        half=((5, 129), None),
+        slow=[((5, 129), None), ((0, 0), None), ((), None), ((20,), (300,))],
+    ),
+    ids=str,
+)
+def test_causal_attention_by_the_rule(lengths: tuple, lengths_k: tuple | None, dtype: torch.dtype) -> None:
+    given = test_attention.example(lengths, heads=1, width=32, lengths_k=lengths_k) | dict(causal=True)
+    check(OPS["attention"].attention, test_attention.truth, given, dtype)
+
+
+@pytest.mark.parametrize("tile", [dict(BLOCK_M=32, BLOCK_N=16), dict(BLOCK_M=16, BLOCK_N=32)], ids=str)
+def test_causal_attention_skips_what_no_query_sees(tile: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (attention_kernels.FWD, attention_kernels.BWD):
+        for key in [key for key in table if key[0] == 4]:
+            monkeypatch.setitem(table, key, tile)
+    given = test_attention.example((70,), heads=1, width=16, lengths_k=(90,)) | dict(causal=True)
+    check(OPS["attention"].attention, test_attention.truth, given)
+    given["k"][64:], given["v"][64:] = math.nan, math.nan  # what queries 0 to 31 see ends in the block before
+    out = OPS["attention"].attention(**given)
+    assert out[:32].isfinite().all() and out[44:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "lengths, lengths_k, dtype",
+    in_two_dtypes(
         ((20, 200), (300, 1)),
         half=((1, 3), (0, 256)),
         slow=[((1, 3), (0, 256)), ((300, 0, 1, 129), None), ((512, 63), None)],
@@ -147,6 +176,12 @@ def test_a_sequence_alone_is_itself_among_others_to_the_bit() -> None:
 def test_generator_head_by_the_rule(rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> None:
     given = test_generator_head.example(rows, width, vocabulary)
     check(OPS["generator_head"].generator_head, test_generator_head.truth, given, dtype)
+
+
+@pytest.mark.parametrize("width", [16, 300])
+def test_generator_head_with_smoothed_labels(width: int) -> None:
+    given = test_generator_head.example(9, width, 200, label_smoothing=0.1)
+    check(OPS["generator_head"].generator_head, test_generator_head.truth, given)
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,17 @@ def test_causal_is_pytorch_s_with_the_mask_at_the_end():
     torch.testing.assert_close(attention(**given, causal=True), theirs)
 
 
+@pytest.mark.skipif(core is None, reason="no C++ core")
+def test_causal_blocks_above_the_diagonal_are_not_computed():
+    """A block that is computed would multiply the values by probabilities of 0, and 0 times NaN is NaN."""
+    given = {n: t.requires_grad_() if n in "qkv" else t for n, t in example((200,), p=0.0).items()}
+    with torch.no_grad():
+        given["k"][150:], given["v"][150:] = math.nan, math.nan
+    out = attention(**given, causal=True)
+    dq, _, _ = torch.autograd.grad(out, [given[n] for n in "qkv"], torch.randn_like(out))
+    assert out[:100].isfinite().all() and dq[:100].isfinite().all() and out[150:].isnan().all()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_follows_changes_no_bit_of_a_causal_result(device):
     given = moved(example((70, 40)), torch.float32, device)

@@ -189,7 +189,7 @@ def test_no_heads_are_refused() -> None:
 def test_a_vocabulary_of_no_words_is_refused_by_the_dispatcher_op_too() -> None:
     empty = (torch.randn(3, 4), torch.randn(0, 4), torch.randn(0), torch.full((3,), -100), torch.arange(3))
     with pytest.raises(ValueError, match="generator_head: weight has no rows"):
-        torch.ops.electra_fast.generator_head_fwd(*empty, torch.tensor([1]), 1.0, False)
+        torch.ops.electra_fast.generator_head_fwd(*empty, torch.tensor([1]), 1.0, False, 0.0)
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-31, 1e31, 1e300])
@@ -200,7 +200,7 @@ def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature: flo
         ops.generator_head(**given, temperature=temperature)
     tensors = (given["hidden"], given["weight"], given["bias"], given["labels"], given["row_ids"], torch.tensor([1]))
     with pytest.raises(ValueError, match=message):
-        torch.ops.electra_fast.generator_head_fwd(*tensors, temperature, False)
+        torch.ops.electra_fast.generator_head_fwd(*tensors, temperature, False, 0.0)
 
 
 def test_the_coldest_temperature_takes_the_most_likely_word() -> None:

@@ -28,9 +28,10 @@ def example(rows=9, width=8, vocabulary=30, seed=3, **more):
     return floats | dict(labels=labels, seed=seed, row_ids=torch.randint(0, 2**62, (rows,))) | more
 
 
-def truth(hidden, weight, bias, labels, seed, row_ids):
+def truth(hidden, weight, bias, labels, seed, row_ids, label_smoothing=0.0):
     logits = hidden @ weight.T + bias
-    loss = logits.logsumexp(1) - logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    target = (1 - label_smoothing) * logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    loss = logits.logsumexp(1) - target - label_smoothing * logits.mean(1)
     return loss * (labels != -100)
 
 
@@ -59,8 +60,33 @@ def test_values_and_gradients(rows, width, vocabulary, device):
     check(generator_head, truth, example(rows, width, vocabulary), device=device)
 
 
-def test_float64_is_exact():
-    check(generator_head, truth, example(), torch.float64)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+@pytest.mark.parametrize("rows, width, vocabulary", [(1, 1, 2), (9, 8, 30), (129, 16, 300), (0, 8, 30)])
+def test_smoothed_values_and_gradients(rows, width, vocabulary, label_smoothing, device):
+    given = example(rows, width, vocabulary, label_smoothing=label_smoothing)
+    check(generator_head, truth, given, device=device)
+
+
+def test_smoothed_it_is_pytorch_s_cross_entropy_and_has_the_same_samples():
+    given, logits_of = example(), ("hidden", "weight", "bias")
+    theirs = F.cross_entropy(
+        F.linear(*(given[n] for n in logits_of)), given["labels"], reduction="none", label_smoothing=0.3
+    )
+    ours, words = generator_head(**given, label_smoothing=0.3)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(words, generator_head(**given)[1])
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 2, math.nan])
+def test_other_smoothing_is_rejected(label_smoothing):
+    with pytest.raises(ValueError, match=f"generator_head: label_smoothing is {label_smoothing}; a probability lies"):
+        generator_head(**example(), label_smoothing=label_smoothing)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_float64_is_exact(label_smoothing):
+    check(generator_head, truth, example(label_smoothing=label_smoothing), torch.float64)
 
 
 def test_the_loss_is_pytorch_s_cross_entropy():
@@ -108,7 +134,11 @@ def test_samples_follow_the_distribution_over_30522_words(temperature):
 @pytest.mark.parametrize("options", [{}, dict(temperature=0.5, disallow_correct=True)], ids=str)
 def test_samples_over_30522_words_are_the_reference_s_but_for_rounding(options):
     rows = 10_000
-    given = example(rows, 16, 30522) | dict(seed=torch.tensor([3]), temperature=1.0, disallow_correct=False) | options
+    given = (
+        example(rows, 16, 30522)
+        | dict(seed=torch.tensor([3]), temperature=1.0, disallow_correct=False, label_smoothing=0.0)
+        | options
+    )
     given["hidden"] *= 0.5
     _, expected = generator_head_reference(GeneratorHeadArguments(**given))
     assert (generator_head(**given)[1] != expected).sum() <= 1e-4 * rows
@@ -256,8 +286,9 @@ def test_what_does_not_fit_is_rejected(wrong, message):
         generator_head(**example() | wrong)
 
 
-def test_gradcheck():
-    given = example(4, 3, 5)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_gradcheck(label_smoothing):
+    given = example(4, 3, 5, label_smoothing=label_smoothing)
     floats = [given.pop(name).double().requires_grad_() for name in ("hidden", "weight", "bias")]
     assert torch.autograd.gradcheck(lambda *args: generator_head(*args, **given)[0], floats)
 
@@ -292,7 +323,7 @@ def in_core(isa, given, grad, threads, **options):
     ops, read = getattr(core, isa), (Rows.of(hidden), Affine(weight, bias), vocabulary, labels)
     options = (options.get("temperature", 1.0), options.get("disallow_correct", False))
     ops.generator_head_fwd(*read, Sampling(row_ids, given["seed"], *options), loss, found, lse, threads)
-    ops.generator_head_bwd(grad, *read, lse, dhidden, Affine(*dwords), threads)
+    ops.generator_head_bwd(grad, *read, 0.0, lse, dhidden, Affine(*dwords), threads)
     return dict(loss=loss, sampled=found, hidden=gradients[0], weight=gradients[1], bias=gradients[2])
 
 
