@@ -72,6 +72,7 @@ def top_k_words_kernel(
     m = tl.load(
         statistics.tile_max + tiles.to(tl.int64) * rows + row, mask=tiles < statistics.tiles, other=float("-inf")
     )
+    m = tl.where(m == m, m, float("-inf"))  # NaN, which no comparison would find
     left = tiles < statistics.tiles
     places, slots = tl.arange(0, TAKEN * BLOCK_N), tl.arange(0, TAKEN)
     taken = tl.full((TAKEN,), 0, tl.int32)
@@ -91,7 +92,7 @@ def top_k_words_kernel(
         tl.store(scratch_ptr + i * BLOCK_N + lanes, logits)
     tl.debug_barrier()  # other threads of the program read them
     logits = tl.load(scratch_ptr + places, mask=places < count * BLOCK_N, other=float("-inf"))
-    logits = tl.where(logits == logits, logits, float("-inf"))  # NaN, which no comparison would find
+    logits = tl.where(logits == logits, logits, float("-inf"))
     ids = (taken[:, None] * BLOCK_N + lanes[None, :]).reshape(TAKEN * BLOCK_N)
     left = (places < count * BLOCK_N) & (ids < words.count)
     for i in range(k):
