@@ -44,7 +44,8 @@ from typing import Any
 from tqdm import tqdm
 
 from electra_fast.data.corpus import Corpus
-from electra_fast.train.settings import ObjectiveName, PretrainConfig, RecipeName, RunConfig
+from electra_fast.train.recipes import ObjectiveName, RecipeName
+from electra_fast.train.settings import PretrainConfig, RunConfig
 from electra_fast.train.start import build_model
 from tools.learning import cost
 

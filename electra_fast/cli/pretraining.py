@@ -14,7 +14,8 @@ import tyro
 
 from electra_fast.cli.interrupts import importing
 from electra_fast.cli.options import Command, Default
-from electra_fast.train.settings import PAPER, Packing, PretrainConfig, RunConfig, recipe_of
+from electra_fast.train.recipes import PAPER, recipe_of
+from electra_fast.train.settings import Packing, PretrainConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
 from electra_fast.train.settings import PretrainConfig
 
+STABLE = 0.8  # share of its steps that a stable schedule stays at its highest, unless told otherwise
+
 
 def learning_rate(config: PretrainConfig, step: int, faithful: bool = False) -> float:
-    """The learning rate of step t of T: base (1 - t / T)^power min(1, (t + 1) / warmup).
+    """The learning rate of step t of T: base fall(t / T) min(1, (t + 1) / warmup).
+
+        linear: fall(x) = (1 - x)^power        cosine: fall(x) = (1 + cos(pi x)) / 2
+        stable: fall(x) = min(1, (1 - x) / (1 - d)), with d T the step from which it falls
 
     Warm-up and decay multiply each other, as in Google's code (model/optimization.py of google-research/electra). The
     steps in which the generator learns alone, and those after them, each rise and fall so; t and T count theirs.
 
-    config: gives base, T, power and warmup as learning_rate, steps, decay_power and warmup, and for the generator alone
-        base and T as generator_learning_rate and generator_steps.
+    config: gives base, T, power, d T and warmup as learning_rate, steps, decay_power, decay_from and warmup, and for
+        the generator alone base and T as generator_learning_rate and generator_steps; its d is 4/5.
     step: counted from 0.
     faithful: warm up by t / warmup, as Google's code does; its first step has rate 0.
     """
@@ -25,7 +31,20 @@ def learning_rate(config: PretrainConfig, step: int, faithful: bool = False) -> 
         t, steps, base = step, first, config.generator_learning_rate or base
     warmup = config.warmup(steps)
     ramp = 1.0 if warmup == 0 else min(1.0, (t if faithful else t + 1) / warmup)
-    return base * max(0.0, 1 - t / steps) ** config.decay_power * ramp
+    return base * _fall(config, step, t / steps) * ramp
+
+
+def _fall(config: PretrainConfig, step: int, x: float) -> float:
+    """The factor of the learning rate at the share x of its steps."""
+    left = max(0.0, 1 - x)
+    if config.schedule == "linear":
+        return left**config.decay_power
+    if config.schedule == "cosine":
+        return (1 - math.cos(math.pi * left)) / 2
+    share = 1 - STABLE
+    if config.decay_from is not None and step >= config.generator_steps:
+        share = (config.steps - config.decay_from) / (config.steps - config.generator_steps)
+    return min(1.0, left / share)
 
 
 def layerwise_scales(names: Iterable[str], layers: int, decay: float, faithful: bool = False) -> dict[str, float]:

@@ -8,63 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from electra_fast.config import DeviceOptions, Learning, PrecisionOptions, check_fields
+from electra_fast.train.recipes import ModelName, ObjectiveName, RecipeName, recipe_of
 
-ModelName = Literal["tiny", "small", "small_plus", "base", "large"]
-ObjectiveName = Literal["electra", "mlm"]
-RecipeName = Literal["paper", "few"]
 Packing = Literal["pairs", "plain"]
 InitialWeights = Literal["random", "counts"]
 EmbeddingsName = Literal["shared", "separate"]
-
-
-class Recipe(TypedDict):
-    """What a run is trained with unless it says otherwise, by the names of fields."""
-
-    optimisation: dict[str, Any]  # of PretrainConfig
-    run: dict[str, Any]  # of RunConfig
-
-
-PAPER: dict[ModelName, tuple[int, float, int, int]] = {  # batch size, learning rate, steps, length: the paper's table 6
-    "tiny": (128, 6e-4, 2000, 64),  # not in the paper
-    "small": (128, 5e-4, 1_000_000, 128),
-    "small_plus": (128, 5e-4, 1_000_000, 512),
-    "base": (256, 2e-4, 766_000, 512),
-    "large": (2048, 2e-4, 400_000, 512),
-}
-FEW = Recipe(  # measured in docs/recipes.md
-    optimisation=dict(
-        batch_size=32,
-        steps=1200,
-        learning_rate=7e-4,
-        generator_share=1 / 6,
-        generator_learning_rate=2e-3,
-        beta2=0.98,
-    ),
-    run=dict(
-        max_length=64,
-        packing="plain",
-        dropout=0.0,
-        initial_weights="counts",
-        embeddings="separate",
-    ),
-)
-
-
-def recipe_of(model: ModelName, name: RecipeName | None, objective: ObjectiveName) -> Recipe:
-    """A recipe by its name; without one, few for tiny and the paper's for the others."""
-    if name == "few" or (name is None and model == "tiny"):
-        if objective == "electra":
-            return FEW
-        alone = dict(FEW["optimisation"])
-        alone["learning_rate"] = alone.pop("generator_learning_rate")
-        del alone["generator_share"]
-        return Recipe(optimisation=alone, run=FEW["run"])
-    fields = dict(zip(("batch_size", "learning_rate", "steps"), PAPER[model], strict=False))
-    length = PAPER[model][-1]
-    return Recipe(optimisation=fields, run=dict(max_length=length, packing="pairs", embeddings="shared"))
+OptimizerName = Literal["adamw", "muon"]
+Schedule = Literal["linear", "cosine", "stable"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +34,10 @@ class PretrainConfig(PrecisionOptions):
     steps: int = 1_000_000
     """Optimiser steps."""
 
+    optimizer: OptimizerName = "adamw"
+    """How parameters are updated: adamw is Google's, without bias correction; muon takes orthogonal steps in the
+    matrices of the layers, and adamw's in all else."""
+
     learning_rate: float = 5e-4
     """Learning rate at its highest, which is at the end of the warm-up."""
 
@@ -95,14 +52,25 @@ class PretrainConfig(PrecisionOptions):
     """Steps over which the learning rate rises from 0. (default: 10,000, or a tenth of a run shorter than 100,000
     steps)"""
 
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up: linear, as a cosine, or stable, which stays until --decay-from and
+    then falls to 0 linearly."""
+
     decay_power: float = 1.0
-    """Power of the fall of the learning rate to 0 after the warm-up: 1 is linear."""
+    """Power of a linear schedule's fall to 0: 1 is a straight line."""
+
+    decay_from: int | None = None
+    """Step from which a stable schedule falls; an earlier checkpoint can be resumed with another. (default: four fifths
+    of the steps)"""
 
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay, of all but biases and LayerNorm."""
 
     beta1: float = 0.9
     """AdamW's decay of the gradient's running mean."""
+
+    momentum: float = 0.95
+    """Muon's decay of the gradient's running mean."""
 
     beta2: float = 0.999
     """AdamW's decay of the squared gradient's running mean."""
@@ -138,9 +106,16 @@ class PretrainConfig(PrecisionOptions):
         for name in ("weight_decay", "decay_power", "warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.decay_from is not None and self.schedule != "stable":
+            raise ValueError(f"decay_from is {self.decay_from} and schedule {self.schedule}; only stable takes it")
+        if self.decay_from is not None and not self.generator_steps <= self.decay_from < self.steps:
+            raise ValueError(
+                f"decay_from is {self.decay_from}; it must lie between {self.generator_steps} and steps - 1, "
+                f"{self.steps - 1}"
+            )
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit in 64 bits")
 

@@ -24,7 +24,8 @@ from electra_fast.special_ids import SpecialIds
 from electra_fast.storage import checkpoint
 from electra_fast.storage.atomic import check_free, read_json, write_file
 from electra_fast.storage.network import enlarge, read_network
-from electra_fast.train.settings import ObjectiveName, RunConfig
+from electra_fast.train.recipes import ObjectiveName
+from electra_fast.train.settings import RunConfig
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 OBJECTIVES: dict[ObjectiveName, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}

@@ -11,9 +11,12 @@ from electra_fast.data.batch import Batch
 from electra_fast.objectives.base import Objective
 from electra_fast.storage.network import match
 from electra_fast.train.metrics import NonFinite, StepMetrics
+from electra_fast.train.muon import Muon
 from electra_fast.train.optimizer import AdamW, working_copy
 from electra_fast.train.schedule import learning_rate
-from electra_fast.train.settings import PretrainConfig
+from electra_fast.train.settings import OptimizerName, PretrainConfig
+
+OPTIMIZERS: dict[OptimizerName, type[AdamW]] = {"adamw": AdamW, "muon": Muon}
 
 
 class Pretrainer:
@@ -38,7 +41,7 @@ class Pretrainer:
         self.model, self.config = model, config or PretrainConfig()
         self.working = working_copy(model, self.config.precision)
         copies = () if self.working is model else self.working.named_parameters()
-        self.optimizer = AdamW(model.named_parameters(), self.config, copies)
+        self.optimizer = OPTIMIZERS[self.config.optimizer](model.named_parameters(), self.config, copies)
         self.steps_done = 0
         device = next(model.parameters()).device
         self.seed = torch.full((1,), self.config.seed, dtype=torch.int64, device=device)

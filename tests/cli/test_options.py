@@ -14,7 +14,8 @@ import pytest
 from electra_fast.cli.main import COMMANDS, SCREEN, main
 from electra_fast.cli.options import build
 from electra_fast.tasks.examples import Columns
-from electra_fast.train.settings import PAPER, ModelName, PretrainConfig, RunConfig, recipe_of
+from electra_fast.train.recipes import PAPER, ModelName, recipe_of
+from electra_fast.train.settings import PretrainConfig, RunConfig
 
 FINETUNE = "--task qa --model m --train t --dev d --out o"
 

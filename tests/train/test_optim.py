@@ -99,3 +99,34 @@ def test_state_of_another_model_is_refused() -> None:
     optimizer = AdamW([("p", nn.Parameter(torch.zeros(1)))], PretrainConfig())
     with pytest.raises(ValueError, match=r"optimiser state for other parameters: .*exp_avg.q"):
         optimizer.load_state_dict({"exp_avg.q": torch.zeros(1), "exp_avg_sq.q": torch.zeros(1)})
+
+
+def test_other_schedules() -> None:
+    cosine = PretrainConfig(steps=100, warmup_steps=0, learning_rate=0.4, schedule="cosine")
+    assert [learning_rate(cosine, t) for t in (0, 50, 100)] == pytest.approx([0.4, 0.2, 0.0])
+    assert learning_rate(cosine, 25) == pytest.approx(0.4 * (1 + math.sqrt(0.5)) / 2)
+    stable = PretrainConfig(steps=100, warmup_steps=10, learning_rate=0.4, schedule="stable")
+    assert [learning_rate(stable, t) for t in (0, 10, 79, 80, 90, 100)] == pytest.approx([0.04, 0.4, 0.4, 0.4, 0.2, 0])
+    early = PretrainConfig(steps=100, warmup_steps=10, learning_rate=0.4, schedule="stable", decay_from=50)
+    assert [learning_rate(early, t) for t in (50, 75, 100)] == pytest.approx([0.4, 0.2, 0.0])
+    twice = PretrainConfig(
+        steps=100, generator_share=0.5, generator_learning_rate=0.8, learning_rate=0.4, warmup_steps=0,
+        schedule="stable", decay_from=75,
+    )  # fmt: skip
+    assert [learning_rate(twice, t) for t in (0, 39, 45, 50, 75, 95)] == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.4, 0.08])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(decay_from=5), "decay_from is 5 and schedule linear; only stable takes it"),
+        (dict(schedule="stable", decay_from=10, steps=10), "decay_from is 10; it must lie between 0 and steps - 1, 9"),
+        (dict(schedule="stable", decay_from=4, steps=10, generator_share=0.5), "it must lie between 5 and"),
+        (dict(schedule="square"), "schedule is 'square'; allowed: linear, cosine, stable"),
+        (dict(optimizer="sgd"), "optimizer is 'sgd'; allowed: adamw, muon"),
+        (dict(momentum=1.0), r"momentum is 1.0; it must lie in \[0, 1\)"),
+    ],
+)
+def test_schedules_that_do_not_fit(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PretrainConfig(**changes)

@@ -356,3 +356,31 @@ def test_info_names_every_op(capsys: pytest.CaptureFixture) -> None:
     found = json.loads(capsys.readouterr().out)
     assert {"masking", "corrupt", "attention_fwd", "adamw"} <= found["ops"].keys()
     assert found["versions"]["torch"] == torch.__version__
+
+
+def test_a_stable_schedule_is_left_where_one_likes(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A checkpoint from before the fall serves runs of other lengths; one from after it does not."""
+    stable = ["--schedule", "stable", "--warmup-steps", "1", "--generator-share", "0", "--optimizer", "muon"]
+    assert run(corpus, tmp_path / "whole", *stable, "--decay-from", "2") == 0
+    assert run(corpus, tmp_path / "branch", *stable, "--steps", "3", "--decay-from", "2") == 0
+    shutil.rmtree(tmp_path / "branch" / "checkpoint-3")
+    assert run(corpus, tmp_path / "branch", *stable, "--decay-from", "2", "--resume") == 0
+    assert weights(tmp_path / "branch" / "checkpoint-4") == weights(tmp_path / "whole" / "checkpoint-4")
+    assert run(corpus, tmp_path / "whole", *stable, "--steps", "6", "--decay-from", "5", "--resume") == 1
+    assert "pretrain.decay_from: saved 2, now 5" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_had_its_default(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(corpus, tmp_path, "--steps", "2") == 0
+    load = checkpoint.load
+
+    def older(path: Path) -> checkpoint.Saved:
+        step, tensors, state = load(path)
+        del state["settings"]["pretrain"]["optimizer"], state["settings"]["model"]["mask_prob"]
+        return step, tensors, state
+
+    monkeypatch.setattr(checkpoint, "load", older)
+    assert run(corpus, tmp_path, "--steps", "2", "--resume") == 0
+    assert run(corpus, tmp_path, "--steps", "2", "--resume", "--optimizer", "muon") == 1
