@@ -35,6 +35,7 @@ from electra_fast.kernels import (
     attention,
     attention_block,
     attention_block_bwd,
+    decode_attention,
     discriminator_head,
     dropout_add_layer_norm,
     embedding,
@@ -44,6 +45,7 @@ from electra_fast.kernels import (
     linear_weight,
     masking,
     seeds,
+    top_k_words,
 )
 from electra_fast.kernels.parts import device, layer_norm
 
@@ -92,20 +94,22 @@ def attention_calls() -> Iterator[tuple[str, Callable]]:
     lengths = {"64": (64, 64), "few": (64, 128), "128": (128, 128), "512": (512, 512), "long": (1024, 1024)}
     types = {2: torch.bfloat16, 4: torch.float32}
     keys_of = dict.fromkeys(key[:3] for key in attention.FWD)
-    for (size, width, kind), p in [(key, 0.1) for key in keys_of] + [((2, 64, kind), 0.0) for kind in lengths]:
+    kinds = [(key, p, False) for key, p in [(key, 0.1) for key in keys_of] + [((2, 64, k), 0.0) for k in lengths]]
+    kinds += [(key, 0.1, True) for key in keys_of if key[2] != "512"]
+    for (size, width, kind), p, causal in kinds:
         queries, keys = lengths[kind]
         q, k, v = meta(8 * 512, 3, 4, width, dtype=types[size]).unbind(1)
         cu, seed, rows = meta(9, dtype=I32), meta(1, dtype=I64), meta(8 * 512, dtype=I64)
-        arguments = (q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p, False)
+        arguments = (q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p, causal)
 
         def call(arguments: tuple = arguments) -> None:
             out, saved = attention.attention_fwd(*arguments)
             attention.attention_bwd([torch.empty_like(out)], *arguments, [out, *saved])
-            if attention.reads_again(out, arguments[6]):
+            if not arguments[-1] and attention.reads_again(out, arguments[6]):
                 found = [torch.empty_like(t) for t in arguments[:3]]
                 attention.put_gradients(found, out, *arguments, [out, *saved], again=True)
 
-        yield f"{kind} {TYPES[types[size]]} width={width} dropout={p}", call
+        yield f"{'causal ' * causal}{kind} {TYPES[types[size]]} width={width} dropout={p}", call
 
 
 def generator_head_calls() -> Iterator[tuple[str, Callable]]:
@@ -119,9 +123,28 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
 
         def call(arguments: tuple = arguments) -> None:
             loss, sampled, saved = generator_head.generator_head_fwd(*arguments)
-            generator_head.generator_head_bwd([loss], *arguments, [loss, sampled, *saved])
+            generator_head.generator_head_bwd([loss], *arguments, 0.0, [loss, sampled, *saved])
 
         yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
+
+
+def decode_attention_calls() -> Iterator[tuple[str, Callable]]:
+    for width, dtype in ((32, torch.bfloat16), (64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float32)):
+        q, pages = meta(64, 4, width, dtype=dtype), meta(512, 16, 4, width, dtype=dtype)
+        arguments = (q, pages, pages, meta(64, 8, dtype=I32), meta(64, dtype=I32), width**-0.5)
+        yield f"{TYPES[dtype]} width={width}", partial(decode_attention.decode_attention, *arguments)
+
+
+def top_k_words_calls() -> Iterator[tuple[str, Callable]]:
+    for width, k, dtype in (
+        (128, 1, torch.bfloat16),
+        (128, 8, torch.bfloat16),
+        (128, 128, torch.bfloat16),
+        (768, 8, torch.bfloat16),
+        (128, 8, torch.float32),
+    ):
+        arguments = (meta(64, width, dtype=dtype), meta(30522, width, dtype=dtype), meta(30522, dtype=dtype), k)
+        yield f"{TYPES[dtype]} width={width} k={k}", partial(top_k_words.top_k_words, *arguments)
 
 
 def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
@@ -238,6 +261,8 @@ CALLS = [
     masking_calls,
     attention_calls,
     generator_head_calls,
+    decode_attention_calls,
+    top_k_words_calls,
     dropout_add_layer_norm_calls,
     adamw_calls,
     embedding_calls,

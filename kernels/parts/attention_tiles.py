@@ -57,10 +57,7 @@ def head_rows(view, start, head):
 def seen(offs_n, offs_m, queries, keys, CAUSAL: tl.constexpr):
     """Whether there is a key offs_n, and with CAUSAL whether query offs_m sees it: the last query sees all keys, each
     query before it one less than the next."""
-    there = offs_n < keys
-    if CAUSAL:
-        there = there & (offs_n <= offs_m + (keys - queries))
-    return there
+    return offs_n < (tl.minimum(keys, offs_m + (keys - queries + 1)) if CAUSAL else keys)
 
 
 @triton.jit

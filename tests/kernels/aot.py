@@ -17,7 +17,8 @@ SMALL = (
     r"(layer_norm|partials).* bf16 width=256 dropout=0.1|embedding.* bf16 width=128 dropout=0.1|"
     r"adamw.* fp32 .*True|"
     r"linear.* bf16 256->768|(ffn_block|linear_bwd_weight).* 256->1024->256 dropout=0.1|"
-    r"discriminator_head.* bf16 width=256|attention_block.* 256 dropout=0.1|25 seeds"
+    r"discriminator_head.* bf16 width=256|attention_block.* 256 dropout=0.1|25 seeds|"
+    r"decode_attention.* bf16 width=64|top_k_words.* bf16 width=128 k=8"
 )
 SOME = (
     r"masking_fwd.*faithful=False|attention_bwd_kernel 128 bf16 width=64 dropout=0.1|"
@@ -29,6 +30,7 @@ PLANNED = dict(  # programs that a multiprocessor of an H100 holds at once, at l
     attention_block_bwd=2,
     adamw_update=3,  # 4 without copies
     corrupt_fwd=4,
+    decode_attention=8,
     discriminator_head_fwd=3,
     dropout_add_layer_norm_fwd=10,
     dropout_add_layer_norm_bwd=4,
@@ -40,6 +42,7 @@ PLANNED = dict(  # programs that a multiprocessor of an H100 holds at once, at l
     generator_head_sample=4,
     masking_fwd=3,
     sum_partials=12,
+    top_k_words=4,
 )
 CORES = {"sm_80": "mma", "sm_86": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 SHARED = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_100": 232448}

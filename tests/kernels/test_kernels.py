@@ -302,7 +302,8 @@ def test_corrupt_by_the_rule(total: int, slots: int, faithful: bool, monkeypatch
 
 
 def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
-    for name in ("attention_fwd", "attention_bwd", "generator_head_fwd", "generator_head_bwd", "masking", "corrupt"):
+    differentiable = [f"{name}_{way}" for name in ("attention", "generator_head") for way in ("fwd", "bwd")]
+    for name in (*differentiable, "decode_attention", "top_k_words", "masking", "corrupt"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"electra_fast::{name}", "CUDA")
         assert backends[name]["cuda"].startswith("Triton")
     with FakeTensorMode():
@@ -314,7 +315,7 @@ def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
         for dtype, width, expected in ((torch.bfloat16, 256, 1), (torch.float32, 256, 1), (torch.float64, 128, 0)):
             hidden, weight, bias = (torch.empty(n, dtype=dtype, device="cuda") for n in ((9, width), (30, width), 30))
             labels, seed = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (9, 1))
-            arguments = (hidden, weight, bias, labels, labels, seed, 1.0, False)
+            arguments = (hidden, weight, bias, labels, labels, seed, 1.0, False, 0.0)
             assert len(torch.ops.electra_fast.generator_head_fwd(*arguments)[-1]) == expected
 
 

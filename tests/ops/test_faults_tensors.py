@@ -161,7 +161,9 @@ def extreme_random_words(world, monkeypatch, capsys, word) -> None:
     fixed = lambda seed, row, group, plane: [torch.full(row.shape, word)] * 4  # noqa: E731
     monkeypatch.setattr(head, "philox", fixed)
     given = head_example(bias=torch.cat([torch.full((65,), -1e4), torch.zeros(5)]))
-    given |= dict(row_ids=torch.arange(6), seed=torch.tensor([1]), temperature=1.0, disallow_correct=False)
+    given |= dict(
+        row_ids=torch.arange(6), seed=torch.tensor([1]), temperature=1.0, disallow_correct=False, label_smoothing=0.0
+    )
     loss, sampled = head.generator_head_reference(head.GeneratorHeadArguments(**given))
     assert loss.isfinite().all() and ((sampled >= 65) & (sampled < 70)).all()
 
