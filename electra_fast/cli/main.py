@@ -19,6 +19,7 @@ COMMANDS = {  # command -> the module of electra_fast.cli that has it, what it d
     "finetune": ("tasks", "train a pre-trained model on a task, over several seeds"),
     "evaluate": ("tasks", "print the official scores of a fine-tuned model"),
     "predict": ("tasks", "print what a fine-tuned model says of examples without labels"),
+    "score": ("scoring", "print how natural sentences are to a pre-trained network"),
     "convert": ("pretraining", "turn Google's or transformers' weights into this package's"),
     "info": ("pretraining", "print versions, devices, and what each op runs on"),
 }

@@ -146,7 +146,8 @@ def _run_blimp(use: UseOptions, options: EvaluateOptions) -> int:
     with importing():
         from electra_fast.device import chosen_device, set_threads
         from electra_fast.report.terminal import progress_bar
-        from electra_fast.tasks.minimal_pairs import accuracies, load_network, read_pairs, sentence_scores
+        from electra_fast.tasks.minimal_pairs import accuracies, read_pairs
+        from electra_fast.tasks.sentence_scores import load_network, sentence_scores
         from electra_fast.train.optimizer import working_copy
     set_threads(use.threads)
     pairs = read_pairs(options.data)

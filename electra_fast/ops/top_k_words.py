@@ -47,6 +47,8 @@ def top_k_words(hidden: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[T
     ValueError if a shape does not fit or k is out of its range.
 
     Cost: 2 M V E flops. With few rows reading the V E elements of the weight is the limit.
+
+    Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, section 4, has both in one pass.
     """
     name = "top_k_words"
     floats = dict(hidden=hidden, weight=weight, bias=bias)

@@ -15,8 +15,9 @@ from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.objectives.electra import Electra
 from electra_fast.special_ids import SpecialIds
-from electra_fast.tasks import minimal_pairs
-from electra_fast.tasks.minimal_pairs import MinimalPair, accuracies, load_network, read_pairs, sentence_scores
+from electra_fast.tasks import sentence_scores as scoring
+from electra_fast.tasks.minimal_pairs import MinimalPair, accuracies, read_pairs
+from electra_fast.tasks.sentence_scores import load_network, sentence_scores
 
 SENTENCES = ["the cat sleeps", "the cats sleeps on the mat", "", "a dog that sees cats barks"]
 
@@ -51,7 +52,7 @@ def test_pseudo_log_likelihood_is_that_of_transformers(directory: Path, monkeypa
     counted = []
     assert sentence_scores(network, tokenizer, SENTENCES, counted.append).tolist() == pytest.approx(wanted, rel=1e-4)
     assert sum(counted) == len(SENTENCES)
-    monkeypatch.setattr(minimal_pairs, "AT_ONCE", 1)
+    monkeypatch.setattr(scoring, "AT_ONCE", 1)
     assert sentence_scores(network, tokenizer, SENTENCES).tolist() == pytest.approx(wanted, rel=1e-4)
 
 
