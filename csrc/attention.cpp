@@ -2,8 +2,8 @@
 //
 // One thread computes a (sequence, head), so the order of every sum, and its bits, do not depend on the number of
 // threads. It packs keys and values once (gemm.h), and computes the scores of a block of queries with all keys; these
-// stay in cache, so the softmax needs no running maximum. Where attention is causal, blocks of queries are small, and
-// only the keys that a block's last query sees are computed. benches/bench_attention.py measures it.
+// stay in cache, so the softmax needs no running maximum. Where attention is causal, products leave out what lies above
+// the diagonal, in steps of kSliver rows and kPanel columns. benches/bench_attention.py measures it.
 #include <math.h>
 
 #include "dropout.h"
@@ -16,7 +16,6 @@ namespace ef::EF_NS {
 namespace attend {
 
 constexpr int64_t kBlockRows = 132;          // the most queries of a block, a multiple of kSliver
-constexpr int64_t kCausalRows = 4 * kSliver;  // those of a causal block, which computes up to as many scores in vain
 constexpr int64_t kBlockScores = 32 * 1024;  // where there are many keys, a block has about this many scores
 
 static inline int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -43,14 +42,67 @@ struct Task {
         first_k(in.sequences.keys[n]),
         Sk(in.sequences.keys[n + 1] - first_k),
         causal(in.causal),
-        seeing(Sk == 0 ? end : causal ? larger_of(first, end - Sk) : first),
+        seeing(Sk == 0  ? end
+               : causal ? larger_of(first, end - Sk)
+                        : first),
         ld(panels(Sk) * kPanel + 16),
-        rows(smaller(causal ? kCausalRows : kBlockRows, larger_of(2, kBlockScores / ld / kSliver) * kSliver)),
+        rows(smaller(kBlockRows, larger_of(2, kBlockScores / ld / kSliver) * kSliver)),
         next(h + 1 < in.H ? first : end),
         next_k(h + 1 < in.H ? first_k : first_k + Sk),
         next_h(h + 1 < in.H ? h + 1 : 0) {}
   // How many keys query t sees, the first ones.
   int64_t keys_of(int64_t t) const { return causal ? Sk - (end - 1 - t) : Sk; }
+};
+
+// A block of a task's queries, of which each sees the first keys. In causal attention row i of the block sees i more
+// than row 0; what no row of a sliver sees is neither computed nor read.
+struct Block {
+  const int64_t first, rows, least, keys;  // its first query; its size; the keys that its first and last query see
+  const bool causal;
+
+  Block(const Task& task, int64_t first)
+      : first(first),
+        rows(smaller(task.rows, task.end - first)),
+        least(task.keys_of(first)),
+        keys(task.keys_of(first + rows - 1)),
+        causal(task.causal) {}
+  int64_t keys_of(int64_t row) const { return causal ? least + row : keys; }
+  int64_t first_row(int64_t key) const { return larger_of(0, key - least + 1); }  // the first one that sees it
+  // The scores of a row that are used, whole panels. A product that reads a sliver of rows or keys reads up to
+  // kSliver - 1 that the row does not see.
+  int64_t columns_of(int64_t row) const {
+    const int64_t last = smaller(rows, (row / kSliver + 1) * kSliver) - 1;
+    return panels(smaller(keys, keys_of(last) + kSliver - 1)) * kPanel;
+  }
+  // c (rows, keys) = a (rows, K) times the packed b (K, keys).
+  void of_keys(const float* a, int64_t lda, const float* packed, int64_t K, float* c, int64_t ldc) const {
+    for (int64_t n = 0; n < keys; n += kPanel, packed += K * kPanel) {
+      const int64_t m = first_row(n) / kSliver * kSliver;
+      product<false>(a + m * lda, lda, packed, rows - m, K, kPanel, c + m * ldc + n, ldc);
+    }
+  }
+  // c (rows, N) = a (rows, keys) times the first rows of the packed b (depth, N).
+  void over_keys(const float* a, int64_t lda, const float* packed, int64_t depth, int64_t N, float* c,
+                 int64_t ldc) const {
+    const int64_t step = causal ? kSliver : rows;
+    for (int64_t n = 0; n < N; n += kPanel, packed += depth * kPanel)
+      for (int64_t m = 0; m < rows; m += step) {
+        const int64_t count = smaller(step, rows - m);
+        product<false>(a + m * lda, lda, packed, count, keys_of(m + count - 1), smaller(kPanel, N - n), c + m * ldc + n,
+                       ldc);
+      }
+  }
+  // c (keys, N) = the transpose of a (rows, keys) times the packed b (rows, N), or if `add` is true, plus that.
+  void over_rows(const float* a, int64_t lda, const float* packed, int64_t N, float* c, int64_t ldc, bool add) const {
+    const int64_t step = causal ? kSliver : keys;
+    for (int64_t n = 0; n < N; n += kPanel, packed += rows * kPanel)
+      for (int64_t m = 0; m < keys; m += step) {
+        const int64_t r = first_row(m);
+        float* to = c + m * ldc + n;
+        product<true>(a + r * lda + m, lda, packed + r * kPanel, smaller(step, keys - m), rows - r,
+                      smaller(kPanel, N - n), to, ldc, add ? to : nullptr, ldc);
+      }
+  }
 };
 
 // Prefetches a row that the next task reads or writes. The hardware does not: consecutive rows of a head are as far
@@ -127,18 +179,11 @@ static inline void softmax_backward(float* scores, float* grads, int64_t columns
   }
 }
 
-// Sets the scores of the keys that a query does not see, and those beyond the last key, to -inf, so that their
-// probabilities are 0. first: the query of the first row.
-static inline void hide(float* scores, const Task& task, int64_t first, int64_t rows, int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = task.keys_of(first + i); j < columns; ++j) scores[i * task.ld + j] = -INFINITY;
-}
-
-// c (M, N) = a (M, K) times the first K rows of the packed b (depth, N).
-static inline void product_of_first(const float* a, int64_t lda, const float* packed, int64_t depth, int64_t M,
-                                    int64_t K, int64_t N, float* c, int64_t ldc) {
-  for (int64_t n = 0; n < N; n += kPanel, packed += depth * kPanel)
-    product<false>(a, lda, packed, M, K, smaller(kPanel, N - n), c + n, ldc);
+// Puts a value in place of the scores, or their gradients, of the keys that a query does not see, and beyond the last
+// key. Where scores are -inf, probabilities are 0.
+static inline void hide(float* scores, int64_t ld, const Block& block, float value) {
+  for (int64_t i = 0; i < block.rows; ++i)
+    for (int64_t j = block.keys_of(i); j < block.columns_of(i); ++j) scores[i * ld + j] = value;
 }
 
 static inline void multiply(float* x, int64_t n, float factor) {
@@ -160,22 +205,21 @@ static void forward(const Attention& in, const Task& task, const Heads<float>& o
   multiply(keys_across, packed_size(D, Sk), float(in.scale));
   pack(at(in.v, task.first_k, h), in.v.token, Sk, D, values);
   for (int64_t first = task.seeing; first < task.end; first += task.rows) {
-    const int64_t rows = smaller(task.rows, task.end - first);
-    const int64_t keys = task.keys_of(first + rows - 1), columns = panels(keys) * kPanel;
+    const Block block(task, first);
     float factors[kBlockRows];
-    product<false>(at(in.q, first, h), in.q.token, keys_across, rows, D, columns, scores, task.ld);
-    hide(scores, task, first, rows, columns);
-    for (int64_t i = 0; i < rows; ++i) {
+    block.of_keys(at(in.q, first, h), in.q.token, keys_across, D, scores, task.ld);
+    hide(scores, task.ld, block, -INFINITY);
+    for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
       look_ahead(in.q, query, task.next_h, D), look_ahead(out, query, task.next_h, D);
       look_ahead(in.k, key, task.next_h, D), look_ahead(in.v, key, task.next_h, D);
       const int64_t row_id = in.dropout.row_ids[t];
-      const Softmax row = softmax(scores + i * task.ld, columns, in.dropout, row_id, uint32_t(1 + h));
+      const Softmax row = softmax(scores + i * task.ld, block.columns_of(i), in.dropout, row_id, uint32_t(1 + h));
       lse[t * H + h] = row.max + logf(row.sum);
       factors[i] = scale / row.sum;
     }
-    product_of_first(scores, task.ld, values, Sk, rows, keys, D, at(out, first, h), out.token);
-    for (int64_t i = 0; i < rows; ++i) multiply(at(out, first + i, h), D, factors[i]);
+    block.over_keys(scores, task.ld, values, Sk, D, at(out, first, h), out.token);
+    for (int64_t i = 0; i < block.rows; ++i) multiply(at(out, first + i, h), D, factors[i]);
   }
 }
 
@@ -200,27 +244,25 @@ static void backward(const Heads<const float>& dout, const Attention& in, const 
   pack_transposed(at(in.v, task.first_k, h), in.v.token, D, Sk, values_across);
   pack(at(in.k, task.first_k, h), in.k.token, Sk, D, keys);
   for (int64_t first = task.seeing; first < task.end; first += task.rows) {
-    const int64_t rows = smaller(task.rows, task.end - first);
-    const int64_t seen = task.keys_of(first + rows - 1), columns = panels(seen) * kPanel;
+    const Block block(task, first);
     const bool add = task.causal || first > task.first;
-    product<false>(at(in.q, first, h), in.q.token, keys_across, rows, D, columns, scores, task.ld);
-    product<false>(at(dout, first, h), dout.token, values_across, rows, D, columns, grads, task.ld);
-    hide(scores, task, first, rows, columns);
-    for (int64_t i = 0; i < rows; ++i) {
+    block.of_keys(at(in.q, first, h), in.q.token, keys_across, D, scores, task.ld);
+    block.of_keys(at(dout, first, h), dout.token, values_across, D, grads, task.ld);
+    hide(scores, task.ld, block, -INFINITY), hide(grads, task.ld, block, 0);
+    for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t t = first + i, query = task.next + t - task.first, key = task.next_k + t - task.first;
       look_ahead(in.q, query, task.next_h, D), look_ahead(dout, query, task.next_h, D);
       look_ahead(in.k, key, task.next_h, D), look_ahead(in.v, key, task.next_h, D);
       look_ahead(d.q, query, task.next_h, D), look_ahead(d.k, key, task.next_h, D);
       look_ahead(d.v, key, task.next_h, D);
-      softmax_backward(scores + i * task.ld, grads + i * task.ld, columns, lse[t * H + h], float(in.scale), in.dropout,
-                       in.dropout.row_ids[t], uint32_t(1 + h));
+      softmax_backward(scores + i * task.ld, grads + i * task.ld, block.columns_of(i), lse[t * H + h], float(in.scale),
+                       in.dropout, in.dropout.row_ids[t], uint32_t(1 + h));
     }
-    pack(at(dout, first, h), dout.token, rows, D, upstream);
-    pack(at(in.q, first, h), in.q.token, rows, D, queries);
-    float *v_sums = at(d.v, task.first_k, h), *k_sums = at(d.k, task.first_k, h);
-    product<true>(scores, task.ld, upstream, seen, rows, D, v_sums, d.v.token, add ? v_sums : nullptr, d.v.token);
-    product<true>(grads, task.ld, queries, seen, rows, D, k_sums, d.k.token, add ? k_sums : nullptr, d.k.token);
-    product_of_first(grads, task.ld, keys, Sk, rows, seen, D, at(d.q, first, h), d.q.token);
+    pack(at(dout, first, h), dout.token, block.rows, D, upstream);
+    pack(at(in.q, first, h), in.q.token, block.rows, D, queries);
+    block.over_rows(scores, task.ld, upstream, D, at(d.v, task.first_k, h), d.v.token, add);
+    block.over_rows(grads, task.ld, queries, D, at(d.k, task.first_k, h), d.k.token, add);
+    block.over_keys(grads, task.ld, keys, Sk, D, at(d.q, first, h), d.q.token);
   }
 }
 

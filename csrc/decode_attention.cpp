@@ -1,7 +1,8 @@
 // One query of each sequence against its keys and values in pages; see electra_fast/ops/decode_attention.py.
 //
-// Keys and values are read once, from memory or the cache; that is the limit, so a (sequence, head) is read page by page
-// with no copy. One thread computes it, so its bits do not depend on the number of threads, nor on other sequences.
+// Keys and values are read once, from memory or the cache; that is the limit, so a (sequence, head) is read page by
+// page with no copy. One thread computes it, so its bits do not depend on the number of threads, nor on other
+// sequences.
 #include <math.h>
 
 #include "ops.h"

@@ -17,7 +17,7 @@ namespace ef::EF_NS {
 namespace {
 namespace best {  // a namespace of its own, since other ops have tiles of other sizes
 
-constexpr int64_t kTile = 128;   // words whose logits are computed at once
+constexpr int64_t kTile = 128;    // words whose logits are computed at once
 constexpr int64_t kShare = 2048;  // words of a share, whole tiles
 
 // The best words of a row so far, largest logit first; of equal ones the lower word first.
