@@ -1,12 +1,13 @@
-"""attention: forward and backward, and forward alone, with dropout 0.1 and without, on packed tokens.
+"""attention: forward and backward, and forward alone, with dropout 0.1 and without, on packed tokens; causal, too.
 
     python benches attention --device cpu --models small base --shapes 16x128 4x512
 
-flops: 4 H D sum(S^2) forward, 3.5 times that with the backward, which computes the scores anew. bytes: each tensor
+flops: 4 H D sum(S^2) forward, 3.5 times that with the backward, which computes the scores anew; half of both where
+attention is causal. bytes: each tensor
 moved once, four of (T, H, D) forward and eight more backward. Lengths below the longest (--ragged) are padded for the
 rivals, as they need it; flops and bytes count no padding. Rivals:
 
-    sdpa         scaled_dot_product_attention on (N, H, S, D) views, with a mask where there is padding
+    sdpa         scaled_dot_product_attention on (N, H, S, D) views, with a mask where there is padding, or is_causal
     reference    attention_reference: the formula, with our masks
 """
 
@@ -29,6 +30,8 @@ from electra_fast.ops.attention import AttentionArguments, attention_reference
 
 SHAPES = {"cpu": ("16x128", "4x512"), "cuda": ("128x128", "64x512")}  # sequences x tokens
 SEED = 3
+WAYS = ((0.1, True), (0.0, True), (0.0, False))  # dropout, with the backward
+KINDS = [(*way, causal) for causal in (False, True) for way in WAYS]
 
 
 @dataclass
@@ -42,9 +45,12 @@ class Case:
     there: Tensor  # (N, S) bool: which places of the padded form are tokens
     p: float
     backward: bool
+    causal: bool = False
 
     @classmethod
-    def make(cls, heads: int, width: int, shape: str, options: Options, p: float, backward: bool) -> Case:
+    def make(
+        cls, heads: int, width: int, shape: str, options: Options, p: float, backward: bool, causal: bool = False
+    ) -> Case:
         rows, columns = (int(n) for n in shape.split("x"))
         g = torch.Generator().manual_seed(0)
         lengths = torch.randint(columns // 8, columns + 1, (rows,), generator=g)
@@ -55,7 +61,7 @@ class Case:
         kind = dict(device=options.device, dtype=torch.bfloat16 if options.device == "cuda" else torch.float32)
         total = int(lengths.sum())
         q, k, v = torch.randn(total, 3, heads, width, **kind).unbind(1)
-        return cls(q, k, v, torch.randn(total, heads, width, **kind), there, p, backward)
+        return cls(q, k, v, torch.randn(total, heads, width, **kind), there, p, backward, causal)
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -64,7 +70,8 @@ class Case:
     @property
     def flops(self) -> float:
         _, heads, width = self.q.shape
-        return 4 * heads * width * float(self.there.sum(1).square().sum()) * (3.5 if self.backward else 1)
+        scores = float(self.there.sum(1).square().sum()) / (2 if self.causal else 1)
+        return 4 * heads * width * scores * (3.5 if self.backward else 1)
 
     @property
     def bytes(self) -> float:
@@ -92,7 +99,8 @@ def ours(case: Case) -> Step:
     cu_seqlens, longest, rows = case.cu_seqlens, case.there.shape[1], torch.arange(len(case.q), device=case.q.device)
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.attention(q, k, v, cu_seqlens, longest, dropout_p=case.p, seed=SEED, row_ids=rows)
+        options = dict(dropout_p=case.p, causal=case.causal)
+        return ops.attention(q, k, v, cu_seqlens, longest, seed=SEED, row_ids=rows, **options)
 
     return case.step(op, [case.q, case.k, case.v], case.upstream)
 
@@ -104,16 +112,20 @@ def reference(case: Case, dtype: torch.dtype | None = None, p: float | None = No
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout_p = case.p if p is None else p
         sequences = (cu_seqlens, longest, cu_seqlens, longest)
-        return attention_reference(AttentionArguments(q, k, v, *sequences, rows, seed, scale, dropout_p, False))
+        numbers = (seed, scale, dropout_p, case.causal)
+        return attention_reference(AttentionArguments(q, k, v, *sequences, rows, *numbers))
 
     return case.step(op, [t.to(dtype) for t in (case.q, case.k, case.v)], case.upstream.to(dtype))
 
 
 def sdpa(case: Case) -> Step:
     mask = None if case.there.all() else case.there[:, None, None, :]
+    if mask is not None and case.causal:
+        mask = mask & torch.ones(mask.shape[3], mask.shape[3], dtype=torch.bool, device=mask.device).tril()
+    causal = case.causal and mask is None
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=case.p)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=case.p, is_causal=causal)
 
     return case.step(op, [case.padded(t) for t in (case.q, case.k, case.v)], case.padded(case.upstream))
 
@@ -148,9 +160,10 @@ def races(options: Options) -> Iterator[Race]:
         network = getattr(ElectraConfig, model)().discriminator
         heads, width = network.num_attention_heads, network.hidden_size // network.num_attention_heads
         for shape in options.shapes or SHAPES[options.device]:
-            for p, backward in ((0.1, True), (0.0, True), (0.0, False)):
-                case = Case.make(heads, width, shape, options, p, backward)
-                said = f"{shape} {heads}x{width} p={p:g} {'forward+backward' if backward else 'forward'}"
+            for p, backward, causal in KINDS:
+                case = Case.make(heads, width, shape, options, p, backward, causal)
+                way = "forward+backward" if backward else "forward"
+                said = f"{shape} {heads}x{width} p={p:g} {way}{' causal' * causal}"
                 yield Race(
                     bench="attention",
                     model=model,

@@ -2,9 +2,11 @@
 // electra_fast/ops/top_k_words.py.
 //
 // Rows are packed in panels of kPanel, and a tile of the weight is multiplied by one panel after the other, read where
-// it is: while text is written there are few rows, and to pack the weight would take longer than to read it. A lane of
-// a vector is a row, so maxima, sums of exponentials and comparisons with the k-th best need no sum over lanes. Words
-// are divided into shares, whose sums do not depend on the number of threads, nor a row's on the other rows.
+// it is: while text is written there are few rows, and to pack the weight takes longer than the product. Fewer rows
+// than a sliver has would leave most of a panel empty; then the weight is packed. The bits are the same, as in
+// linear.h. A lane of a vector is a row, so maxima, sums of exponentials and comparisons with the k-th best need no sum
+// over lanes. Words are divided into shares, whose sums do not depend on the number of threads, nor a row's on other
+// rows.
 #include <math.h>
 
 #include "gemm.h"
@@ -86,20 +88,39 @@ static float log_sum(const Kept& kept, int64_t row) {
   return float(double(safe) + log(total));
 }
 
+// The logits of fewer rows than kSliver in a tile of the weight (count, E), without the bias; lanes beyond the rows are
+// 0. memory: for kPanel packed words and their logits.
+static void few_logits(const Rows& hidden, const float* weight, int64_t count, float* memory, float* logits) {
+  const int64_t E = hidden.width;
+  float* across = memory + E * kPanel;
+  for (int64_t n = 0; n < count; n += kPanel) {
+    pack_transposed(weight + n * E, E, E, smaller(kPanel, count - n), memory);
+    product<false>(hidden.data, E, memory, hidden.length, E, kPanel, across, kPanel);
+    for (int64_t w = 0; w < smaller(kPanel, count - n); ++w)
+      for (int64_t r = 0; r < kPanel; ++r)
+        logits[(n + w) * kPanel + r] = r < hidden.length ? across[r * kPanel + w] : 0;
+  }
+}
+
 // Finds the best words of every row in a part of the vocabulary, and its shares' sums.
-// logits: memory for (kTile, kPanel).
+// packed: the rows in panels, or null if they are fewer than kSliver; memory: for a tile's logits,
+// and for few_logits.
 static void sweep(const Kept& kept, int64_t part, const float* packed, const Rows& hidden,
-                  const Affine<const float>& words, int64_t V, float* logits) {
+                  const Affine<const float>& words, int64_t V, float* memory) {
   const int64_t E = hidden.width, k = kept.k, start = kept.first_word(part);
   for (int64_t first = start; first < smaller(V, kept.first_word(part + 1)); first += kTile) {
     const int64_t count = smaller(kTile, V - first), seen = smaller(k, first - start);
-    float *m = kept.largest(first / kShare), *sum = kept.sums(first / kShare);
+    float *logits = memory, *m = kept.largest(first / kShare), *sum = kept.sums(first / kShare);
     for (int64_t i = 0; first % kShare == 0 && i < kept.lanes; ++i) m[i] = -INFINITY, sum[i] = 0;
     for (int64_t panel = 0; panel < kept.lanes; panel += kPanel) {
-      product<false>(words.weight + first * E, E, packed + panel * E, count, E, kPanel, logits, kPanel);
+      const float* weight = words.weight + first * E;
+      if (packed)
+        product<false>(weight, E, packed + panel * E, count, E, kPanel, logits, kPanel);
+      else
+        few_logits(hidden, weight, count, memory + kTile * kPanel, logits);
       for (int64_t i = 0; i < count * kPanel; i += kLanes)
         store(logits + i, load(logits + i) + words.bias[first + i / kPanel]);
-      for (int64_t half = 0; half < kPanel; half += kLanes) {
+      for (int64_t half = 0; half < smaller(kPanel, hidden.length - panel); half += kLanes) {
         const int64_t row = panel + half;
         const Vec top = add_to_sums(logits + half, count, m + row, sum + row);
         for (int64_t lane = 0; lane < smaller(kLanes, hidden.length - row); ++lane) {
@@ -136,13 +157,15 @@ static List joined(const Kept& kept, int64_t row, int64_t V) {
 void top_k_words(const Rows& hidden, const Affine<const float>& words, int64_t V, int64_t k, float* log_probs,
                  int64_t* ids, Threads threads) {
   const int64_t M = hidden.length, E = hidden.width, shares = ceiling(V, best::kShare);
-  const int64_t parts = M * V * E < 100000 ? 1 : smaller(threads, shares), block = best::kTile * kPanel;
+  const int64_t parts = M * V * E < 100000 ? 1 : smaller(threads, shares);
+  const int64_t own = (best::kTile + E + kSliver) * kPanel;
+  const bool few = M < kSliver;
   const best::Kept kept(panels(M) * kPanel, k, shares, parts);
-  const Floats packed(packed_size(E, M)), logits(parts * block);
-  pack_transposed(hidden.data, E, E, M, packed.at);
+  const Floats packed(few ? 0 : packed_size(E, M)), memory(parts * own);
+  if (!few) pack_transposed(hidden.data, E, E, M, packed.at);
 #pragma omp parallel for num_threads(int(parts)) schedule(static)
   for (int64_t part = 0; part < parts; ++part)
-    best::sweep(kept, part, packed.at, hidden, words, V, logits.at + part * block);
+    best::sweep(kept, part, few ? nullptr : packed.at, hidden, words, V, memory.at + part * own);
   for (int64_t row = 0; row < M; ++row) {
     const best::List list = best::joined(kept, row, V);
     const float lse = best::log_sum(kept, row);

@@ -54,7 +54,7 @@ def test_values(lengths, page, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("heads, width", [(1, 1), (3, 24), (4, 64), (2, 80), (1, 257)])
+@pytest.mark.parametrize("heads, width", [(1, 1), (3, 24), (4, 64), (2, 80), (1, 257), (0, 8), (2, 0)])
 def test_heads_and_their_width(heads, width, device):
     judge(example(heads=heads, width=width), device=device)
 
