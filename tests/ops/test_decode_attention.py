@@ -24,7 +24,7 @@ def example(lengths=(5, 33, 0, 16), heads=2, width=8, page=16, spare=1):
 
 
 def truth(q, k_pages, v_pages, pages, lengths, softmax_scale=None):
-    scale = 1 / math.sqrt(q.shape[2]) if softmax_scale is None else softmax_scale
+    scale = 1 / math.sqrt(max(1, q.shape[2])) if softmax_scale is None else softmax_scale
     outs = []
     for n, length in enumerate(lengths.tolist()):
         k, v = (t[pages[n].long()].flatten(0, 1)[:length] for t in (k_pages, v_pages))
