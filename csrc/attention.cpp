@@ -54,6 +54,8 @@ struct Task {
   int64_t keys_of(int64_t t) const { return causal ? Sk - (end - 1 - t) : Sk; }
 };
 
+namespace {  // internal, as static is for functions: no symbol of theirs leaves the instruction set's object
+
 // A block of a task's queries, of which each sees the first keys. In causal attention row i of the block sees i more
 // than row 0; what no row of a sliver sees is neither computed nor read.
 struct Block {
@@ -104,6 +106,8 @@ struct Block {
       }
   }
 };
+
+}  // namespace
 
 // Prefetches a row that the next task reads or writes. The hardware does not: consecutive rows of a head are as far
 // apart as the projection is wide.

@@ -50,13 +50,13 @@ static void dots(const float* q, const float* k, int64_t step, int64_t rows, int
     Vec sums[4] = {};
     for (int64_t d = 0; d < whole; d += kLanes) {
       const Vec x = load(q + d);
-      for (int r = 0; r < 4; ++r) sums[r] += load(k + r * step + d) * x;
+      for (int64_t r = 0; r < 4; ++r) sums[r] += load(k + r * step + d) * x;
     }
     if (whole < D) {
       const Vec x = load_part(q + whole, D - whole);
-      for (int r = 0; r < 4; ++r) sums[r] += load_part(k + r * step + whole, D - whole) * x;
+      for (int64_t r = 0; r < 4; ++r) sums[r] += load_part(k + r * step + whole, D - whole) * x;
     }
-    for (int r = 0; r < 4; ++r) scores[i + r] = sum_of(sums[r]);
+    for (int64_t r = 0; r < 4; ++r) scores[i + r] = sum_of(sums[r]);
   }
   for (; i < rows; ++i, k += step) scores[i] = dot(q, k, D);
 }

@@ -25,11 +25,11 @@ constexpr int64_t kShare = 2048;  // words of a share, whole tiles
 // The best words of a row so far, largest logit first; of equal ones the lower word first.
 struct List {
   float* logits;
-  int32_t* words;
+  int64_t* words;
   int64_t count;
 
   // Adds a word higher than all before. If the list is full, its last one falls out: the caller has compared.
-  void add(float logit, int32_t word, int64_t k) {
+  void add(float logit, int64_t word, int64_t k) {
     int64_t at = count < k ? count++ : k - 1;
     for (; at > 0 && logit > logits[at - 1]; --at) logits[at] = logits[at - 1], words[at] = words[at - 1];
     logits[at] = logit, words[at] = word;
@@ -42,7 +42,7 @@ struct List {
 struct Kept {
   const int64_t lanes, k, shares, parts;
   const Floats numbers;
-  const Memory<int32_t> words;
+  const Memory<int64_t> words;
 
   Kept(int64_t lanes, int64_t k, int64_t shares, int64_t parts)
       : lanes(lanes),
@@ -55,9 +55,13 @@ struct Kept {
   int64_t first_word(int64_t part) const { return shares * part / parts * kShare; }
   float* largest(int64_t share) const { return numbers.at + 2 * share * lanes; }
   float* sums(int64_t share) const { return largest(share) + lanes; }
+  // The list of a row in a part of the vocabulary, of which `count` words are found.
   List list(int64_t part, int64_t row, int64_t count) const {
     const int64_t at = (part * lanes + row) * k;
     return {numbers.at + 2 * shares * lanes + at, words.at + at, count};
+  }
+  List complete_list(int64_t part, int64_t row, int64_t V) const {
+    return list(part, row, smaller(k, smaller(V, first_word(part + 1)) - first_word(part)));
   }
 };
 
@@ -128,7 +132,7 @@ static void sweep(const Kept& kept, int64_t part, const float* packed, const Row
           if (!list.takes(top[lane], k)) continue;
           for (int64_t w = 0; w < count; ++w) {
             const float logit = logits[w * kPanel + half + lane];
-            if (list.takes(logit, k)) list.add(logit, int32_t(first + w), k);
+            if (list.takes(logit, k)) list.add(logit, first + w, k);
           }
         }
       }
@@ -138,13 +142,9 @@ static void sweep(const Kept& kept, int64_t part, const float* packed, const Row
 
 // A row's list, to which those of the parts that follow the first are added in order.
 static List joined(const Kept& kept, int64_t row, int64_t V) {
-  const auto list_of = [&](int64_t part) {
-    const int64_t seen = smaller(V, kept.first_word(part + 1)) - kept.first_word(part);
-    return kept.list(part, row, smaller(kept.k, seen));
-  };
-  List list = list_of(0);
+  List list = kept.complete_list(0, row, V);
   for (int64_t part = 1; part < kept.parts; ++part) {
-    const List other = list_of(part);
+    const List other = kept.complete_list(part, row, V);
     for (int64_t i = 0; i < other.count; ++i)
       if (list.takes(other.logits[i], kept.k)) list.add(other.logits[i], other.words[i], kept.k);
   }

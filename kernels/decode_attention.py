@@ -34,7 +34,7 @@ class Pages(NamedTuple):
 
 
 @triton.jit
-def _rows(pages, page, slot, head, present, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def _paged_rows(pages, page, slot, head, present, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """The rows of one head in the given slots of pages, (keys, BLOCK_D) float32; 0 where none is present."""
     pages = Pages(*pages)
     columns = tl.arange(0, BLOCK_D)
@@ -76,12 +76,12 @@ def decode_attention_kernel(
         present = offs_n < keys
         page = tl.load(table_ptr + n * blocks + offs_n // tokens, mask=present, other=0).to(tl.int64)
         slot = (offs_n % tokens).to(tl.int64)
-        s = tl.sum(_rows(k, page, slot, head, present, WIDTH, BLOCK_D) * query[None, :], 1)
+        s = tl.sum(_paged_rows(k, page, slot, head, present, WIDTH, BLOCK_D) * query[None, :], 1)
         s = tl.where(present, s, float("-inf"))
         now = tl.maximum(largest, tl.max(s, 0))
         p, before = tl.exp2(s - now), tl.exp2(largest - now)
         total = total * before + tl.sum(p, 0)
-        acc = acc * before + tl.sum(_rows(v, page, slot, head, present, WIDTH, BLOCK_D) * p[:, None], 0)
+        acc = acc * before + tl.sum(_paged_rows(v, page, slot, head, present, WIDTH, BLOCK_D) * p[:, None], 0)
         largest = now
     out = acc / tl.where(keys > 0, total, 1.0)
     ptrs = out_ptr + (n * num_heads + head) * WIDTH + columns

@@ -89,7 +89,7 @@ def top_k_words_kernel(
             weights = rows_of(Matrix(words.weight, words.row), offs_n, words.count, WIDTH, BLOCK_E).to(tl.float32)
             logits = tl.sum(weights * x[None, :], 1)
             logits += tl.load(words.bias + offs_n, mask=inside, other=0.0).to(tl.float32)
-        tl.store(scratch_ptr + i * BLOCK_N + lanes, logits)
+        tl.store(scratch_ptr + tl.cast(i, tl.int64) * BLOCK_N + lanes, logits)
     tl.debug_barrier()  # other threads of the program read them
     logits = tl.load(scratch_ptr + places, mask=places < count * BLOCK_N, other=float("-inf"))
     logits = tl.where(logits == logits, logits, float("-inf"))

@@ -12,6 +12,7 @@ WIDE_CALLS = {"span": 1, "program_of": 2, "_corner": 2, "_piece": 2}
 WIDE_PARAMETERS = {
     "load_rows": ["rows"],
     "head_rows": ["start", "head"],
+    "_paged_rows": ["page", "slot", "head"],
     "add_and_normalise": ["start", "end"],
     "normalise_rows_bwd": ["start"],
     "recompute_rows": ["start"],
