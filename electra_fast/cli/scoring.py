@@ -68,7 +68,7 @@ class ScoreOptions:
 
 
 def run_score(scorer: ScorerOptions, options: ScoreOptions) -> int:
-    """Example: echo "The cats sleep." | electra-fast score --model my-run/final/generator
+    """Example: echo "Cats sleep." | electra-fast score --model run/final/generator
 
     Print a score for each line, in nats: the more natural, the higher. Scores of
     sentences of the same length or meaning can be compared."""
