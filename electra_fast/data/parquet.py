@@ -46,7 +46,9 @@ def texts(path: Path) -> Iterator[tuple[bytes, float]]:
                         yield text.as_py() or b"", rows / table.metadata.num_rows
     except pyarrow.ArrowMemoryError as error:
         raise MemoryError(f"{path} needs more memory than there is ({error})") from error
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; pyarrow's own have no number
+            raise
         raise ValueError(
             f'{path} is no readable parquet file with strings in "text" ({error}); write it anew'
         ) from error
@@ -74,12 +76,12 @@ def _page_sizes(path: Path, file: BinaryIO, column: Any) -> Iterator[int]:
         at = min(at, column.dictionary_page_offset)
     end = at + column.total_compressed_size
     while at < end:
-        file.seek(at)
-        header = _Header(file.read(HEADER))
         try:
+            file.seek(at)
+            header = _Header(file.read(HEADER))
             fields = header.read_struct()
             unpacked, packed = fields[2], fields[3]
-        except (IndexError, KeyError) as error:
+        except (IndexError, KeyError, ValueError, OverflowError) as error:  # the last two: a place below 0 or beyond
             raise ValueError(
                 f"{path} has a damaged page header at byte {at}; fetch it again, or write it anew"
             ) from error

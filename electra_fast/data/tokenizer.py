@@ -18,6 +18,7 @@ from electra_fast.special_ids import SpecialIds
 from electra_fast.storage.digests import verify, write_files
 
 SPECIAL_TOKENS = tuple(f"[{name.upper()}]" for name in SpecialIds._fields)  # ids 0 to 4 of a vocabulary trained here
+UNKNOWN_WORD = "\U0001202b\U00012079\U000130c0"  # cuneiform and a hieroglyph, which no vocabulary has as one word
 LONGEST_WORD = 200  # characters; a longer word is [UNK]: Google's limit (the library's own default is 100)
 SMALLEST, LARGEST = 32, 4_000_000  # entries of a vocabulary that can be asked for
 
@@ -29,6 +30,7 @@ class Tokenizer:
         """content: the bytes of a tokenizer.json, kept as they are; source: what an error calls them."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+            self._tokenizer.encode(UNKNOWN_WORD)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"{source} is no tokenizer.json that this version of tokenizers reads ({error}); load a vocab.txt "

@@ -77,13 +77,14 @@ class Log:
     A disk that is full costs rows of the log, never the run.
 
     path: the file. Rows of an earlier run are kept up to `steps_done`, later ones are cut off.
-    steps_done: the step that the run goes on from; 0 for a new one.
+    steps_done: the step that the run goes on from; 0 for a run that begins, which keeps no row: it writes step 0 anew.
     callback: called with the same figures, if given.
     """
 
     def __init__(self, path: Path, steps_done: int, callback: Callback | None = None) -> None:
         self.path, self.callback, self.failed = path, callback, False
-        rows = [row for row in read_log(path) if row["step"] <= steps_done] if path.exists() else []
+        earlier = read_log(path) if steps_done and path.exists() else []
+        rows = [row for row in earlier if row["step"] <= steps_done]
         kept = "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
             if not path.exists() or path.read_bytes() != kept:

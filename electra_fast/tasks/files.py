@@ -113,8 +113,10 @@ def decode(line: bytes, where: str) -> str:
 def read_json(path: str | Path) -> Any:
     """What a .json file says, packed with xz or gz or not. Raises ValueError on more than 1 GB, and as `parse`."""
     path = check_file(path)
+    data = bytearray()
     with opened(path) as stream:
-        data = stream.read(LARGEST_JSON + 1)
+        while len(data) <= LARGEST_JSON and (piece := stream.read(1 << 20)):  # read(n) would ask for n bytes at once
+            data += piece
     if len(data) > LARGEST_JSON:
         raise ValueError(
             f"{path} is larger than {LARGEST_JSON >> 30} GB, unpacked, and would be read whole; split it, or write it "

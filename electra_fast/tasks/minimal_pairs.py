@@ -8,12 +8,13 @@ Source: Warstadt et al., "BLiMP", TACL 2020.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
+
+from electra_fast.tasks.files import decode, parse_object, read_lines
 
 
 class MinimalPair(NamedTuple):
@@ -28,23 +29,24 @@ class MinimalPair(NamedTuple):
 def read_pairs(path: Path) -> list[MinimalPair]:
     """Read BLiMP's .jsonl files: one, or all of a directory.
 
-    Raises ValueError, with file and line, for a line without sentence_good and sentence_bad, and for no file at all.
+    Raises ValueError, with file and line, for a line without a text for sentence_good and sentence_bad, and for no file
+    at all.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} holds no .jsonl file; name a set of BLiMP, or a directory of them")
     pairs = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-                good, bad = str(row["sentence_good"]), str(row["sentence_bad"])
-            except (ValueError, KeyError, TypeError):
+        for number, line in enumerate(read_lines(file), 1):
+            where = f"{file}, line {number}"
+            row = parse_object(decode(line, where), where)
+            good, bad, phenomenon = (row.get(key) for key in ("sentence_good", "sentence_bad", "linguistics_term"))
+            if not all(isinstance(sentence, str) and sentence.strip() for sentence in (good, bad)):
                 raise ValueError(
-                    f"{file}, line {number}: a JSON object with sentence_good and sentence_bad is needed, as BLiMP has "
+                    f"{where}: a JSON object with sentence_good and sentence_bad, two texts, is needed, as BLiMP has "
                     f"them"
-                ) from None
-            pairs.append(MinimalPair(good, bad, file.stem, str(row.get("linguistics_term", file.stem))))
+                )
+            pairs.append(MinimalPair(str(good), str(bad), file.stem, str(phenomenon or file.stem)))
     return pairs
 
 

@@ -81,3 +81,25 @@ def test_damaged_pages_are_refused(tmp_path):
             ValueError, match=r"a.parquet (has a damaged page header|has a page of -2 bytes|is no read)"
         ):
             list(parquet.texts(path))
+
+
+def test_what_pyarrow_finds_damaged_names_the_file(tmp_path):
+    """pyarrow raises OSError, without a number and a name, for a footer and for a page that it cannot read."""
+    path = write(tmp_path / "a.parquet", ["some words of a text"] * 3, compression="none")
+    whole = path.read_bytes()
+    page = whole.index(b"some words")
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in (page - 4, footer + 1):  # the length of the first string, a field of the footer
+        path.write_bytes(whole[:at] + b"\xff\xff" + whole[at + 2 :])
+        with pytest.raises(ValueError, match=r"a\.parquet (is no readable parquet file|has a damaged page header)"):
+            list(parquet.texts(path))
+
+
+def test_a_page_at_an_impossible_place_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", ["x"])
+
+    class Chunk:
+        data_page_offset, dictionary_page_offset, total_compressed_size = -5, None, 10
+
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"a\.parquet has a damaged page header at byte -5"):
+        list(parquet._page_sizes(path, file, Chunk))

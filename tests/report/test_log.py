@@ -83,3 +83,10 @@ def test_a_log_with_nothing_to_cut_is_not_rewritten(tmp_path: Path) -> None:
     before = path.stat()
     Log(path, 2)
     assert path.stat() == before
+
+
+def test_a_run_that_begins_again_keeps_no_row_of_what_was_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    Log(path, 0).write("heldout", 0, {"auc": 0.5})
+    Log(path, 0).write("heldout", 0, {"auc": 0.5})
+    assert [row["step"] for row in read_log(path)] == [0]

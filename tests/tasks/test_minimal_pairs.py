@@ -89,9 +89,18 @@ def test_command(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_what_is_no_set_of_pairs(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \.jsonl file"):
         read_pairs(tmp_path)
-    for text in ("no JSON", "[1]", '{"sentence_good": "a"}'):
-        (tmp_path / "set.jsonl").write_text(f'{{"sentence_good": "a", "sentence_bad": "b"}}\n{text}\n')
-        with pytest.raises(ValueError, match=r"set\.jsonl, line 2: .* sentence_good and sentence_bad is needed"):
+    wanted = ": a JSON object with sentence_good and sentence_bad, two texts, is needed"
+    for text, error in (
+        (b"no JSON", " is no JSON"),
+        (b"[" * 5000, " is no JSON"),
+        (b"[1]", " is a list; each line is an object"),
+        (b"\xff", " holds the byte 0xff, which is no UTF-8"),
+        (b'{"sentence_good": "a"}', wanted),
+        (b'{"sentence_good": "a", "sentence_bad": null}', wanted),
+        (b'{"sentence_good": "a", "sentence_bad": " "}', wanted),
+    ):
+        (tmp_path / "set.jsonl").write_bytes(b'{"sentence_good": "a", "sentence_bad": "b"}\n' + text + b"\n")
+        with pytest.raises(ValueError, match=rf"set\.jsonl, line 2{error}"):
             read_pairs(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(ValueError, match="holds BertModel; pre-trained networks are needed: ElectraForMaskedLM or"):

@@ -1,11 +1,14 @@
 """SQuAD: reading, the official scores, and what is refused."""
 
+import contextlib
 import copy
+import io
 import json
 import tarfile
 
 import pytest
 
+from electra_fast.tasks import files
 from electra_fast.tasks.answers import read_answers, squad_scores
 from electra_fast.tasks.datasets import read_dataset
 from electra_fast.tasks.examples import Question
@@ -348,3 +351,21 @@ def test_malformed_questions_are_left_out_and_told(tmp_path):
         )
     with pytest.raises(ValueError, match="has more than 1 malformed question, the first of which: .*--max-bad-lines"):
         read_dataset(path, "qa", max_bad_lines=1)
+
+
+def test_a_file_is_read_in_pieces(tmp_path, monkeypatch):
+    """A single read(n) asks the system for n bytes of memory, a gigabyte, however small the file is."""
+    path, asked = tmp_path / "a.json", []
+    path.write_bytes(b"[" + b" " * (3 << 20) + b"1]")
+
+    class Stream(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(files, "opened", lambda path: contextlib.nullcontext(Stream(path.read_bytes())))
+    assert files.read_json(path) == [1]
+    assert len(asked) >= 4 and set(asked) == {1 << 20}
+    monkeypatch.setattr(files, "LARGEST_JSON", 2 << 20)
+    with pytest.raises(ValueError, match=r"a\.json is larger than 0 GB, unpacked, and would be read whole"):
+        files.read_json(path)
