@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test test-all bench aot lint docs sanitize clean
+.PHONY: build core pretrain test test-all bench aot lint docs sanitize fuzz clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -29,6 +29,11 @@ test: core  ## what every change must pass, in minutes
 test-all: core  ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 	$(MAKE) --no-print-directory sanitize
+
+SECONDS ?= 60
+fuzz: core  ## damaged files for every reader and odd arguments for every op, for this many seconds in all
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python tests/fuzz --seconds $(SECONDS)
 
 bench: core
 	$(BIN)/python benches

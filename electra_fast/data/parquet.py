@@ -77,11 +77,13 @@ def _page_sizes(path: Path, file: BinaryIO, column: Any) -> Iterator[int]:
     end = at + column.total_compressed_size
     while at < end:
         try:
+            if at < 0:
+                raise IndexError(at)
             file.seek(at)
             header = _Header(file.read(HEADER))
             fields = header.read_struct()
             unpacked, packed = fields[2], fields[3]
-        except (IndexError, KeyError, ValueError, OverflowError) as error:  # the last two: a place below 0 or beyond
+        except (IndexError, KeyError, OverflowError) as error:  # the last: a place beyond any file
             raise ValueError(
                 f"{path} has a damaged page header at byte {at}; fetch it again, or write it anew"
             ) from error

@@ -30,7 +30,6 @@ class Tokenizer:
         """content: the bytes of a tokenizer.json, kept as they are; source: what an error calls them."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-            self._tokenizer.encode(UNKNOWN_WORD)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"{source} is no tokenizer.json that this version of tokenizers reads ({error}); load a vocab.txt "
@@ -43,6 +42,12 @@ class Tokenizer:
                 f"{source} has no {', '.join(missing)} among its {len(ids)} entries; ELECTRA "
                 f"needs {' '.join(SPECIAL_TOKENS)}: add them to the vocabulary, or train one with electra-fast prepare"
             )
+        try:
+            self._tokenizer.encode(UNKNOWN_WORD)
+        except Exception as error:
+            raise ValueError(
+                f"{source} cannot cut a word that it does not know ({error}); write its model anew, or load a vocab.txt"
+            ) from error
         if len(ids) != max(ids.values()) + 1:
             raise ValueError(
                 f"{source} has {len(ids)} entries but ids up to {max(ids.values())}; ids without an entry cannot be "

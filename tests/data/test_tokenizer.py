@@ -224,10 +224,11 @@ def test_bad_tokenizers_are_refused(tmp_path):
     path.write_text(json.dumps(good))
     with pytest.raises(ValueError, match=r"tokenizer.json has no \[MASK\]"):
         Tokenizer.load(path)
-    for model in ({"type": "WordLevel", "vocab": good["model"]["vocab"], "unk_token": "<unk>"},
-                  dict(good["model"], unk_token="<unk>")):  # fmt: skip
-        path.write_text(json.dumps(good | {"model": model}))
-        with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer.json .*Missing \[UNK\] token"):
+    whole = json.loads(Tokenizer.train(TEXT, 100)._content)
+    word_level = {"type": "WordLevel", "vocab": whole["model"]["vocab"], "unk_token": "<unk>"}
+    for model in (word_level, dict(whole["model"], unk_token="<unk>")):
+        path.write_text(json.dumps(whole | {"model": model}))
+        with pytest.raises(ValueError, match=r"tokenizer.json cannot cut a word .*Missing \[UNK\] token"):
             Tokenizer.load(path)
     with pytest.raises(ValueError, match="carries its own rules"):
         Tokenizer.load(path, lowercase=False)

@@ -46,6 +46,7 @@ def edits(content: bytes) -> Iterator[bytes]:
 
 def copy(source: Path, folder: Path) -> None:
     """Fill a folder with links to the files of another, which are left alone when one is written anew."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in source.rglob("*"):
         place = folder / path.relative_to(source)
         if path.is_dir():
