@@ -46,7 +46,7 @@ def texts(path: Path) -> Iterator[tuple[bytes, float]]:
                         yield text.as_py() or b"", rows / table.metadata.num_rows
     except pyarrow.ArrowMemoryError as error:
         raise MemoryError(f"{path} needs more memory than there is ({error})") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; pyarrow's own have no number
             raise
         raise ValueError(

@@ -1,9 +1,9 @@
-"""The ops that the dispatcher has registered, called directly with arguments that no checked caller would give.
+"""The ops, called by their public functions and directly, with arguments that no careful caller would give.
 
 There is no clang here to link libFuzzer with, so arguments are drawn from a number: those of the ops' own tests, and
-then some of their numbers, shapes, strides and types are changed. An op may compute or raise; where its process dies,
-or AddressSanitizer ends it, the number is the finding. With --sanitized the core of that package is called, which
-`make sanitize` builds under AddressSanitizer and UndefinedBehaviorSanitizer.
+then some of their numbers are changed, and for public functions shapes, strides and types. An op may compute or raise;
+where its process dies, or AddressSanitizer ends it, the number is the finding. With --sanitized the core of that
+package is called, which `make sanitize` builds under AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ from fuzz.engine import Report, Tally
 NUMBERS = [-(1 << 63), -(1 << 31), -1, 0, 1, 2, 3, 100, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 63) - 1]
 FLOATS = [0.0, -1.0, 0.5, 1.0, 2.0, 1e-45, 1e-30, 1e30, 1e300, float("nan"), float("inf"), -float("inf")]
 STATE = struct.Struct("<QQQ")  # the number under way, calls that computed, calls that raised
-MOST_ELEMENTS = 1 << 22  # of what a changed argument may ask for; more is memory and no fault
+Call = tuple[Callable[..., Any], tuple[Any, ...], bool]
 
 
-def overloads() -> list[tuple[Any, tuple[Any, ...]]]:
-    """(overload, arguments as its public op gives them) of every registered op that runs on the CPU."""
+def overloads() -> list[Call]:
+    """(function, its arguments, whether shapes may change too) of every op that runs on the CPU.
+
+    A public function checks all that it is given. A registered op that is called directly checks the values of ids,
+    labels and offsets; its shapes and dtypes are the caller's.
+    """
     import test_adamw
     import test_direct_calls
     import test_library
@@ -42,13 +48,21 @@ def overloads() -> list[tuple[Any, tuple[Any, ...]]]:
         if name in test_library.DIFFERENTIABLE:
             given = {n: t.requires_grad_() if _is_float(t) else t for n, t in given.items()}
         with test_library.Calls() as seen:
-            out = test_direct_calls.public(name)(**given)
+            function = test_direct_calls.public(name)
+            out = function(**given)
             if name in test_library.DIFFERENTIABLE:
                 (out if isinstance(out, torch.Tensor) else out[0]).sum().backward()
-        calls += seen.seen
+        calls += [(overload, values, False) for overload, values in seen.seen]
+        calls.append((partial(by_name, function, tuple(given)), tuple(given.values()), True))
     with test_library.Calls() as seen:
         ops.adamw(**test_adamw.example())
-    return [(overload, tuple(_detached(values))) for overload, values in calls + seen.seen]
+    calls += [(overload, values, False) for overload, values in seen.seen]
+    return [(function, tuple(_detached(values)), whole) for function, values, whole in calls]
+
+
+def by_name(function: Callable[..., Any], names: tuple[str, ...], *values: Any) -> Any:
+    """Call a function with these values by these names."""
+    return function(**dict(zip(names, values, strict=True)))
 
 
 def _is_float(value: Any) -> bool:
@@ -63,8 +77,11 @@ def _detached(values: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def changed(value: Any, chance: random.Random) -> Any:
-    """An argument, changed; a tensor is copied, since some ops write into theirs."""
+def changed(value: Any, chance: random.Random, whole: bool) -> Any:
+    """An argument, changed; a tensor is copied, since some ops write into theirs.
+
+    whole: whether shapes, strides and dtypes may change, and not values alone.
+    """
     import torch
 
     if isinstance(value, bool):
@@ -75,19 +92,24 @@ def changed(value: Any, chance: random.Random) -> Any:
         return chance.choice(FLOATS)
     if isinstance(value, list | tuple) and value:
         at = chance.randrange(len(value))
-        new = [*value[:at], changed(value[at], chance), *value[at + 1 :]]
-        return new if chance.random() < 0.9 else new[:-1]
+        new = [*value[:at], changed(value[at], chance, whole), *value[at + 1 :]]
+        return new if chance.random() < 0.9 or not whole else new[:-1]
     if not isinstance(value, torch.Tensor):
         return value
-    way = chance.randrange(8)
+    way = chance.randrange(8 if whole else 3)
     if way < 3 and value.numel():
         new = value.clone().contiguous()
         for _ in range(chance.choice([1, 1, 3])):
             number = chance.choice(FLOATS if _is_float(value) else [*NUMBERS, value.numel()])
             bits = torch.iinfo(value.dtype).bits - 1 if value.dtype in (torch.int32, torch.int64) else 7
             place = chance.randrange(value.numel())
-            new.view(-1)[place] = number if _is_float(value) else number % (1 << bits) - (number < 0) * (1 << bits)
+            if _is_float(value):
+                new.view(-1)[place] = torch.tensor(number, dtype=torch.float64)  # 1e300 becomes infinity in float32
+            else:
+                new.view(-1)[place] = number % (1 << bits) - (number < 0) * (1 << bits)
         return new
+    if not whole:
+        return value
     if way == 3 and value.dim():
         axis = chance.randrange(value.dim())
         return value.narrow(axis, 0, chance.randrange(value.shape[axis] + 1))
@@ -102,20 +124,20 @@ def changed(value: Any, chance: random.Random) -> Any:
     return torch.zeros(shape, dtype=value.dtype) if chance.random() < 0.5 else value.new_zeros(1).expand(shape)
 
 
-def call(number: int, calls: list[tuple[Any, tuple[Any, ...]]]) -> bool:
+def call(number: int, calls: list[Call]) -> bool:
     """Call the op that a number stands for; whether it computed, where it may raise too."""
     import torch
 
     chance = random.Random(number)
-    overload, values = chance.choice(calls)
+    function, values, whole = chance.choice(calls)
     arguments = [v.clone() if isinstance(v, torch.Tensor) else v for v in values]
     for _ in range(chance.choice([1, 1, 2, 3])):
         at = chance.randrange(len(arguments))
-        arguments[at] = changed(arguments[at], chance)
+        arguments[at] = changed(arguments[at], chance, whole)
     try:
         with torch.no_grad():
-            overload(*arguments)
-    except (ValueError, IndexError, TypeError, RuntimeError, NotImplementedError, MemoryError):
+            function(*arguments)
+    except (ValueError, IndexError, TypeError, RuntimeError, OverflowError, NotImplementedError, MemoryError):
         return False
     return True
 

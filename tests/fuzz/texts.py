@@ -40,7 +40,6 @@ def check_example(example: Any, labels: set[str]) -> None:
         expect(example.tags is None or len(example.tags) == len(example.words), "not a tag for each word")
         return expect(set(example.tags or ()) <= labels or not labels, "a tag that is not among the labels")
     expect(1 <= len(example.texts) <= 2 and all(isinstance(text, str) for text in example.texts), "no text")
-    expect(not any("\0" in text for text in example.texts), "a NUL in a text")
     label = example.label
     if isinstance(label, float):
         return expect(math.isfinite(label), "a label that is not finite")
