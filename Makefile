@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test test-all bench aot lint docs sanitize fuzz clean
+.PHONY: build core pretrain test test-all bench aot lint docs sanitize fuzz kills clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -34,6 +34,10 @@ SECONDS ?= 60
 fuzz: core  ## damaged files for every reader and odd arguments for every op, for this many seconds in all
 	$(BIN)/pip install --quiet atheris
 	$(BIN)/python tests/fuzz --seconds $(SECONDS)
+
+MINUTES ?= 15
+kills: core  ## runs that are killed or refused the disk at every system call that writes, and resumed
+	$(BIN)/python tests/kills.py --minutes $(MINUTES)
 
 bench: core
 	$(BIN)/python benches
