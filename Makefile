@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test test-all bench aot lint docs sanitize fuzz kills clean
+.PHONY: build core pretrain test test-all mutants fuzz kills bench aot lint docs sanitize tsan clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -38,6 +38,9 @@ fuzz: core  ## damaged files for every reader and odd arguments for every op, fo
 MINUTES ?= 15
 kills: core  ## runs that are killed or refused the disk at every system call that writes, and resumed
 	$(BIN)/python tests/kills.py --minutes $(MINUTES)
+
+mutants: core  ## each break of tests/faults.py, planted in a copy, must turn its tests red; WORDS="9 csrc/" runs some
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(WORDS)
 
 bench: core
 	$(BIN)/python benches
@@ -72,6 +75,26 @@ else
 		build_ext --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/objects
 	LD_PRELOAD="$(ASAN) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
 		OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -x -n 2 --capture=sys -p no:cacheprovider $(SANITIZE_TESTS)
+endif
+
+# The core again, in build/tsan, under ThreadSanitizer, with OpenMP's regions on std::thread (openmp_by_threads.cpp says
+# why), and the tests that call it from several threads. A report fails the run.
+TSAN := -O1 -fsanitize=thread -fno-omit-frame-pointer
+THREADED := $(CURDIR)/build/tsan
+TSAN_TESTS ?= tests/csrc tests/ops -k "race or (threads and not many_runs and not build)"
+LIBTSAN := $(wildcard $(shell $(CXX) -print-file-name=libtsan.so 2>/dev/null))
+tsan: $(INSTALLED)  ## no data race in the core: its threaded tests under ThreadSanitizer
+ifeq ($(LIBTSAN),)
+	@echo "tsan: left out, as $(CXX) has no libtsan.so; with gcc's it finds data races between the core's threads"
+else
+	rm -rf $(THREADED)/lib
+	mkdir -p $(THREADED)
+	$(CXX) -std=c++17 $(TSAN) -fPIC -fvisibility=hidden -c tests/csrc/openmp_by_threads.cpp -o $(THREADED)/openmp.o
+	CXXFLAGS="$(TSAN)" LDFLAGS="$(TSAN) $(THREADED)/openmp.o" $(BIN)/python setup.py --quiet build_py \
+		--build-lib $(THREADED)/lib build_ext --build-lib $(THREADED)/lib --build-temp $(THREADED)/objects
+	! nm -u $(THREADED)/lib/electra_fast/_C*.so | grep -E " (GOMP|omp)_"
+	LD_PRELOAD="$(LIBTSAN)" TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1 exitcode=66" \
+		PYTHONPATH=$(THREADED)/lib OMP_NUM_THREADS=1 $(BIN)/pytest -q -x --capture=sys -p no:cacheprovider $(TSAN_TESTS)
 endif
 
 clean:

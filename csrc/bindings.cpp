@@ -5,8 +5,13 @@
 #include <pthread.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <string>
 #include <tuple>
@@ -53,6 +58,19 @@ static Isa choose(const std::vector<Isa>& isas) {
 // True in a child of fork(). It inherits OpenMP's state but not its threads, and would wait for them for ever, so it
 // computes on one thread.
 static bool forked = false;
+
+#ifdef __linux__
+static std::terminate_handler terminate_before;
+
+// Before 3.14, Python ends a daemon thread that asks for the GIL while the interpreter exits: by pthread_exit, which
+// unwinds its stack. torch and this file ask for the GIL in destructors, which must not be unwound, so std::terminate
+// would abort a process whose work is done. Such a thread sleeps here until the process ends, as in Python 3.14.
+static void terminate_unless_python_exits() {
+  const bool main_thread = syscall(SYS_gettid) == getpid();
+  while (!main_thread && !Py_IsInitialized() && !std::current_exception()) pause();
+  terminate_before();
+}
+#endif
 
 // The address in a Python object: null for None, else that of an integer, of an object with a buffer, or of a tensor
 // (data_ptr()). The caller keeps the object alive until the op returns.
@@ -161,6 +179,9 @@ PYBIND11_MODULE(_C, module) {
   const std::vector<ef::Isa> isas = ef::supported();
   const ef::Isa chosen = ef::choose(isas);
   pthread_atfork(nullptr, nullptr, [] { ef::forked = true; });
+#ifdef __linux__
+  ef::terminate_before = std::set_terminate(ef::terminate_unless_python_exits);
+#endif
   std::vector<std::string> names;
   for (const ef::Isa& isa : isas) {
     py::module_ submodule = module.def_submodule(isa.name);

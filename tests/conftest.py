@@ -17,7 +17,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-pytest.register_assert_rewrite("faults")
+pytest.register_assert_rewrite("world")
 
 
 def pytest_configure() -> None:
@@ -30,7 +30,8 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m cuda` chooses among them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.collected = {item.nodeid for item in items}  # for test_faults.py
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
             item.add_marker("cuda")
@@ -56,7 +57,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from faults import made
+    from world import made
 
     return made(tmp_path_factory.mktemp("faults"))
 

@@ -1,185 +1,441 @@
-"""A small real text, corpus, pair of weights and run, of which tests/test_faults_*.py break a copy in one place each.
+"""The faults that electra_fast survives or refuses, and the breaks that prove that a test would see each one return.
 
-A case's id such as row42-flipped-byte is row 42 of the list of faults. What must be refused is refused in a sentence
-that names the file or argument, what was found, what is allowed and what to do, and no file changes; what must be
-survived leaves the result that it would have had. The depth is in the tests of each module.
+FAULTS has the rows of the list of faults, in a few words each. A Break is a change of one text in one file of the
+project; planted, it turns the tests beside it red. `make mutants` plants them all, one at a time, in a copy of the
+project (see mutants.py); test_faults.py checks that the table is whole. A break without a row (0) is one of no fault in
+the list: a wrong formula, sign or index.
+
+To add a break, take the narrowest test that sees it, and run `make mutants WORDS=path`.
 """
 
-import hashlib
-import json
-import os
-import struct
-from collections.abc import Callable
-from pathlib import Path
+from __future__ import annotations
+
 from typing import NamedTuple
 
-import pytest
-import torch
-from safetensors.torch import load_file, save_file
+FAULTS = {
+    1: "offsets of 2**31 elements and more",
+    2: "grids beyond 65,535 along y or z",
+    3: "inputs that are not contiguous",
+    4: "gradients that are expanded, or not contiguous",
+    5: "addresses that are not aligned",
+    6: "no sequences, no tokens",
+    7: "a sequence of length 0 among others",
+    8: "offsets that fall, or do not fit the rows",
+    9: "queries without keys",
+    10: "NaN in padding and in what is dropped",
+    11: "heads of odd widths",
+    12: "lengths just below and above a block's",
+    13: "mixed dtypes",
+    14: "tensors on different devices",
+    15: "ids outside the table",
+    16: "labels outside the vocabulary",
+    17: "nothing to predict",
+    18: "sequences longer than the position table",
+    19: "probabilities of dropout of 0, 1, below 0 and NaN",
+    20: "random numbers of 0 and 1; temperatures of 0 and NaN",
+    21: "NaN logits, losses and gradients",
+    22: "logits of 10,000",
+    23: "inputs changed between forward and backward",
+    24: "double backward, forward mode, torch.func",
+    25: "replays of a CUDA graph",
+    26: "masks that the backward draws again",
+    27: "threads, and two models in one process",
+    28: "a fork after threads were started",
+    29: "memory that is not there",
+    30: "empty and missing files",
+    31: "files cut short",
+    32: "headers that claim 2**40 items",
+    33: "offsets that fall, overlap or overflow",
+    34: "another magic, version, byte order, dtype, tokenizer",
+    35: "pickled arrays",
+    36: "a shard cut short while it is open",
+    37: "dirty text: no UTF-8, NUL, endless lines, CRLF, blank documents",
+    38: "paths and links that lead out of a directory",
+    39: "fewer examples than a batch",
+    40: "kill -9 during a save",
+    41: "full, broken and read-only disks",
+    42: "checkpoints with flipped bits, or cut short",
+    43: "pickles with code",
+    44: "safetensors with too many tensors, huge headers, keys twice",
+    45: "missing, unexpected and misshapen weights",
+    46: "odd values in config.json",
+    47: "a resumed run with other settings or data",
+    48: "two runs with one output directory",
+    49: "signals: once, twice, in a worker, during a save",
+    50: "a rank that dies or hangs",
+    51: "a loss of NaN on one rank",
+    52: "a loss scale of float16 that falls to its minimum",
+    53: "clocks that jump back",
+    54: "no GPU, no Triton, no compiler, no AVX2",
+    55: "an unusable cache of Triton",
+    56: "a damaged cache of tuned tiles, of which there is none",
+}
 
-from electra_fast import Electra, ElectraConfig
-from electra_fast.cli.main import main
-from electra_fast.data.corpus import Corpus
-from electra_fast.storage.digests import SUMS
-
-LINES = [f"the {a} of the {b} is {c} ." for a in "cat dog sun hat map".split() for b in "king queen boy".split()
-         for c in "red big old new dry".split()]  # fmt: skip
-
-
-def span(start: int, stop: int) -> dict[str, object]:
-    return {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
-
-
-class World(NamedTuple):
-    """Paths of one copy; every command below reads or writes here alone."""
-
-    root: Path
-
-    text = property(lambda self: self.root / "text.txt")
-    data = property(lambda self: self.root / "data")
-    shard = property(lambda self: self.root / "data" / "train-00000.bin")
-    pair = property(lambda self: self.root / "pair")
-    generator = property(lambda self: self.root / "pair" / "generator" / "model.safetensors")
-    run = property(lambda self: self.root / "run")
-    newest = property(lambda self: self.root / "run" / "checkpoint-2")
-
-    def prepare(self, *options: str, text: Path | None = None) -> list[str]:
-        return ["prepare", str(text or self.text), "--out", str(self.root / "new"), "--max-length", "16",
-                "--vocab-size", "80", "--heldout", "0.2", *options]  # fmt: skip
-
-    def train(self, *options: str) -> list[str]:
-        return ["pretrain", "--data", str(self.data), "--out", str(self.root / "new"), "--steps", "2",
-                "--batch-size", "2", "--save-every", "1", "--log-every", "1", "--device", "cpu",
-                "--init-generator", str(self.pair / "generator"),
-                "--init-discriminator", str(self.pair / "discriminator"), *options]  # fmt: skip
-
-    def resume(self, *options: str) -> list[str]:
-        return self.train("--out", str(self.run), "--resume", *options)
-
-    def digest(self) -> dict[str, str]:
-        """Of every file but the lock's."""
-        files = (path for path in sorted(self.root.rglob("*")) if path.is_file() and path.name != ".lock")
-        return {str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def entry(world: World, **changes: object) -> None:
-    """Change what corpus.json says of the shard."""
-    edit(world.data / "corpus.json", lambda content: content["splits"]["train"][0].update(changes))
-
-
-def patch(world: World, at: int, content: bytes, **changes: object) -> None:
-    """Write over bytes of the shard, and make corpus.json agree."""
-    whole = bytearray(world.shard.read_bytes())
-    at %= len(whole)
-    whole[at : at + len(content)] = content
-    world.shard.write_bytes(whole)
-    entry(world, size=len(whole), sha256=hashlib.sha256(whole).hexdigest(), **changes)
+NOT_YET = {  # rows that no test covers, and why
+    50: "a run has one process and one device; ranks come with distributed training",
+    51: "a run has one process and one device; ranks come with distributed training",
+    52: "no run computes in float16: precisions are float32 and bfloat16, which need no loss scale",
+}
 
 
-def tensors(world: World, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the generator's tensors by name."""
-    found = {name: tensor.clone() for name, tensor in load_file(world.generator).items()}
-    change(found)
-    save_file(found, world.generator, {"format": "pt"})
+class Break(NamedTuple):
+    """In `path`, `old` (which occurs once) becomes `new`; each of `tests` can fail, and one of them at least does."""
+
+    row: int
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
 
 
-def header(world: World, content: bytes | dict, length: int | None = None, data: bytes = b"") -> None:
-    """Make the generator's weights a file of this header."""
-    said = content if isinstance(content, bytes) else json.dumps(content).encode()
-    world.generator.write_bytes(struct.pack("<Q", len(said) if length is None else length) + said + data)
+TENSORS = "tests/ops/test_faults_tensors.py::test_"
+FILES = "tests/data/test_faults_files.py::test_"
+RUNS = "tests/train/test_faults_runs.py::test_"
+LIBRARY = "tests/ops/test_library.py::test_"
+ATTENTION = "tests/ops/test_attention.py::test_"
+KERNELS = "tests/kernels/test_kernels.py::test_"
+HEAD = "tests/ops/test_generator_head.py::test_"
+LINEAR = "tests/ops/test_linear.py::test_"
+ADDRESSES = "tests/kernels/test_kernel_addresses.py::test_"
 
 
-def config(world: World, **changes: object) -> None:
-    edit(world.pair / "discriminator" / "config.json", lambda content: content.update(changes))
+def broken(row: int, name: str, path: str, old: str, new: str, *tests: str) -> Break:
+    return Break(row, name, path, old, new, tests)
 
 
-class Bomb:
-    """Unpickled, it makes a directory."""
+OPS = [
+    broken(1, "a token's address in 32 bits", "csrc/attention.cpp", "return x.data + t * x.token + h * x.head;",
+           "return x.data + int32_t(t * x.token) + h * x.head;",
+           ATTENTION + "rows_more_than_two_to_the_31_elements_apart"),
+    broken(1, "a 32-bit index", "csrc/attention.cpp", "struct Task {\n  int64_t h, first,",
+           "struct Task {\n  int h, first,", "tests/csrc/test_addresses.py::test_no_index_is_narrow[attention.cpp]"),
+    broken(1, "a row's address in 32 bits", "kernels/linear.py", "pid, across = tl.program_id(0).to(tl.int64), ",
+           "pid, across = tl.program_id(0), ", ADDRESSES + "what_the_lint_takes_for_wide_is_wide"),
+    broken(1, "a sequence's start in 32 bits", "kernels/parts/attention_tiles.py",
+           "start = tl.load(cu_ptr + n).to(tl.int64)", "start = tl.load(cu_ptr + n)",
+           ADDRESSES + "what_the_lint_takes_for_wide_is_wide"),
+    broken(2, "a grid that grows along y", "kernels/seeds.py", "derive_seeds_fwd_kernel[(1,)]",
+           "derive_seeds_fwd_kernel[(1, n)]", ADDRESSES + "grids_grow_along_x_alone[seeds.py]"),
+    broken(3, "rows taken for contiguous", "electra_fast/ops/_structs.py",
+           "        x = x.contiguous()\n        return cls(x, *x.shape)", "        return cls(x, *x.shape)",
+           LINEAR + "values_and_gradients[5-12-7-False-cpu]"),
+    broken(3, "heads taken for contiguous", "electra_fast/ops/_structs.py",
+           "x = x if x.stride(2) == 1 else x.contiguous()", "x = x", ATTENTION + "heads_and_their_width[3-24-cpu]"),
+    broken(4, "gradients taken for contiguous", "electra_fast/ops/_differentiable.py",
+           "upstream = [g.contiguous() for g,", "upstream = [g for g,",
+           LINEAR + "values_and_gradients[5-12-7-False-cpu]"),
+    broken(5, "loads of aligned addresses alone", "csrc/vec.h",
+           "aligned(4), may_alias));\n  return *reinterpret_cast<const Anywhere*>(from);",
+           "may_alias));\n  return *reinterpret_cast<const Anywhere*>(from);",
+           LINEAR + "values_and_gradients[5-12-7-False-cpu]"),
+    broken(6, "a gradient of no rows is not written", "csrc/generator_head.cpp", "if (M == 0) memset(dw, 0,",
+           "if (M == -1) memset(dw, 0,", HEAD + "no_rows"),
+    broken(7, "gradients of keys without queries are not written", "csrc/attention.cpp",
+           "clear(d.q, task.first, task.Sq, h, D), clear(d.k,",
+           "clear(d.q, task.first, task.Sq, h, D); if (false) clear(d.k,",
+           ATTENTION + "keys_of_another_sequence[no keys for some-cpu]",
+           ATTENTION + "keys_of_another_sequence[fewer queries-cpu]"),
+    broken(8, "falling offsets pass", "electra_fast/ops/_check.py", "values[-1] != total or min(lengths) < 0:",
+           "values[-1] != total:",
+           "tests/ops/test_direct_calls.py::test_bad_values_are_refused_by_the_dispatcher_ops[attention "
+           "cu_seqlens 9-torch.float32]"),
+    broken(9, "outputs without keys are not written", "csrc/attention.cpp", "clear(out, task.first, task.Sq, h, D);",
+           "", ATTENTION + "keys_of_another_sequence[no keys for some-cpu]"),
+    broken(9, "the sum of no exponentials divides", "kernels/attention.py", "l_i = tl.where(some, l_i, 1.0)", "",
+           KERNELS + "attention_to_other_keys"),
+    broken(10, "what is dropped is multiplied by 0", "csrc/dropout.h", "kept(i) ? x * scale : Vec{}; }",
+           "x * (kept(i) ? splat(scale) : Vec{}); }",
+           "tests/ops/test_dropout_add_layer_norm.py::test_a_dropped_nan_is_gone[base]"),
+    broken(10, "NaN of rows left out reaches gradients", "electra_fast/ops/generator_head.py",
+           "    if left_out.any():\n        hidden = _without_nan(hidden, left_out)\n", "",
+           HEAD + "nan_in_a_row_left_out_does_not_leak"),
+    broken(10, "NaN of another sequence's keys", "kernels/attention.py",
+           's = tl.where(offs_n[None, :] < keys, s, float("-inf"))',
+           's = s + tl.where(offs_n[None, :] < keys, 0.0, float("-inf"))',
+           KERNELS + "attention_keeps_nan_in_its_sequence"),
+    broken(11, "the last columns of a head are not packed", "csrc/gemm.h",
+           "for (int64_t k = squares; k < K; ++k)\n      for (int64_t i = 0; i < kPanel; ++i) packed[k",
+           "for (int64_t k = squares; k < K / kLanes * kLanes; ++k)\n      for (int64_t i = 0; i < kPanel; "
+           "++i) packed[k", ATTENTION + "heads_and_their_width[1-257-cpu]"),
+    broken(12, "a key beyond the last is read", "csrc/attention.cpp",
+           "for (int64_t j = task.Sk; j < task.columns; ++j) scores",
+           "for (int64_t j = task.Sk + 1; j < task.columns; ++j) scores",
+           ATTENTION + "values_and_gradients[63-0.0-cpu]"),
+    broken(12, "columns of a product beyond the last block", "kernels/linear.py",
+           "x_tile = _load(x_ptrs + offs_k, offs_k < inner, EVEN)",
+           "x_tile = _load(x_ptrs + offs_k, offs_k <= inner, EVEN)",
+           "tests/kernels/test_linear_kernel.py::test_layouts"),
+    broken(13, "two dtypes pass", "electra_fast/ops/_check.py", "(len(dtypes) > 1 and", "(len(dtypes) > 2 and",
+           LIBRARY + "mixed_dtypes_are_rejected[linear]"),
+    broken(14, "two devices pass", "electra_fast/ops/_check.py", "if t is not None}) > 1:", "if t is not None}) > 2:",
+           LIBRARY + "tensors_on_different_devices_are_rejected[linear]"),
+    broken(15, "negative ids pass", "electra_fast/ops/_check.py", "if least < 0 or most >= size:", "if most >= size:",
+           TENSORS + "refused[row15-negative-id]"),
+    broken(15, "ids in shards are not looked at", "electra_fast/data/shards.py",
+           "if np.maximum.reduce(ids, initial=0) >= self._vocab_size:", "if False:",
+           TENSORS + "refused[row15-id-in-a-shard]"),
+    broken(16, "a label beyond the vocabulary has a loss", "csrc/generator_head.cpp",
+           "label < 0 || label >= V ? NAN : ", "label < 0 ? NAN : ",
+           TENSORS + "survived[row16-label-that-only-the-core-sees]"),
+    broken(17, "the loss of no label is NaN", "csrc/generator_head.cpp", "label == -100 ? 0.0f : ",
+           "label == -100 ? NAN : ", TENSORS + "survived[row17-all-labels-ignored]"),
+    broken(17, "a mean over no labels", "electra_fast/objectives/electra.py",
+           "batch.counted(losses).sum(dtype=generator_loss.dtype) / (tokens + 1e-6)",
+           "batch.counted(losses).sum(dtype=generator_loss.dtype) / tokens", TENSORS + "survived[row17-all-padding]"),
+    broken(18, "positions beyond the table", "electra_fast/model/encoder.py",
+           "if batch.width > config.max_position_embeddings:", "if False:",
+           TENSORS + "refused[row18-longer-than-the-positions-api]"),
+    broken(19, "the scale of nothing kept is infinite", "csrc/dropout.h",
+           "return threshold < 256 ? 256.0f / float(256 - threshold) : 1.0f;",
+           "return 256.0f / float(256 - threshold);", ATTENTION + "probability_one_gives_zeros"),
+    broken(19, "a probability of NaN passes", "electra_fast/ops/_check.py", "if not 0.0 <= p <= 1.0:",
+           "if p < 0.0 or p > 1.0:", ATTENTION + "other_probabilities_are_rejected[nan]"),
+    broken(20, "inverse_cdf returns n", "csrc/generator_head.cpp", "return smaller(found, last);", "return found;",
+           HEAD + "a_random_number_that_rounds_to_1_takes_the_last_word[of the tile-300-base]",
+           HEAD + "a_random_number_that_rounds_to_1_takes_the_last_word[within the tile-300-base]"),
+    broken(20, "the reference's sample is a word of probability 0", "electra_fast/ops/generator_head.py",
+           "return torch.minimum((running <= u[:, None] * running[:, -1:]).sum(1), last)",
+           "return (running <= u[:, None] * running[:, -1:]).sum(1).clamp(max=weights.shape[1] - 1)",
+           TENSORS + "survived[row20-u-of-1]"),
+    broken(20, "a temperature of NaN passes", "electra_fast/ops/generator_head.py",
+           "if temperature != 0 and not 1e-30 <= temperature <= 1e30:",
+           "if temperature != 0 and (temperature < 1e-30 or temperature > 1e30):",
+           HEAD + "other_temperatures_are_rejected[nan]"),
+    broken(21, "an update by a norm of NaN", "csrc/adamw.cpp", "if (!guard || !isfinite(*norm)) return;",
+           "if (!guard) return;", "tests/ops/test_adamw.py::test_what_is_not_finite_changes_nothing"),
+    broken(21, "a loss of NaN is not told", "electra_fast/train/trainer.py",
+           'if config.non_finite == "stop" and step >= 0:', "if False:",
+           TENSORS + "survived[row21-parameters-unchanged]"),
+    broken(22, "a softmax without its maximum", "csrc/attention.cpp", "const Vec p = vexp(load(score) - max);",
+           "const Vec p = vexp(load(score));", ATTENTION + "large_scores_are_finite"),
+    broken(23, "changed inputs are not noticed", "electra_fast/ops/_differentiable.py",
+           "ctx.save_for_backward(*tensors, *outputs, *saved)",
+           "ctx.save_for_backward(*(t.data for t in tensors), *outputs, *saved)",
+           LIBRARY + "an_input_changed_before_the_backward_is_noticed[linear]"),
+    broken(24, "a double backward is 0", "electra_fast/ops/_differentiable.py",
+           "        if torch.is_grad_enabled():\n            raise", "        if False:\n            raise",
+           LIBRARY + "double_backward_is_not_implemented[linear]"),
+    broken(24, "forward mode is 0", "electra_fast/ops/_differentiable.py", "if forward_ad._current_level >= 0 and",
+           "if forward_ad._current_level > 0 and", LIBRARY + "forward_mode_is_never_silently_zero[linear]"),
+    broken(25, "every replay has the numbers of step 0", "electra_fast/train/graph.py", "self.step.fill_(step)",
+           "self.step.fill_(0)", "tests/train/test_graph.py::test_steps_and_figures_are_those_of_the_trainer[64]"),
+    broken(25, "every replay has the first batch", "electra_fast/train/graph.py",
+           "        self.inputs.block.copy_(self.staged[turn].block, non_blocking=True)",
+           "        if self.taken <= WARMUP:\n            self.inputs.block.copy_(self.staged[turn].block, "
+           "non_blocking=True)", "tests/train/test_graph.py::test_steps_and_figures_are_those_of_the_trainer[64]"),
+    broken(26, "the backward draws another mask", "csrc/attention.cpp",
+           "in.dropout, in.dropout.row_ids[t], uint32_t(1 + h));", "in.dropout, in.dropout.row_ids[t], uint32_t(h));",
+           ATTENTION + "values_and_gradients[63-0.1-cpu]"),
+    broken(26, "another seed for each step", "electra_fast/model/encoder.py",
+           "seeds = derive_seeds(seed, step, stream,",
+           "seeds = derive_seeds(seed + torch.randint(9**9, (1,)), step, stream,",
+           "tests/train/test_trainer.py::test_state_goes_on_bit_for_bit"),
+    broken(27, "threads share the sums of a gradient", "csrc/rows.h", "others.at + (part - 1) * size; }",
+           "others.at; }", "tests/csrc/test_threads.py::test_many_runs_have_the_same_bits[ffn_block]"),
+    broken(27, "threads share the sums of a norm", "csrc/layer_norm.h", "*own = shares.at + part * 2 * D,",
+           "*own = shares.at,", "tests/csrc/test_threads.py::test_many_runs_have_the_same_bits[ffn_block]"),
+    broken(27, "calls share a buffer", "csrc/linear.cpp",
+           "  Floats scratch(inner ? parts.count * parts.height * ld : 0);", "  static Floats scratch(1 << 24);",
+           "tests/csrc/test_threads.py::test_python_threads_at_once_give_the_bits_of_one[linear]"),
+    broken(28, "a forked child waits for threads", "csrc/bindings.cpp", "forked || threads < 1", "threads < 1",
+           "tests/csrc/test_processes.py::test_a_forked_child_computes_the_bits_of_its_parent"),
+    broken(29, "memory is not given back", "csrc/rows.h", "~Memory() { operator delete[](at, std::align_val_t(64)); }",
+           "~Memory() {}", TENSORS + "survived[row29-no-memory]"),
+]  # fmt: skip
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+DATA = [
+    broken(30, "an empty text passes", "electra_fast/data/text.py", "if not path.stat().st_size:", "if False:",
+           FILES + "refused[row30-empty-text]"),
+    broken(30, "a text without a word passes", "electra_fast/data/text.py", "if counts.documents == before:",
+           "if False:", FILES + "refused[row30-blank-text]"),
+    broken(31, "a shard's size is not looked at", "electra_fast/data/shards.py", 'self._expect("bytes", entry["size"],',
+           'self._expect("bytes", self._size,', FILES + "refused[row31-truncated-shard]"),
+    broken(31, "half an archive passes", "electra_fast/data/text.py", "except (EOFError, lzma", "except (lzma",
+           FILES + "refused[row31-truncated-archive]"),
+    broken(32, "a header's counts are believed", "electra_fast/data/shards.py",
+           'self._expect("bytes by its header", expected, self._size, "its counts do not fit its size")', "pass",
+           FILES + "refused[row32-2^40-examples]"),
+    broken(33, "long examples pass", "electra_fast/data/shards.py", "(lengths < 1) | (lengths > self._max_length) |",
+           "(lengths < 1) |", FILES + "refused[row33-offsets-beyond-the-end]"),
+    broken(33, "tensors overlap", "electra_fast/storage/weights.py", "        if start != end:",
+           "        if start > end:", FILES + "refused[row33-overlapping-tensors]"),
+    broken(34, "any byte order passes", "electra_fast/data/shards.py",
+           'self._expect("byte-order mark", BYTE_ORDER_MARK, mark,', 'self._expect("byte-order mark", mark, mark,',
+           FILES + "refused[row34-byte-order]"),
+    broken(34, "any tokenizer passes", "electra_fast/data/corpus.py", "        if found != wanted:",
+           "        if False:", FILES + "refused[row34-another-tokenizer]"),
+    broken(35, "any file is a shard", "electra_fast/data/shards.py", 'self._expect("magic", MAGIC, magic,',
+           'self._expect("magic", magic, magic,', FILES + "refused[row35-pickled-shard]"),
+    broken(36, "a short read passes", "electra_fast/data/shards.py", "while len(content) < size:", "while False:",
+           FILES + "survived[row36-truncated-while-open]"),
+    broken(37, "NUL stays in the text", "electra_fast/data/text.py", 'text = text.replace("\\0", "\\ufffd")', "pass",
+           "tests/data/test_text.py::test_strange_bytes_survive"),
+    broken(37, "CR stays in the text", "electra_fast/data/text.py",
+           'text = text.replace("\\r\\n", "\\n").replace("\\r", "\\n")', "pass",
+           "tests/data/test_text.py::test_strange_bytes_survive"),
+    broken(37, "endless lines are gathered", "electra_fast/data/text.py", "if len(rest) < BLOCK:", "if True:",
+           FILES + "survived[row37-line-of-megabytes]"),
+    broken(38, "a manifest names any path", "electra_fast/data/shards.py", "if not NAME.fullmatch(name):",
+           "if not NAME.search(name):", FILES + "refused[row38-parent]"),
+    broken(38, "links are followed", "electra_fast/data/shards.py", "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
+           "os.O_RDONLY | os.O_NONBLOCK", FILES + "refused[row38-symlink]"),
+    broken(39, "a batch of too few examples", "electra_fast/train/pretrain.py", "if len(corpus) < config.batch_size:",
+           "if False:", FILES + "refused[row39-smaller-than-a-batch]"),
+    broken(0, "lines beyond an example's end are kept", "electra_fast/data/examples.py",
+           "first = first[: max_length - 2]", "pass", "tests/data/test_examples.py::test_equals_the_restatement"),
+    broken(0, "plain packing drops the last tokens", "electra_fast/data/examples.py",
+           "for start in range(0, len(stream), max_length - 2))",
+           "for start in range(0, len(stream) - max_length, max_length - 2))",
+           "tests/data/test_examples.py::test_packing_drops_nothing"),
+    broken(0, "an order that repeats examples", "electra_fast/data/corpus.py",
+           "result[left_out] = left << half | right", "result[left_out] = left << half | left",
+           "tests/data/test_order.py::test_order_is_a_permutation"),
+    broken(0, "escapes of the text reach the terminal", "electra_fast/report/terminal.py",
+           'terminal.write(printable(text) + "\\n")', 'terminal.write(text + "\\n")',
+           "tests/report/test_terminal.py::test_control_characters_are_shown_and_not_obeyed",
+           "tests/report/test_terminal.py::test_errors_of_the_command_line"),
+]  # fmt: skip
 
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.path),)
+CHECKPOINTS = [
+    broken(40, "what a killed save left stays", "electra_fast/storage/checkpoint.py",
+           "        elif path.is_dir() and not path.is_symlink():\n            shutil.rmtree(path)",
+           "        elif path.is_dir() and not path.is_symlink():\n            pass",
+           RUNS + "survived[row40-kill-9-during-a-save]"),
+    broken(40, "files are named before they are on the disk", "electra_fast/storage/atomic.py",
+           "            os.fsync(file.fileno())\n", "",
+           "tests/storage/test_checkpoint.py::test_all_is_synced_before_it_is_named"),
+    broken(41, "a full disk ends the run", "electra_fast/train/pretrain.py",
+           "if trainer.steps_done == self.config.steps or self.stop.signal is not None:", "if True:",
+           RUNS + "survived[row41-full-disk]"),
+    broken(42, "a flipped bit passes", "electra_fast/storage/checkpoint.py",
+           'elif (digest := file_digest(path / name)) != expected.get("sha256"):',
+           "elif (digest := file_digest(path / name)) is None:", RUNS + "refused[row42-flipped-byte]"),
+    broken(42, "a network's flipped bit passes", "electra_fast/storage/digests.py",
+           "(digest := file_digest(path)) != listed[name]:", "(digest := file_digest(path)) is None:",
+           "tests/storage/test_digests.py::test_flipped_bits_are_refused_by_name"),
+    broken(43, "a checkpoint may hold more files", "electra_fast/storage/checkpoint.py",
+           '    problems += [f"{name!r} is not in the manifest" for name in sorted(names - files.keys())]\n', "",
+           RUNS + "refused[row43-pickle-in-a-checkpoint]"),
+    broken(44, "a key may stand twice", "electra_fast/storage/atomic.py", "        if key in values:",
+           "        if False:", RUNS + "refused[row44-duplicate-key]"),
+    broken(44, "any number of tensors passes", "electra_fast/storage/weights.py", "if len(header) > MOST_TENSORS:",
+           "if False:", RUNS + "refused[row44-100,001-tensors]"),
+    broken(45, "unexpected weights pass", "electra_fast/storage/network.py",
+           '    lines += [f"unexpected: {shortened(name)} {shape}" for name, shape in actual.items() if name '
+           "not in shapes]\n", "", RUNS + "refused[row45-all-that-differs]"),
+    broken(46, "heads need not divide the width", "electra_fast/config.py",
+           "if self.hidden_size % self.num_attention_heads:", "if False:", RUNS + "refused[row46-heads]"),
+    broken(46, "any number of layers passes", "electra_fast/config.py", "if not 1 <= getattr(self, name) <= largest:",
+           "if not 1 <= getattr(self, name):", RUNS + "refused[row46-10^9-layers]"),
+    broken(47, "the data's hash is left out of a checkpoint", "electra_fast/train/resume.py",
+           'data = {"sha256": corpus.sha256, "max_length": corpus.max_length}',
+           'data = {"max_length": corpus.max_length}', RUNS + "refused[row47-other-data]"),
+    broken(47, "the settings are left out of a checkpoint", "electra_fast/train/resume.py",
+           '"model": model, "pretrain": config,', '"model": model,', RUNS + "refused[row47-another-seed]"),
+    broken(47, "a change is taken that was not allowed", "electra_fast/train/resume.py",
+           'if line.split(":")[0] not in run.allow_change]', "if run.allow_change]",
+           RUNS + "refused[row47-another-batch-size]"),
+    broken(48, "two runs lock one directory", "electra_fast/storage/lock.py",
+           "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+           RUNS + "survived[row48-two-runs]"),
+    broken(48, "a removed lock is not noticed", "electra_fast/storage/lock.py",
+           "return self._handle is not None and _is_at(self._handle, self.file)", "return self._handle is not None",
+           RUNS + "survived[row48-lock-removed]"),
+    broken(49, "a second Ctrl-C is ignored", "electra_fast/train/signals.py", "            sys.exit(128 + number)",
+           "            pass", RUNS + "survived[row49-sigint-twice-in-a-save]"),
+    broken(49, "a worker obeys Ctrl-C", "electra_fast/data/workers.py",
+           "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})",
+           "signal.pthread_sigmask(signal.SIG_BLOCK, set())",
+           "tests/data/test_workers.py::test_a_worker_leaves_ctrl_c_to_its_parent"),
+    broken(49, "nohup is undone", "electra_fast/train/signals.py",
+           "if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:", "if True:",
+           RUNS + "survived[row49-nohup]"),
+    broken(53, "the newest file is taken, not the last step", "electra_fast/storage/checkpoint.py",
+           'if (path / "manifest.json").is_file()), key=_step)',
+           'if (path / "manifest.json").is_file()), key=os.path.getmtime)',
+           RUNS + "survived[row53-newest-step-oldest-file]"),
+    broken(53, "speed by a clock that jumps", "electra_fast/report/log.py", "        now = time.monotonic()",
+           "        now = time.time()", RUNS + "survived[row53-clock-runs-backwards]"),
+    broken(54, "the reference runs without a word", "electra_fast/ops/_core.py",
+           '    warnings.warn(f"electra_fast runs its slower reference on the CPU; {why}", RuntimeWarning, '
+           "stacklevel=2)\n", "    pass\n", "tests/csrc/test_build.py::test_package_works_without_the_core"),
+    broken(54, "any name of an instruction set passes", "electra_fast/ops/_core.py",
+           'if os.environ.get("ELECTRA_FAST_ISA"):', "if False:", RUNS + "survived[row54-unknown-instruction-set]"),
+    broken(55, "a cache that cannot be written ends the run", "electra_fast/ops/_triton_cache.py",
+           "    except OSError as error:", "    except ZeroDivisionError as error:",
+           "tests/kernels/test_cache.py::test_a_cache_that_cannot_be_written_is_replaced"),
+    broken(55, "Triton is not told of the other cache", "electra_fast/ops/_triton_cache.py",
+           '        os.environ["TRITON_CACHE_DIR"] = temporary\n', "",
+           "tests/kernels/test_cache.py::test_a_cache_that_cannot_be_written_is_replaced"),
+    broken(56, "a kernel is tuned while it runs", "kernels/seeds.py", "@triton.jit\ndef derive",
+           "@triton.autotune([], [])\n@triton.jit\ndef derive",
+           "tests/kernels/test_cache.py::test_no_kernel_is_tuned_while_it_runs[seeds.py]"),
+    broken(0, "moments are not restored", "electra_fast/train/optimizer.py",
+           "            tensor.copy_(state[name])\n        self.refresh()", "            pass\n        self.refresh()",
+           "tests/train/test_trainer.py::test_state_goes_on_bit_for_bit"),
+    broken(0, "biases decay", "electra_fast/train/optimizer.py", 'return "bias" not in name and', "return ",
+           "tests/train/test_optim.py::test_biases_and_layer_norms_do_not_decay"),
+]  # fmt: skip
 
+FORMULAS = [
+    broken(0, "a round of Philox less", "csrc/philox.h",
+           "for (int round = 0; round < 10; ++round) {\n    const uint64_t p0",
+           "for (int round = 0; round < 9; ++round) {\n    const uint64_t p0",
+           "tests/csrc/test_core.py::test_words_and_seeds"),
+    broken(0, "the last equal word is not taken", "csrc/masking.cpp", "taken.ties-- <= 0", "--taken.ties <= 0",
+           "tests/ops/test_masking.py::test_words_that_begin_alike_or_are_equal_are_taken_in_order"),
+    broken(0, "a sample equal to the token counts as replaced", "csrc/masking.cpp",
+           "is_replaced[t] = corrupted_ids[t] != input_ids[t];", "is_replaced[t] = 1;",
+           "tests/ops/test_masking.py::test_a_sample_equal_to_the_original_is_original"),
+    broken(0, "a norm by the sample's variance", "csrc/layer_norm.h", "(sum_of(square) + last_square) / float(D) -",
+           "(sum_of(square) + last_square) / float(D + 1) -",
+           "tests/ops/test_dropout_add_layer_norm.py::test_values_and_gradients"),
+    broken(0, "decay is forgotten", "csrc/adamw.cpp", " + decay * p[i]);", ");",
+           "tests/ops/test_adamw.py::test_one_number_by_hand"),
+    broken(0, "clipping below the norm", "csrc/adamw.cpp", "fmin(1 / sqrt(sum), 1 / step.max_grad_norm)",
+           "(1 / sqrt(sum))", "tests/ops/test_adamw.py::test_gradients_are_clipped_above_the_norm_alone"),
+    broken(0, "a word's first token alone has a gradient", "csrc/embedding.cpp", "while ((t = next[t]) >= 0) {",
+           "while ((t = -1) >= 0) {", "tests/ops/test_embedding.py::test_a_word_seen_often_gathers_every_gradient"),
+    broken(0, "the wrong class of the binary loss", "csrc/discriminator_head.cpp", "(labels[t] ? x : 0)",
+           "(labels[t] ? 0 : x)", "tests/ops/test_discriminator_head.py::test_the_loss_is_pytorch_s"),
+    broken(0, "dweight of the last part is lost", "csrc/linear.h",
+           "for (int64_t part = 1; part < parts.count; ++part)\n          for",
+           "for (int64_t part = 1; part + 1 < parts.count; ++part)\n          for", LINEAR + "threads_change_no_bit"),
+    broken(0, "queries' gradients overwrite those of keys", "csrc/encoder.cpp", "+ c] += d[r * D + c];",
+           "+ c] = d[r * D + c];", "tests/ops/test_encoder.py::test_rows_asked_for_twice_add_up"),
+    broken(0, "a byte too many is dropped", "kernels/parts/philox.py", ".to(tl.int32) >= threshold",
+           ".to(tl.int32) > threshold", KERNELS + "attention_drops_the_very_bytes[-7-None]"),
+    broken(0, "seeds of the wrong words", "kernels/seeds.py", "low.to(tl.int64) | (high.to(tl.int64) << 32)",
+           "high.to(tl.int64) | (low.to(tl.int64) << 32)",
+           "tests/kernels/test_seeds_kernel.py::test_seeds_are_the_references_to_the_bit[1]"),
+    broken(0, "ties are all taken", "kernels/masking.py", "(tl.cumsum(same.to(tl.int64)) <= equal)",
+           "(tl.cumsum(same.to(tl.int64)) <= 1 + equal)",
+           KERNELS + "masking_breaks_ties_by_place_and_hides_none_or_all"),
+    broken(0, "the second moment is not squared", "kernels/adamw.py", "step.rest2 * (g * g)", "step.rest2 * g",
+           "tests/kernels/test_adamw_kernel.py::test_three_steps_equal_the_loop[contiguous-256]"),
+    broken(0, "the slope of the GELU lacks a term", "kernels/linear.py", "cdf + z * power * 0.3989422804014327", "cdf",
+           "tests/kernels/test_linear_kernel.py::test_rows[1-True-torch.float32]"),
+    broken(0, "a norm's gradient lacks its mean", "kernels/parts/layer_norm.py",
+           "return (dxhat - along - xhat * across) * rstd, xhat", "return (dxhat - xhat * across) * rstd, xhat",
+           "tests/kernels/test_dropout_add_layer_norm_kernel.py::test_by_the_rule[63-17-torch.float32]"),
+]  # fmt: skip
 
-PREPARE_AGAIN = "prepare it anew: electra-fast prepare FILE ... --out DIR"
+COMMANDS = [
+    broken(0, "a mistake gives a traceback", "electra_fast/cli/main.py", "except (ValueError, TypeError, IndexError,",
+           "except (TypeError, IndexError,", FILES + "refused[row30-missing-shard]",
+           "tests/cli/test_main.py::test_a_value_that_does_not_fit"),
+    broken(0, "no memory gives a traceback", "electra_fast/cli/main.py", "except (MemoryError, RuntimeError) as error:",
+           "except RecursionError as error:", "tests/cli/test_memory.py::test_an_allocator_that_fails_is_a_sentence"),
+    broken(0, "Ctrl-C while torch is imported gives a traceback", "electra_fast/cli/interrupts.py",
+           "    signal.signal(signal.SIGINT, _leave)", "    pass",
+           "tests/cli/test_main.py::test_interrupted_while_torch_is_imported"),
+    broken(0, "an unknown command passes", "electra_fast/cli/main.py", "    if name not in COMMANDS:", "    if False:",
+           "tests/cli/test_main.py::test_a_command_line_that_does_not_fit"),
+    broken(0, "a reader that leaves is an error", "electra_fast/cli/main.py", "except BrokenPipeError:",
+           "except ZeroDivisionError:", "tests/cli/test_main.py::test_a_reader_that_leaves"),
+    broken(0, "help imports torch", "electra_fast/cli/main.py", "import importlib\n",
+           "import importlib\nimport torch  # noqa\n", "tests/cli/test_main.py::test_help_loads_no_torch"),
+]  # fmt: skip
 
-
-SAVE_AGAIN = "fetch it or save it again"
-
-
-RESUME_OLDER = "delete {run}/checkpoint-2 to resume from checkpoint-1"
-
-
-def made(root: Path) -> World:
-    """The whole ones."""
-    world = World(root)
-    world.text.write_text("\n\n".join(["\n".join(LINES)] * 3))
-    assert main(world.prepare("--out", str(world.data))) == 0
-    sizes = dict(embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-    torch.manual_seed(1)
-    config = ElectraConfig.small(
-        vocab_size=Corpus(world.data).vocab_size, max_position_embeddings=32, generator_size=0.5, **sizes
-    )
-    Electra(config).save_pretrained(world.pair)
-    for sums in world.pair.rglob(SUMS):  # as in published models: what a digest would catch is caught by other checks
-        sums.unlink()
-    assert main(world.train("--out", str(world.run))) == 0
-    return world
-
-
-class Cases(dict[str, Callable[..., None]]):
-    """Functions of (world, monkeypatch, capsys, *arguments), each under the names of its cases."""
-
-    def __call__(self, name: str, *arguments: object) -> Callable:
-        def register(function: Callable) -> Callable:
-            self[name] = lambda *given: function(*given, *arguments)
-            return function
-
-        return register
-
-
-def refuse(
-    spoil: Callable[[World], object],
-    action: str | Callable[[World], object],
-    parts: list[str],
-    original: World,
-    world: World,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    """Spoil the copy and act on it, by a command of World or a call of the Python API: the user reads all parts."""
-    vocabulary = Corpus(original.data).vocab_size
-    spoil(world)
-    before = world.digest()
-    capsys.readouterr()
-    if isinstance(action, str):
-        command = getattr(world, action)()
-    else:
-        try:
-            command = action(world)
-        except (ValueError, IndexError) as error:
-            command, said = None, str(error)
-        else:
-            assert isinstance(command, list), "nothing was raised"
-    if command is not None:
-        assert main(command) == 1
-        said = capsys.readouterr().err.split("electra-fast: ", 1)[1]
-    names = {name: getattr(world, name) for name in ("text", "data", "pair", "generator", "run")}
-    size = original.shard.stat().st_size
-    names |= dict(size=size, shorter=size - 1, vocab=vocabulary, less=vocabulary - 10)
-    for part in parts:
-        for name, value in names.items():
-            part = part.replace(f"{{{name}}}", str(value))
-        assert part in said, f"{part!r} is not in {said!r}"
-    assert "Traceback" not in said and len(said) < 1000
-    after = world.digest()
-    after.pop("new/metrics.jsonl", None)  # of a run that was refused at its first step
-    assert after == before
-    assert not (world.root / "exploded").exists()
+BREAKS = [*OPS, *DATA, *CHECKPOINTS, *FORMULAS, *COMMANDS]

@@ -63,8 +63,8 @@ def digest(path: Path) -> str:
 
 def jobs(root: Path) -> list[Job]:
     """The commands, with the files that they read below `root`."""
-    from faults import LINES
     from finetuning import made as made_task
+    from world import LINES
 
     from electra_fast import Electra, ElectraConfig
     from electra_fast.cli.main import main

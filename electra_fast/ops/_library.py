@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops._core import core, why
+from electra_fast.ops._triton_cache import make_cache_usable
 
 LIBRARY = torch.library.Library("electra_fast", "DEF")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -51,6 +52,7 @@ def launcher(file: str, name: str) -> Callable[..., Any]:
     """The function `name` of kernels/<file>.py, which launches Triton kernels; its first call imports triton."""
 
     def launch(*values: Any) -> Any:
+        make_cache_usable()
         with torch.cuda.device_of(tensors_in(values)[0]):  # Triton launches on the current device
             return getattr(importlib.import_module(f"electra_fast.kernels.{file}"), name)(*values)
 

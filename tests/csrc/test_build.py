@@ -94,25 +94,6 @@ def test_import_starts_no_thread():
 
 
 @built
-def test_forked_child_works_after_a_parallel_region():
-    mask = "core.dropout_mask((rows, 1, 26), 1024, 256, 0, {}, 2)\n"
-    code = (
-        f"import os, signal, torch\n{IMPORT}"
-        "rows = torch.arange(1024)\n"
-        "one, two = (torch.zeros(1024, 256, dtype=torch.uint8) for _ in range(2))\n"
-        f"{mask.format('one')}"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    signal.alarm(20)\n"
-        f"    {mask.format('two')}"
-        "    os._exit(0 if bytes(one.numpy()) == bytes(two.numpy()) else 1)\n"
-        "print(os.waitpid(child, 0)[1])\n"
-    )
-    done = python(code)
-    assert done.stdout.strip() == "0", (done.stdout, done.stderr)  # 14 is the alarm: it hung
-
-
-@built
 def test_isa_is_chosen():
     for asked, isa in (("base", "base"), ("", core.isas()[-1])):
         done = python(IMPORT + "print(core.isa(), 'and', why)", ELECTRA_FAST_ISA=asked)

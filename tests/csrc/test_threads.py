@@ -1,5 +1,7 @@
-"""Threads of the core share no buffer that one of them writes: the same call has the same bits every time, and with
-more threads than cores, which interrupts them anywhere."""
+"""Threads of the core, and threads of Python that call it, share no buffer that one of them writes: the same call
+has the same bits every time, and with more threads than cores, which interrupts them anywhere."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import test_attention
@@ -44,3 +46,20 @@ def test_many_runs_have_the_same_bits(name: str) -> None:
     for label, value in first.items():
         torch.testing.assert_close(value, alone[label], rtol=0, atol=1e-5 * alone[label].abs().max().item(), msg=label)
         assert all(torch.equal(value, other[label]) for other in others), label
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_python_threads_at_once_give_the_bits_of_one(name: str) -> None:
+    """Forward and backward; the core releases Python's lock."""
+    torch.manual_seed(0)
+    op, given = getattr(ops, name), CASES[name]()
+    upstream = [torch.randn_like(output) for output in floats_of(op(**given))]
+
+    def of_one_thread(_: int) -> dict[str, torch.Tensor]:
+        torch.set_num_threads(2)  # the number is the calling thread's own
+        return run(op, given, upstream)
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as several:
+        (alone,) = one.map(of_one_thread, range(1))
+        for together in several.map(of_one_thread, range(12)):
+            assert all(torch.equal(value, alone[label]) for label, value in together.items())

@@ -1,4 +1,4 @@
-"""Faults of data files (rows 30 to 39): empty, cut short, forged, of another make; see faults.py."""
+"""Faults of data files (rows 30 to 39): empty, cut short, forged, of another make; see world.py."""
 
 import dataclasses
 import gzip
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import PREPARE_AGAIN, RESUME_OLDER, SAVE_AGAIN, Bomb, Cases, World, edit, entry, header, patch, refuse, span
+from world import PREPARE_AGAIN, RESUME_OLDER, SAVE_AGAIN, Bomb, Cases, World, edit, entry, header, patch, refuse, span
 
 from electra_fast import Electra
 from electra_fast.cli.main import main
@@ -201,6 +201,11 @@ REFUSED: dict[str, tuple[Callable[[World], object], str | Callable[[World], obje
         lambda w: edit(w.newest / "manifest.json", lambda content: content["files"].update({"../../text.txt": {}})),
         "resume",
         ["{run}/checkpoint-2 is damaged: '../../text.txt' is missing", RESUME_OLDER],
+    ),
+    "row39-smaller-than-a-batch": (
+        lambda w: None,
+        lambda w: w.train("--batch-size", "1000"),
+        ["the text gives ", " examples, fewer than batch_size 1000; add text, or lower --batch-size to "],
     ),
 }  # fmt: skip
 

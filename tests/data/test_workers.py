@@ -104,6 +104,16 @@ def test_what_a_worker_meets_is_raised(tokenizer, light, monkeypatch, word, erro
     assert not any(process.is_alive() for process in workers._processes)
 
 
+def test_a_worker_leaves_ctrl_c_to_its_parent(tokenizer, light, monkeypatch):
+    """Whenever it comes, be it before the worker's first line of Python."""
+    monkeypatch.syspath_prepend(light)
+    chunks = [[("train", number, ["some words"])] for number in range(6)]
+    with Processes(Builder(tokenizer, 16, "pairs", 0), 1) as workers:
+        os.kill(workers._processes[0].pid, signal.SIGINT)
+        parts = list(workers.build(iter(chunks)))
+    assert [part["train"].documents for part in parts] == [1] * 6
+
+
 @pytest.mark.parametrize(
     ("moment", "signals", "gap"),
     [

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from faults import World, made
 from finetuning import FAST, run_for
 from finetuning import made as made_task
+from world import World, made
 
 from electra_fast.tasks.finetune import finetune
 

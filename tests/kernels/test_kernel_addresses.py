@@ -2,6 +2,7 @@
 only at run time is part of one, one factor is 64-bit. And no make_block_ptr, nor a grid that a device refuses."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,43 @@ def narrow(source: str) -> list[str]:
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
 def test_every_product_in_an_address_is_64_bit(path: Path) -> None:
     assert not narrow(path.read_text())
+
+
+INT64 = re.compile(r"^tl\.load\((index|order)_ptr\b")  # ids of words and of tokens
+JITTED = [function for path in KERNELS for function in jitted(path.read_text())]
+
+
+def results(function: ast.FunctionDef) -> list[ast.expr]:
+    """The values that a function returns, one by one."""
+    values = [n.value for n in ast.walk(function) if isinstance(n, ast.Return) and n.value is not None]
+    return [part for value in values for part in (value.elts if isinstance(value, ast.Tuple) else [value])]
+
+
+def test_what_the_lint_takes_for_wide_is_wide() -> None:
+    """What the functions of WIDE_CALLS return, and what every caller passes for the arguments of WIDE_PARAMETERS.
+    Left out is _piece, whose numbers come from a table of int64."""
+    for name in WIDE_CALLS.keys() - {"_piece"}:
+        for function in (f for f in JITTED if f.name == name):
+            widths = Widths(function)
+            for value in results(function)[: WIDE_CALLS[name]]:
+                assert widths.is_wide(value), f"{name}: {ast.unparse(value)}"
+    seen = set()
+    for name, parameters in WIDE_PARAMETERS.items():
+        order = [argument.arg for argument in next(f for f in JITTED if f.name == name).args.args]
+        for caller in JITTED:
+            widths = Widths(caller)
+            widths.wide |= {
+                ast.unparse(n.targets[0])
+                for n in ast.walk(caller)
+                if isinstance(n, ast.Assign) and INT64.search(ast.unparse(n.value))
+            }
+            for call in (n for n in ast.walk(caller) if isinstance(n, ast.Call) and ast.unparse(n.func) == name):
+                given = dict(zip(order, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+                seen.add(name)
+                for parameter in parameters:
+                    value = given[parameter]
+                    assert widths.is_wide(value), f"{caller.name}: {name}({parameter}={ast.unparse(value)})"
+    assert seen == set(WIDE_PARAMETERS)
 
 
 KERNEL = """

@@ -1,9 +1,11 @@
-"""Faults of tensors and kernels (rows 1 to 29): ids, labels, lengths, probabilities, NaN; see faults.py."""
+"""Faults of tensors and kernels (rows 1 to 29): ids, labels, lengths, probabilities, NaN; see world.py."""
 
 import ast
 import importlib
 import math
+import resource
 import struct
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from faults import PREPARE_AGAIN, Cases, World, edit, patch, refuse, tensors
+from world import PREPARE_AGAIN, Cases, World, edit, patch, refuse, tensors
 
 from electra_fast import Batch, Discriminator, Electra, PretrainConfig, Pretrainer, ops
 from electra_fast.cli.main import main
@@ -208,6 +210,36 @@ def two_at_once(world, monkeypatch, capsys) -> None:
     for one, other in zip(alone, together, strict=True):
         assert all(map(torch.equal, one, other))
     assert not all(map(torch.equal, *alone))
+
+
+@case("row29-no-memory")
+def no_memory(world, monkeypatch, capsys) -> None:
+    """What the system refuses is an error, after which nothing is kept and the same ops work on fewer rows."""
+    if sys.platform != "linux":
+        pytest.skip("the limit and the size of a process are Linux's")
+
+    def size() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    def step() -> list[torch.Tensor]:
+        return torch.autograd.grad(ops.linear(x, weight, bias, gelu=True).sum(), (x, weight, bias))
+
+    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((8, 256), (1024, 256), (1024,)))
+    query, keys = torch.zeros(1, 1, 64), torch.zeros(1, 1, 64).expand(2**26, 1, 64)  # 32 GB of keys, packed
+    one, many = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 2**26], dtype=torch.int32)
+    expected, (soft, hard) = step(), resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        before = size()
+        resource.setrlimit(resource.RLIMIT_AS, (before + 2**30, hard))
+        for _ in range(5):
+            with pytest.raises((MemoryError, RuntimeError), match="^$|can't allocate memory"):
+                ops.attention(query, keys, keys, one, 1, many, 2**26)
+            with pytest.raises(RuntimeError, match="can't allocate memory"):
+                ops.linear(x[:1].expand(2**26, 256), weight, bias)
+            assert all(all(map(torch.equal, step(), expected)) for _ in range(12))
+        assert size() - before < 2**26
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.parametrize("name", case)

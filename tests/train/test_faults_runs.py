@@ -1,4 +1,4 @@
-"""Faults of checkpoints, processes and machines (rows 40 to 56); see faults.py."""
+"""Faults of checkpoints, processes and machines (rows 40 to 56); see world.py."""
 
 import errno
 import importlib
@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 import tqdm.std
-from faults import RESUME_OLDER, SAVE_AGAIN, Bomb, Cases, World, config, edit, header, refuse, span, tensors
 from safetensors.torch import load_file
+from world import RESUME_OLDER, SAVE_AGAIN, Bomb, Cases, World, config, edit, header, patch, refuse, span, tensors
 
 from electra_fast import Electra
 from electra_fast.cli.main import main
@@ -168,6 +168,21 @@ REFUSED: dict[str, tuple[Callable[[World], object], str | Callable[[World], obje
         lambda w: (w.pair / "electra.json").write_text("{"),
         lambda w: Electra.from_pretrained(w.pair),
         ["{pair}/electra.json: JSONDecodeError", "one JSON object, each key once, is allowed", SAVE_AGAIN],
+    ),
+    "row47-other-data": (
+        lambda w: patch(w, -2, b"\7\0"),  # another word, of which corpus.json has the digest
+        "resume",
+        ["{run} was trained with other settings than these", "data.sha256: saved ", "--allow-change NAME"],
+    ),
+    "row47-another-seed": (
+        lambda w: None,
+        lambda w: w.resume("--seed", "5"),
+        ["{run} was trained with other settings than these", "pretrain.seed: saved 0, now 5", "--allow-change NAME"],
+    ),
+    "row47-another-batch-size": (
+        lambda w: None,
+        lambda w: w.resume("--batch-size", "1"),
+        ["{run} was trained with other settings", "pretrain.batch_size: saved 2, now 1", "--allow-change NAME"],
     ),
 }  # fmt: skip
 
