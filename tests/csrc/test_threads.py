@@ -56,10 +56,14 @@ def test_python_threads_at_once_give_the_bits_of_one(name: str) -> None:
     upstream = [torch.randn_like(output) for output in floats_of(op(**given))]
 
     def of_one_thread(_: int) -> dict[str, torch.Tensor]:
-        torch.set_num_threads(2)  # the number is the calling thread's own
+        torch.set_num_threads(2)  # of the calling thread, and of those that start later
         return run(op, given, upstream)
 
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as several:
-        (alone,) = one.map(of_one_thread, range(1))
-        for together in several.map(of_one_thread, range(12)):
-            assert all(torch.equal(value, alone[label]) for label, value in together.items())
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as several:
+            (alone,) = one.map(of_one_thread, range(1))
+            for together in several.map(of_one_thread, range(12)):
+                assert all(torch.equal(value, alone[label]) for label, value in together.items())
+    finally:
+        torch.set_num_threads(before)  # the number of threads that are new, too
