@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from electra_fast.data.batch import Batch
     from electra_fast.interop.accelerate import accelerate as accelerate
     from electra_fast.interop.register_attention import register_attention as register_attention
+    from electra_fast.model.encoder_decoder import EncoderDecoder
+    from electra_fast.model.encoder_decoder_config import EncoderDecoderConfig
     from electra_fast.model.networks import Discriminator, Generator
     from electra_fast.objectives.base import ElectraOutput
     from electra_fast.objectives.electra import Electra
@@ -27,6 +29,8 @@ __all__ = [
     "Electra",
     "ElectraConfig",
     "ElectraOutput",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "Generator",
     "NetworkConfig",
     "PretrainConfig",
@@ -41,6 +45,8 @@ _MODULES = {
     "Electra": "objectives.electra",
     "ElectraConfig": "config",
     "ElectraOutput": "objectives.base",
+    "EncoderDecoder": "model.encoder_decoder",
+    "EncoderDecoderConfig": "model.encoder_decoder_config",
     "Generator": "model.networks",
     "NetworkConfig": "config",
     "PretrainConfig": "train.settings",

@@ -18,9 +18,9 @@ FLOORS = [  # from the ground; a room may import from the floors below it, and f
     {"_C", "kernels"},
     {"ops"},
     {"special_ids", "config", "cores", "device", "storage", "report", "info"},
-    {"data", "model", "reference"},
+    {"data", "decoding", "model", "reference"},
     {"objectives"},
-    {"train", "tasks", "interop"},
+    {"train", "tasks", "interop", "seq2seq"},
     {"cli"},
     {"__main__"},
 ]

@@ -106,8 +106,10 @@ def _run(arguments: list[str]) -> int:
         from electra_fast.cli.options import UsageError, build
 
         commands = importlib.import_module(f"electra_fast.cli.{COMMANDS[name][0]}")
+        command = commands.COMMANDS[name]
+        command = command.variant(name, arguments[1:]) or command
     try:
-        options = build(name, commands.COMMANDS[name], arguments[1:])
+        options = build(name, command, arguments[1:])
     except UsageError as error:
         return _tell(str(error), 2)
-    return 0 if options is None else commands.COMMANDS[name].run(*options)
+    return 0 if options is None else command.run(*options)

@@ -51,10 +51,12 @@ class Command(NamedTuple):
     """A function of dataclasses that returns the exit status; its docstring, which starts with an example, is the help.
 
     defaults: the defaults, by field, that depend on the arguments.
+    variant: takes the command's name and the arguments, and gives another Command if they ask for it, else None.
     """
 
     run: Callable[..., int]
     defaults: Callable[[Sequence[str]], Mapping[str, Default]] = _none
+    variant: Callable[[str, Sequence[str]], Any] = lambda name, arguments: None
 
 
 class UsageError(Exception):

@@ -14,6 +14,7 @@ import tyro
 
 from electra_fast.cli.interrupts import importing
 from electra_fast.cli.options import Command
+from electra_fast.cli.writing import variant
 from electra_fast.config import DeviceOptions, PrecisionOptions
 from electra_fast.tasks.examples import Columns
 from electra_fast.tasks.settings import FinetuneConfig, FinetuneRun, ReadOptions
@@ -221,4 +222,8 @@ def run_predict(use: UseOptions, options: PredictOptions, columns: ColumnOptions
     return 0
 
 
-COMMANDS = {"finetune": Command(run_finetune), "evaluate": Command(run_evaluate), "predict": Command(run_predict)}
+COMMANDS = {
+    "finetune": Command(run_finetune, variant=variant),
+    "evaluate": Command(run_evaluate, variant=variant),
+    "predict": Command(run_predict, variant=variant),
+}

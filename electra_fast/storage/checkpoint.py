@@ -63,7 +63,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         files = {name: {"size": (staging / name).stat().st_size, "sha256": digest} for name, digest in digests.items()}
         text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
         write_file(staging / "manifest.json", [text.encode()])
-    older = [path for path in checkpoints(root) if _step(path) < step]
+    older = [path for path in checkpoints(root) if step_of(path) < step]
     for path in older[: max(0, len(older) + 1 - keep)]:
         # Renamed before it is removed: a checkpoint that is half removed must not look complete.
         removed = root / f".tmp-removed-{secrets.token_hex(8)}"
@@ -75,7 +75,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
 def checkpoints(root: Path) -> list[Path]:
     """The complete checkpoints of a run, in the order of their steps."""
     paths = (path for path in root.glob("checkpoint-*") if _NAME.fullmatch(path.name))
-    return sorted((path for path in paths if (path / "manifest.json").is_file()), key=_step)
+    return sorted((path for path in paths if (path / "manifest.json").is_file()), key=step_of)
 
 
 def latest(root: Path) -> Path | None:
@@ -106,7 +106,7 @@ def load(path: Path) -> Saved:
             raise ValueError(f"{path / 'manifest.json'} has {steps}; one of them is damaged")
         tensors = {file.stem: read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
     except ValueError as error:
-        older = [other for other in checkpoints(path.parent) if _step(other) < _step(path)]
+        older = [other for other in checkpoints(path.parent) if step_of(other) < step_of(path)]
         remedy = (
             f"delete {path} to resume from {older[-1].name}"
             if older
@@ -136,7 +136,8 @@ def _check(path: Path, files: Any) -> None:
         raise ValueError(f"{path} is damaged: {'; '.join(problems)}")
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
     """The step in a checkpoint's name; -1 for another name."""
     name = _NAME.fullmatch(path.name)
     return int(name[1]) if name else -1

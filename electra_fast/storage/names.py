@@ -1,7 +1,7 @@
 """Our names of weights and Hugging Face's, and the translation in both directions.
 
 One difference is more than a name: our query, key and value projections are one (3 D, D) matrix, as the kernels read
-it, where Hugging Face has three (D, D) matrices.
+it, where Hugging Face has three (D, D) matrices. A decoder's cross-attention has its keys and values in one matrix.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ NAMES = {  # ours -> Hugging Face's; {} stands for the number of a layer
     "encoder.embeddings_projection": "electra.embeddings_project",
     "encoder.layers.{}.out": "electra.encoder.layer.{}.attention.output.dense",
     "encoder.layers.{}.attention_norm": "electra.encoder.layer.{}.attention.output.LayerNorm",
+    "encoder.layers.{}.cross_query": "electra.encoder.layer.{}.crossattention.self.query",
+    "encoder.layers.{}.cross_out": "electra.encoder.layer.{}.crossattention.output.dense",
+    "encoder.layers.{}.cross_norm": "electra.encoder.layer.{}.crossattention.output.LayerNorm",
     "encoder.layers.{}.up": "electra.encoder.layer.{}.intermediate.dense",
     "encoder.layers.{}.down": "electra.encoder.layer.{}.output.dense",
     "encoder.layers.{}.ffn_norm": "electra.encoder.layer.{}.output.LayerNorm",
@@ -28,8 +31,14 @@ NAMES = {  # ours -> Hugging Face's; {} stands for the number of a layer
     "transform.norm": "generator_predictions.LayerNorm",
     "vocabulary_bias": "generator_lm_head.bias",
 }
-_PART = re.compile(r"electra\.encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)")
-_QKV = "electra.encoder.layer.{}.attention.self.{}.{}"
+_FUSED = {  # our fused projections -> the module of Hugging Face that has their parts, and the parts
+    "qkv": ("attention", ("query", "key", "value")),
+    "cross_keys_values": ("crossattention", ("key", "value")),
+}
+_PART = re.compile(
+    r"electra\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.(query|key|value)\.(weight|bias)"
+)
+_SELF = "electra.encoder.layer.{}.{}.self.{}.{}"
 _TIED = ("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight")
 _IGNORED = ("electra.embeddings.position_ids", _TIED[0])  # a constant, and a second copy of the word table
 
@@ -43,9 +52,10 @@ def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed = {}
     for name, tensor in state.items():
-        if fused := re.fullmatch(r"encoder\.layers\.(\d+)\.qkv\.(weight|bias)", name):
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                renamed[_QKV.format(fused[1], part, fused[2])] = rows
+        if fused := re.fullmatch(rf"encoder\.layers\.(\d+)\.({'|'.join(_FUSED)})\.(weight|bias)", name):
+            module, parts = _FUSED[fused[2]]
+            for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+                renamed[_SELF.format(fused[1], module, part, fused[3])] = rows
         else:
             renamed[_rename(name, NAMES)] = tensor
     return renamed
@@ -65,16 +75,18 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(f"{_TIED[0]} differs from {_TIED[1]}; ELECTRA's generator ties them: this is another model")
     ours = {theirs: name for name, theirs in NAMES.items()}
     renamed: dict[str, Tensor] = {}
-    fused: dict[tuple[str, str], dict[str, tuple[str, Tensor]]] = {}
+    fused: dict[tuple[str, str, str], dict[str, tuple[str, Tensor]]] = {}
     for name, tensor in state.items():
-        if part := _PART.fullmatch(name):
-            fused.setdefault((part[1], part[3]), {})[part[2]] = (name, tensor)
+        part = _PART.fullmatch(name)
+        if part and (part[2], part[3]) != ("crossattention", "query"):
+            fused.setdefault((part[1], part[2], part[4]), {})[part[3]] = (name, tensor)
         elif name not in _IGNORED:
             renamed[_rename(name, ours)] = tensor
-    for (layer, kind), parts in fused.items():
-        whole = [parts[part][1] for part in ("query", "key", "value") if part in parts]
-        if len(whole) == 3 and len({t.shape for t in whole}) == 1:
-            renamed[f"encoder.layers.{layer}.qkv.{kind}"] = torch.cat(whole)
+    for (layer, module, kind), parts in fused.items():
+        projection, wanted = next((ours, names) for ours, (theirs, names) in _FUSED.items() if theirs == module)
+        whole = [parts[part][1] for part in wanted if part in parts]
+        if len(whole) == len(wanted) and len({t.shape for t in whole}) == 1:
+            renamed[f"encoder.layers.{layer}.{projection}.{kind}"] = torch.cat(whole)
         else:
             renamed |= dict(parts.values())
     return renamed

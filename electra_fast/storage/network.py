@@ -49,6 +49,11 @@ def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     Raises ValueError if config.json or model.safetensors is missing, damaged (also by its digest in SHA256SUMS, if it
     has one) or not an ELECTRA's. Pickled weights are never opened: a pickle can run code.
     """
+    return read_config(directory), read_weights(directory)
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """Read the tensors of a Hugging Face directory; returns and raises what `read_network` does of them."""
     path = directory / "model.safetensors"
     if not path.exists():
         files = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else "no such directory"
@@ -58,7 +63,7 @@ def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
             f"them in transformers and model.save_pretrained(DIR, safe_serialization=True, max_shard_size='100GB')"
         )
     verify(directory, path.name)
-    return read_config(directory), read_tensors(path)
+    return read_tensors(path)
 
 
 def enlarge(
@@ -111,10 +116,20 @@ def write_network(
     more: further keys of config.json, such as id2label.
     progress: called with the number of bytes of each tensor as it is written.
     """
+    write_weights(directory, tensors, progress)
+    write_config(directory, config, architecture, more)
+
+
+def write_weights(
+    directory: Path, tensors: Mapping[str, Tensor], progress: Callable[[int], object] = lambda _: None
+) -> None:
+    """Write model.safetensors and its digest; a config.json that was there loses its own, until it is written again.
+
+    The arguments are those of `write_network`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     forget(directory, ["model.safetensors", "config.json"])
     record(directory, {"model.safetensors": write_tensors(directory / "model.safetensors", tensors, progress)})
-    write_config(directory, config, architecture, more)
 
 
 def read_config(directory: Path) -> NetworkConfig:
@@ -128,13 +143,23 @@ def read_config(directory: Path) -> NetworkConfig:
     """
     path = directory / "config.json"
     verify(directory, path.name)
-    values = read_json(path)
-    for key, allowed in ONLY.items():
+    return config_of(read_json(path), str(path))
+
+
+def config_of(values: Mapping[str, Any], path: str, only: Mapping[str, tuple[Any, ...]] = ONLY) -> NetworkConfig:
+    """Make a network's config of what a config.json says of it.
+
+    values: keys and values, as transformers writes them. path: what a message calls them. only: keys that change the
+    numbers, and the values that are computed here.
+
+    Returns and raises what `read_config` does.
+    """
+    for key, allowed in only.items():
         if (value := values.get(key, None if key == "model_type" else allowed[0])) not in allowed:
             how = f"electra_fast computes {key} = {allowed[0]!r} only; take such a model, or run it in transformers"
             raise ValueError(f"{path}: {key} is {shortened(value)}; {how}")
     fields = {field.name for field in dataclasses.fields(NetworkConfig)}
-    if unknown := sorted(values.keys() - fields - ONLY.keys() - IGNORED):
+    if unknown := sorted(values.keys() - fields - only.keys() - IGNORED):
         named = ", ".join(map(shortened, unknown[:20])) + (", ..." if len(unknown) > 20 else "")
         warnings.warn(f"{path} has keys that are not known here and are ignored: {named}", stacklevel=1)
     sizes = {key: value for key, value in values.items() if key in fields}
@@ -150,9 +175,17 @@ def write_config(
     directory: Path, config: NetworkConfig, architecture: str, more: Mapping[str, Any] | None = None
 ) -> None:
     """Write config.json as transformers reads it; the arguments are those of `write_network`."""
-    values = dict(model_type="electra", architectures=[architecture], dtype="float32", hidden_act="gelu")
-    values |= dict(tie_word_embeddings=True) | dataclasses.asdict(config) | dict(more or {})
-    write_files(directory, {"config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"})
+    write_values(directory, dict(architectures=[architecture], dtype="float32") | values_of(config) | dict(more or {}))
+
+
+def values_of(config: NetworkConfig) -> dict[str, Any]:
+    """What a config.json of transformers says of a network's sizes."""
+    return dict(model_type="electra", hidden_act="gelu", tie_word_embeddings=True) | dataclasses.asdict(config)
+
+
+def write_values(directory: Path, values: Mapping[str, Any], name: str = "config.json") -> None:
+    """Write a JSON file of settings, and record its digest."""
+    write_files(directory, {name: json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"})
 
 
 def match(expected: Mapping[str, Iterable[int]], tensors: Mapping[str, Tensor], source: str) -> None:

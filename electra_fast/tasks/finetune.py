@@ -131,7 +131,7 @@ class _Finetuning:
                 model.to(self.device)
             else:
                 model, tokenizer = self._train(seed)
-                self.output.save(seed, model, tokenizer)
+                self.output.save(seed, functools.partial(model.save, tokenizer=tokenizer))
             self._measure(seed, model, tokenizer)
         return self._results()
 
@@ -162,10 +162,10 @@ class _Finetuning:
         output.write_results(self._results())
         best = all(scores[self.primary] > score for score in others)
         if best:
-            _optional("dev/", lambda: self._write_predictions(predictions))
-            _optional("errors.txt", lambda: self._write_errors(predictions))
+            optional("dev/", lambda: self._write_predictions(predictions))
+            optional("errors.txt", lambda: self._write_errors(predictions))
         output.finish(seed, best)
-        _optional("curves.png", self._plot)
+        optional("curves.png", self._plot)
 
     def _write_predictions(self, predictions: Predictions) -> None:
         folder = self.output.path / "dev"
@@ -196,7 +196,7 @@ class _Finetuning:
         }
 
 
-def _optional(name: str, write: Callable[[], Any]) -> None:
+def optional(name: str, write: Callable[[], Any]) -> None:
     """Writes a file that people only read. Its failure is said and does not end the run."""
     try:
         write()

@@ -1,6 +1,7 @@
 """The directory that fine-tuning writes: complete at every moment, whatever ends the run.
 
     OUT/run.json        what was asked for, which a resumed run must repeat
+    OUT/training-<n>/   checkpoints of a seed that is being trained, if its training saves any (seq2seq)
     OUT/seed-<n>/       the model of a seed that is trained and not yet measured
     OUT/results.json    the scores of every seed that is measured
     OUT/model/          the model of the best seed so far; dev/ and errors.txt are its predictions and errors
@@ -8,7 +9,8 @@
 
 A seed's model is saved as soon as its training ends. It is then measured, its scores are written, its predictions are
 written if it is the best, and seed-<n>/ is last of all moved to model/ or removed. So a seed is done if results.json
-has it and its directory is gone; a resumed run measures a seed again whose directory is there.
+has it and its directory is gone; a resumed run measures a seed again whose directory is there. Checkpoints of a seed go
+when its model is saved.
 """
 
 from __future__ import annotations
@@ -20,22 +22,21 @@ import re
 import secrets
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.report.log import read_log
 from electra_fast.report.terminal import say
 from electra_fast.storage.atomic import check_free, read_json, staged_rename, sync, write_file
-from electra_fast.storage.checkpoint import differences
+from electra_fast.storage.checkpoint import checkpoints, clean, differences, step_of
 from electra_fast.storage.lock import Lock
-from electra_fast.tasks.model import TaskModel
 
 RUN, RESULTS, METRICS, MODEL = "run.json", "results.json", "metrics.jsonl", "model"
 LOCK = ".lock"  # is there while a run writes
 REPLACED = ".replaced-model"  # model/ while a better one takes its place
-SEED = re.compile(r"seed-(-?[0-9]+)")
+SEED, TRAINING = re.compile(r"seed-(-?[0-9]+)"), re.compile(r"training-(-?[0-9]+)")
 LARGEST = 1 << 26  # bytes of run.json or results.json
 
 
@@ -110,16 +111,38 @@ class Output:
             self.scores = _scores(self.path / RESULTS)
         rows = read_log(self.path / METRICS) if (self.path / METRICS).exists() else []
         known = [("dev", seed) for seed in self.scores if seed not in self.unmeasured()]
-        known += [("train", seed) for seed in (*self.scores, *self.unmeasured())]
-        kept = "".join(json.dumps(row) + "\n" for row in rows if (row.get("kind"), row.get("seed")) in known)
+        known += [(kind, seed) for seed in (*self.scores, *self.unmeasured()) for kind in ("train", "validation")]
+        saved = self.in_training()
+        kept = "".join(
+            json.dumps(row) + "\n"
+            for row in rows
+            if (row.get("kind"), row.get("seed")) in known or row["step"] <= saved.get(row.get("seed"), -1)
+        )
         write_file(self.path / METRICS, [kept.encode()])
 
     def _clear(self) -> None:
         """Removes what a save or a move that was cut off left behind."""
         if (self.path / REPLACED).exists() and not (self.path / MODEL).exists():
             os.rename(self.path / REPLACED, self.path / MODEL)
+        for seed in self._training():
+            if self.seed_path(seed).exists():
+                os.rename(self.training_path(seed), self.path / f".tmp-{secrets.token_hex(8)}")
+            else:
+                clean(self.training_path(seed))
         for path in (self.path / REPLACED, *self.path.glob(".tmp-*")):
             shutil.rmtree(path, ignore_errors=True)
+
+    def _training(self) -> list[int]:
+        names = (TRAINING.fullmatch(path.name) for path in self.path.glob("training-*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def in_training(self) -> dict[Any, int]:
+        """Seed -> the step of its last checkpoint, of the seeds whose training has saved one and is not done."""
+        saved = {seed: checkpoints(self.training_path(seed)) for seed in self._training()}
+        return {seed: step_of(paths[-1]) for seed, paths in saved.items() if paths}
+
+    def training_path(self, seed: int) -> Path:
+        return self.path / f"training-{seed}"
 
     def unmeasured(self) -> list[int]:
         """The seeds that are trained and whose measurement is not complete."""
@@ -136,12 +159,15 @@ class Output:
         if measured:
             parts.append(f"the results of seed {', '.join(map(str, measured))} (model/, {RESULTS})")
         parts += [f"the model of seed {seed}, trained but not measured ({self.seed_path(seed).name}/)" for seed in left]
+        parts += [f"seed {seed}, trained to step {step}" for seed, step in self.in_training().items()]
         return f"{self.path} holds {' and '.join(parts)}" if parts else ""
 
-    def save(self, seed: int, model: TaskModel, tokenizer: Tokenizer) -> None:
-        """Writes seed-<seed>/, whole or not at all."""
+    def save(self, seed: int, write: Callable[[Path], object]) -> None:
+        """Writes seed-<seed>/, whole or not at all, and removes the checkpoints of the seed. write: fills a directory
+        with the model."""
         with staged_rename(self.seed_path(seed)) as staging:
-            model.save(staging, tokenizer)
+            write(staging)
+        self._clear()
 
     def write_results(self, results: dict[str, Any]) -> None:
         write_file(self.path / RESULTS, [_json(results)])

@@ -101,7 +101,8 @@ class TaskOptions:
     """Task: what is learned, from which examples, by which model."""
 
     task: Kind
-    """Kind of task."""
+    """Kind of task. (summarization, translation, answering and extractive are allowed too; `electra-fast finetune
+    --task summarization --help` lists the options of these)"""
 
     model: Path
     """Pre-trained model: a Hugging Face directory with its tokenizer, such as OUT/final/discriminator of pretrain."""

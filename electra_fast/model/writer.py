@@ -1,0 +1,103 @@
+"""Writing of targets by an encoder-decoder, one token of each at a time, with a cache of keys and values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from electra_fast import ops
+from electra_fast.data.batch import Batch
+from electra_fast.decoding.cache import Cache
+from electra_fast.decoding.candidates import Vocabulary
+from electra_fast.decoding.search import Draws, search
+from electra_fast.decoding.settings import WritingConfig
+from electra_fast.model.decoder import Decoder, Memory
+from electra_fast.model.seeds import SAMPLING
+from electra_fast.ops._cu_seqlens import cu_seqlens_of
+from electra_fast.ops._philox import derive_seeds
+
+if TYPE_CHECKING:
+    from electra_fast.model.encoder_decoder import EncoderDecoder
+
+
+class Writer:
+    """A decoder that reads one new token of each target at a time.
+
+    decoder: in evaluation mode.
+    memory: keys and values of N sources.
+    """
+
+    def __init__(self, decoder: Decoder, memory: Memory) -> None:
+        self.decoder, self.memory = decoder, memory
+        self.cache = Cache(len(decoder.layers))
+        sources = len(memory.cu_seqlens) - 1
+        self.source_of = torch.arange(sources, device=memory.cu_seqlens.device)  # the source of each row
+        self.place = 0
+
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Feed a token to each target.
+
+        tokens: (R,) int64. parents: (R,) int64, the row of the step before that each row continues, or its source in
+        the first step; the sources of the rows must not fall.
+
+        Returns (R, D), the hidden states that predict the next token.
+        """
+        self.source_of = self.source_of[parents]
+        if self.place:
+            self.cache.select(parents)
+        counts = torch.bincount(self.source_of, minlength=len(self.memory.cu_seqlens) - 1)
+        queries, most = cu_seqlens_of(counts), int(counts.max())
+        rows = torch.arange(len(tokens), device=tokens.device)
+        batch = Batch(
+            tokens, torch.zeros_like(tokens), torch.full_like(tokens, self.place), rows, queries, counts.cpu(), 1
+        )
+        seeds = torch.zeros(1 + 3 * len(self.decoder.layers), dtype=torch.int64, device=tokens.device)
+
+        def attend_across(i: int, query: Tensor) -> Tensor:
+            keys, values = self.memory.keys_values[i].unbind(1)
+            return ops.attention(query, keys, values, queries, most, self.memory.cu_seqlens, self.memory.max_seqlen)
+
+        x = self.decoder.embed(batch, seeds[:1])
+        self.place += 1
+        return self.decoder.run(x, rows, seeds, self.cache.attend, attend_across)
+
+
+@torch.no_grad()
+def write(model: EncoderDecoder, source: Batch, options: WritingConfig, seed: int) -> Tensor:
+    """Write a target for each packed source; EncoderDecoder.generate describes the arguments and the result."""
+    config, decoder = model.config, model.decoder
+    if options.max_length > config.decoder.max_position_embeddings:
+        raise ValueError(
+            f"max_length is {options.max_length}, and the decoder has {config.decoder.max_position_embeddings} "
+            "positions; lower max_length"
+        )
+    if len(source) and int(source.lengths.min()) == 0:
+        empty = int((source.lengths == 0).nonzero()[0])
+        raise ValueError(f"source {empty} has no tokens; leave it out, or give it [CLS] and [SEP] at least")
+    was_training = model.training
+    model.eval()
+    try:
+        key = torch.full((1,), seed, dtype=torch.int64, device=source.input_ids.device)
+        zero = torch.zeros_like(key)
+        writer = Writer(decoder, model.encode(source, key, zero))
+        vocabulary = Vocabulary(
+            config.decoder.vocab_size, config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        )
+        first = source.cu_seqlens[:-1].long()
+        draws = Draws(derive_seeds(key, zero, SAMPLING, 1), source.row_ids[first])
+        word = decoder.embeddings.word.weight
+
+        def step(tokens: Tensor, parents: Tensor) -> Tensor:
+            return decoder.transform(writer.step(tokens, parents))
+
+        def top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            return ops.top_k_words(rows, word, decoder.vocabulary_bias, k)
+
+        targets = search(step, top, len(source), vocabulary, options, draws)
+    finally:
+        model.train(was_training)
+    longest = max((len(target) for target in targets), default=0)
+    padded = [target + [vocabulary.pad] * (longest - len(target)) for target in targets]
+    return torch.tensor(padded, dtype=torch.int64, device=source.input_ids.device).view(len(targets), longest)
