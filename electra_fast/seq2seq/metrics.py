@@ -42,7 +42,7 @@ def text_scores(task: str, written: Sequence[str], references: Sequence[Sequence
         return {name: metric.corpus_score(*_corpus(written, references)).score for name, metric in _bleu().items()}
     if task == "answering":
         questions = [
-            Question(str(i), "", "", tuple((-1, text) for text in each if text), each == ("",))
+            Question(str(i), "", "", tuple((-1, text) for text in each if text), not any(each))
             for i, each in enumerate(references)
         ]
         texts = {str(i): text for i, text in enumerate(written)}
