@@ -1,4 +1,8 @@
-"""The keys and values of the tokens that are written so far, so that each step computes one token a target alone."""
+"""The keys and values of the tokens that are written so far, so that each step computes one token a target alone.
+
+They lie in pages of PAGE tokens, and a table names the pages of each target in order. Beams of one source share the
+pages of the text that they have in common; a page is copied only when two targets are about to write to it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,66 @@ from torch import Tensor
 
 from electra_fast import ops
 
+PAGE = 16  # tokens
+
 
 class Cache:
-    """Keys and values of R targets of equal length, for each layer (R, t, 2, H, head dim).
+    """Keys and values of R targets of equal length, for each layer of a decoder.
 
-    layers: their number.
+    pool: an empty tensor (layers, 0, PAGE, 2, H, head dim) of the keys' dtype and device; it grows as pages are needed.
+    rows: R at the start.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.parts: list[Tensor | None] = [None] * layers
+    def __init__(self, pool: Tensor, rows: int) -> None:
+        self.pool = pool
+        self.tables = torch.empty(rows, 0, dtype=torch.int32, device=pool.device)
+        self.length = 0
 
     def select(self, parents: Tensor) -> None:
-        """Let row r continue what was row parents[r]; rows that are nobody's parent are dropped."""
-        self.parts = [None if part is None else part[parents] for part in self.parts]
+        """Let row r continue what was row parents[r]; the pages of rows that are nobody's parent become free.
+
+        parents: (R,) int64, rows that continue the same one next to each other or not.
+        """
+        self.tables = self.tables[parents]
+        if self.length % PAGE == 0:
+            return
+        ordered, order = parents.sort(stable=True)
+        again = torch.zeros_like(parents, dtype=torch.bool)
+        again[order[1:]] = ordered[1:] == ordered[:-1]  # rows whose last page another row writes to as well
+        copies = again.nonzero().flatten()
+        if len(copies):
+            old = self.tables[copies, -1].long()
+            new = self._free(len(copies))
+            self.pool[:, new] = self.pool[:, old]
+            self.tables[copies, -1] = new.int()
+
+    def extend(self) -> None:
+        """Make room for one more token of each target; call it before the layers' `attend`."""
+        if self.length % PAGE == 0:
+            new = self._free(len(self.tables))
+            self.tables = torch.cat([self.tables, new[:, None].int()], 1)
+        self.length += 1
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """Add a token to each target and let it attend to all so far.
+        """Write the new token of each target and let it attend to all so far.
 
         layer: its number. qkv: (R, 3, H, head dim), queries, keys and values of the new tokens.
 
         Returns (R, H, head dim).
         """
-        part, new = self.parts[layer], qkv[:, None, 1:]
-        part = new if part is None else torch.cat([part, new], 1)
-        self.parts[layer] = part
-        rows, length = part.shape[:2]
-        starts = torch.arange(rows + 1, dtype=torch.int32, device=qkv.device)
-        keys, values = part.flatten(0, 1).unbind(1)
-        return ops.attention(qkv[:, 0], keys, values, starts, 1, starts * length, length)
+        pages = self.pool[layer]
+        pages[self.tables[:, -1].long(), (self.length - 1) % PAGE] = qkv[:, 1:]
+        lengths = torch.full((len(qkv),), self.length, dtype=torch.int32, device=qkv.device)
+        return ops.decode_attention(qkv[:, 0], pages[:, :, 0], pages[:, :, 1], self.tables, lengths)
+
+    def _free(self, count: int) -> Tensor:
+        """The numbers (count,) of pages that no target uses; the pool doubles if they are too few."""
+        used = torch.zeros(self.pool.shape[1], dtype=torch.bool, device=self.pool.device)
+        used[self.tables.flatten().long()] = True
+        free = (~used).nonzero().flatten()
+        if len(free) < count:
+            more = max(count - len(free), self.pool.shape[1])
+            layers, size, *shape = self.pool.shape
+            free = torch.cat([free, torch.arange(size, size + more, device=free.device)])
+            self.pool = torch.cat([self.pool, self.pool.new_zeros(layers, more, *shape)], 1)
+        return free[:count]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast import ops
 from electra_fast.data.batch import Batch
-from electra_fast.decoding.cache import Cache
+from electra_fast.decoding.cache import PAGE, Cache
 from electra_fast.decoding.candidates import Vocabulary
 from electra_fast.decoding.search import Draws, search
 from electra_fast.decoding.settings import WritingConfig
@@ -17,6 +18,7 @@ from electra_fast.model.decoder import Decoder, Memory
 from electra_fast.model.seeds import SAMPLING
 from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops._philox import derive_seeds
+from electra_fast.ops.top_k_words import MOST
 
 if TYPE_CHECKING:
     from electra_fast.model.encoder_decoder import EncoderDecoder
@@ -31,10 +33,9 @@ class Writer:
 
     def __init__(self, decoder: Decoder, memory: Memory) -> None:
         self.decoder, self.memory = decoder, memory
-        self.cache = Cache(len(decoder.layers))
-        sources = len(memory.cu_seqlens) - 1
+        sources, first = len(memory.cu_seqlens) - 1, memory.keys_values[0]
+        self.cache = Cache(first.new_empty(len(decoder.layers), 0, PAGE, *first.shape[1:]), 0)
         self.source_of = torch.arange(sources, device=memory.cu_seqlens.device)  # the source of each row
-        self.place = 0
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Feed a token to each target.
@@ -45,13 +46,15 @@ class Writer:
         Returns (R, D), the hidden states that predict the next token.
         """
         self.source_of = self.source_of[parents]
-        if self.place:
+        if self.cache.length == 0:
+            self.cache = Cache(self.cache.pool, len(tokens))
+        else:
             self.cache.select(parents)
         counts = torch.bincount(self.source_of, minlength=len(self.memory.cu_seqlens) - 1)
         queries, most = cu_seqlens_of(counts), int(counts.max())
         rows = torch.arange(len(tokens), device=tokens.device)
         batch = Batch(
-            tokens, torch.zeros_like(tokens), torch.full_like(tokens, self.place), rows, queries, counts.cpu(), 1
+            tokens, torch.zeros_like(tokens), torch.full_like(tokens, self.cache.length), rows, queries, counts.cpu(), 1
         )
         seeds = torch.zeros(1 + 3 * len(self.decoder.layers), dtype=torch.int64, device=tokens.device)
 
@@ -60,7 +63,7 @@ class Writer:
             return ops.attention(query, keys, values, queries, most, self.memory.cu_seqlens, self.memory.max_seqlen)
 
         x = self.decoder.embed(batch, seeds[:1])
-        self.place += 1
+        self.cache.extend()
         return self.decoder.run(x, rows, seeds, self.cache.attend, attend_across)
 
 
@@ -93,7 +96,10 @@ def write(model: EncoderDecoder, source: Batch, options: WritingConfig, seed: in
             return decoder.transform(writer.step(tokens, parents))
 
         def top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-            return ops.top_k_words(rows, word, decoder.vocabulary_bias, k)
+            if k <= MOST:
+                return ops.top_k_words(rows, word, decoder.vocabulary_bias, k)
+            log_probs = F.linear(rows, word, decoder.vocabulary_bias).log_softmax(1)  # sampling without top_k
+            return torch.topk(log_probs, k, dim=1)
 
         targets = search(step, top, len(source), vocabulary, options, draws)
     finally:

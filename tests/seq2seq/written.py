@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from electra_fast.config import NetworkConfig
-from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from electra_fast.model.networks import Discriminator, Generator
 
 WORDS = "red green blue cat dog bird sees likes hears one two six".split()
 TINY = NetworkConfig(
-    vocab_size=160,
+    vocab_size=32,
     embedding_size=16,
     hidden_size=32,
     num_hidden_layers=1,
@@ -27,7 +27,8 @@ def networks(folder: Path) -> tuple[Path, Path]:
     torch.manual_seed(0)
     discriminator = Discriminator(TINY)
     generator = Generator(TINY, discriminator.encoder.embeddings)
-    tokenizer = Tokenizer.train([" ".join(WORDS) + " . ?"] * 50, 160)
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS, ".", "?"]) + "\n")
+    tokenizer = Tokenizer.load(folder / "vocab.txt")
     for name, network in (("discriminator", discriminator), ("generator", generator)):
         network.save_pretrained(folder / name)
         tokenizer.save(folder / name)
