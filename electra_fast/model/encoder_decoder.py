@@ -13,6 +13,7 @@ from electra_fast import ops
 from electra_fast.config import NetworkConfig
 from electra_fast.data.batch import Batch
 from electra_fast.data.tokenizer import Tokenizer
+from electra_fast.decoding.candidates import Vocabulary
 from electra_fast.decoding.settings import WritingConfig
 from electra_fast.model.decoder import Decoder, Memory
 from electra_fast.model.encoder import Encoder, initialise
@@ -223,7 +224,24 @@ class EncoderDecoder(nn.Module):
             top_p=top_p,
         )
         source = Batch.from_padded(input_ids, attention_mask, example_ids=row_ids)
-        return write(self, source, options, seed)
+        return self.write(source, options, seed)
+
+    @torch.no_grad()
+    def write(self, source: Batch, options: WritingConfig, seed: int = 0) -> Tensor:
+        """Write a target for each packed source, without dropout; `generate` describes options, seed and result."""
+        if len(source) and int(source.lengths.min()) == 0:
+            empty = int((source.lengths == 0).nonzero()[0])
+            raise ValueError(f"source {empty} has no tokens; leave it out, or give it [CLS] and [SEP] at least")
+        config, was_training = self.config, self.training
+        key, zero = scalars(source, seed, 0)
+        tokens = (config.decoder_start_token_id, config.eos_token_id, config.pad_token_id)
+        vocabulary = Vocabulary(config.decoder.vocab_size, *tokens)
+        self.eval()
+        try:
+            row_ids = source.row_ids[source.cu_seqlens[:-1].long()]
+            return write(self.decoder, self.encode(source, key, zero), row_ids, vocabulary, options, key)
+        finally:
+            self.train(was_training)
 
 
 def with_dropout(config: NetworkConfig, dropout: float | None) -> NetworkConfig:

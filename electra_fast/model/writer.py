@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,9 +17,6 @@ from electra_fast.model.seeds import SAMPLING
 from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.top_k_words import MOST
-
-if TYPE_CHECKING:
-    from electra_fast.model.encoder_decoder import EncoderDecoder
 
 
 class Writer:
@@ -68,42 +63,40 @@ class Writer:
 
 
 @torch.no_grad()
-def write(model: EncoderDecoder, source: Batch, options: WritingConfig, seed: int) -> Tensor:
-    """Write a target for each packed source; EncoderDecoder.generate describes the arguments and the result."""
-    config, decoder = model.config, model.decoder
-    if options.max_length > config.decoder.max_position_embeddings:
+def write(
+    decoder: Decoder,
+    memory: Memory,
+    row_ids: Tensor,
+    vocabulary: Vocabulary,
+    options: WritingConfig,
+    seed: Tensor,
+) -> Tensor:
+    """Write a target for each source; EncoderDecoder.generate describes the options and the result.
+
+    decoder: in evaluation mode. memory: keys and values of N sources. row_ids: (N,) int64, that of each target's start
+    token. vocabulary: the decoder's. seed: (1,) int64.
+
+    Raises ValueError if max_length is more than the decoder's positions.
+    """
+    positions = decoder.config.max_position_embeddings
+    if options.max_length > positions:
         raise ValueError(
-            f"max_length is {options.max_length}, and the decoder has {config.decoder.max_position_embeddings} "
-            "positions; lower max_length"
+            f"max_length is {options.max_length}, and the decoder has {positions} positions; lower max_length"
         )
-    if len(source) and int(source.lengths.min()) == 0:
-        empty = int((source.lengths == 0).nonzero()[0])
-        raise ValueError(f"source {empty} has no tokens; leave it out, or give it [CLS] and [SEP] at least")
-    was_training = model.training
-    model.eval()
-    try:
-        key = torch.full((1,), seed, dtype=torch.int64, device=source.input_ids.device)
-        zero = torch.zeros_like(key)
-        writer = Writer(decoder, model.encode(source, key, zero))
-        vocabulary = Vocabulary(
-            config.decoder.vocab_size, config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
-        )
-        first = source.cu_seqlens[:-1].long()
-        draws = Draws(derive_seeds(key, zero, SAMPLING, 1), source.row_ids[first])
-        word = decoder.embeddings.word.weight
+    writer = Writer(decoder, memory)
+    draws = Draws(derive_seeds(seed, torch.zeros_like(seed), SAMPLING, 1), row_ids)
+    word = decoder.embeddings.word.weight
 
-        def step(tokens: Tensor, parents: Tensor) -> Tensor:
-            return decoder.transform(writer.step(tokens, parents))
+    def step(tokens: Tensor, parents: Tensor) -> Tensor:
+        return decoder.transform(writer.step(tokens, parents))
 
-        def top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-            if k <= MOST:
-                return ops.top_k_words(rows, word, decoder.vocabulary_bias, k)
-            log_probs = F.linear(rows, word, decoder.vocabulary_bias).log_softmax(1)  # sampling without top_k
-            return torch.topk(log_probs, k, dim=1)
+    def top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if k <= MOST:
+            return ops.top_k_words(rows, word, decoder.vocabulary_bias, k)
+        log_probs = F.linear(rows, word, decoder.vocabulary_bias).log_softmax(1)  # sampling without top_k
+        return torch.topk(log_probs, k, dim=1)
 
-        targets = search(step, top, len(source), vocabulary, options, draws)
-    finally:
-        model.train(was_training)
+    targets = search(step, top, len(row_ids), vocabulary, options, draws)
     longest = max((len(target) for target in targets), default=0)
     padded = [target + [vocabulary.pad] * (longest - len(target)) for target in targets]
-    return torch.tensor(padded, dtype=torch.int64, device=source.input_ids.device).view(len(targets), longest)
+    return torch.tensor(padded, dtype=torch.int64, device=row_ids.device).view(len(targets), longest)

@@ -13,7 +13,6 @@ from electra_fast.data.batch import Batch
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.decoding.settings import WritingConfig
 from electra_fast.model.encoder_decoder import EncoderDecoder
-from electra_fast.model.writer import write
 from electra_fast.objectives.seq2seq import PairBatch, token_losses
 from electra_fast.seq2seq.batches import by_length
 from electra_fast.seq2seq.learner import AT_ONCE, TASK, Advance, Feature, Learner, WritingTask
@@ -114,7 +113,7 @@ class WritingModel(Learner):
         for indices in by_length([len(ids) * writing.num_beams for ids, _ in sources], AT_ONCE):
             examples = [(np.asarray(sources[i][0]), sources[i][1]) for i in indices]
             batch = Batch.from_examples(examples, [names[i] for i in indices]).to(self.device)
-            for i, ids in zip(indices, write(self.model, batch, writing, seed).tolist(), strict=True):
+            for i, ids in zip(indices, self.model.write(batch, writing, seed).tolist(), strict=True):
                 texts[i] = self._text(ids)
             advance(len(indices))
         return texts
