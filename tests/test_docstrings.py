@@ -10,8 +10,8 @@ import electra_fast
 from electra_fast import ops
 from electra_fast.cli.options import docstrings
 
-CONFIGS = ("Batch", "ElectraConfig", "ElectraOutput", "NetworkConfig", "PretrainConfig")
-CLASSES = ("Discriminator", "Electra", "Generator", "Pretrainer")
+CONFIGS = ("Batch", "ElectraConfig", "ElectraOutput", "EncoderDecoderConfig", "NetworkConfig", "PretrainConfig")
+CLASSES = ("Discriminator", "Electra", "EncoderDecoder", "Generator", "Pretrainer")
 FUNCTIONS = ("accelerate", "evaluate", "register_attention")
 
 

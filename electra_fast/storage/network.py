@@ -49,11 +49,19 @@ def read_network(directory: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     Raises ValueError if config.json or model.safetensors is missing, damaged (also by its digest in SHA256SUMS, if it
     has one) or not an ELECTRA's. Pickled weights are never opened: a pickle can run code.
     """
+    _weights_of(directory)
     return read_config(directory), read_weights(directory)
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """Read the tensors of a Hugging Face directory; returns and raises what `read_network` does of them."""
+    path = _weights_of(directory)
+    verify(directory, path.name)
+    return read_tensors(path)
+
+
+def _weights_of(directory: Path) -> Path:
+    """The model.safetensors of a directory. Raises ValueError if there is none."""
     path = directory / "model.safetensors"
     if not path.exists():
         files = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else "no such directory"
@@ -62,8 +70,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
             f"can run code and are never opened, nor are .h5 and weights in several files: if you trust them, load "
             f"them in transformers and model.save_pretrained(DIR, safe_serialization=True, max_shard_size='100GB')"
         )
-    verify(directory, path.name)
-    return read_tensors(path)
+    return path
 
 
 def enlarge(
