@@ -352,7 +352,7 @@ CHECKPOINTS = [
            "if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:", "if True:",
            RUNS + "survived[row49-nohup]"),
     broken(53, "the newest file is taken, not the last step", "electra_fast/storage/checkpoint.py",
-           'if (path / "manifest.json").is_file()), key=_step)',
+           'if (path / "manifest.json").is_file()), key=step_of)',
            'if (path / "manifest.json").is_file()), key=os.path.getmtime)',
            RUNS + "survived[row53-newest-step-oldest-file]"),
     broken(53, "speed by a clock that jumps", "electra_fast/report/log.py", "        now = time.monotonic()",
