@@ -63,7 +63,7 @@ def _forward_cpu(args: LinearArguments) -> tuple[Tensor, list[Tensor]]:
 
 
 def _backward_cpu(grads: list[Tensor], args: LinearArguments, saved: list[Tensor]) -> list[Tensor]:
-    dout, x, weight = grads[0].contiguous(), Rows.of(args.x), args.weight.contiguous()
+    dout, x, weight = grads[0], Rows.of(args.x), args.weight.contiguous()
     dx, *gradients = [t.new_empty(t.shape) for t in (args.x, args.weight, args.bias)]
     inner = saved[-1] if args.gelu else None
     threads = torch.get_num_threads()

@@ -107,9 +107,10 @@ def test_two_runs_give_the_same_bits():
     assert all(map(torch.equal, one["params"], two["params"]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size, clipped", [(0.5, False), (1.0, False), (10.0, True)])
-def test_gradients_are_clipped_above_the_norm_alone(size, clipped):
-    given = example(torch.float64, beta1=0.0)
+def test_gradients_are_clipped_above_the_norm_alone(size, clipped, dtype):
+    given = example(dtype, beta1=0.0)
     total = math.sqrt(sum(g.square().sum().item() for g in given["grads"]))
     given["grads"] = [g * size / total for g in given["grads"]]
     assert adamw(**given).item() == pytest.approx(size)

@@ -281,8 +281,9 @@ def test_nan_reaches_all_that_depends_on_it(p, sign):
     assert all(t.isnan().all() for t in (out, *grads))
 
 
-def test_rows_more_than_two_to_the_31_elements_apart():
-    given = example((2,))
+@pytest.mark.parametrize("lengths", [(2,), (1, 1)])
+def test_rows_more_than_two_to_the_31_elements_apart(lengths):
+    given = example(lengths)
     memory = torch.empty(2**31 + 64)
     far = {name: memory.as_strided((2, 2, 8), (2**31, 8, 1), 16 * i).copy_(given[name]) for i, name in enumerate("qkv")}
     torch.testing.assert_close(attention(**given | far), attention(**given))
