@@ -57,6 +57,7 @@ def test_a_part_that_fails_or_hangs_costs_itself_alone(tmp_path: Path) -> None:
     assert not state.exists() or state.read_text().split()[2] == "Z", "what a part started outlives it"
 
 
+@pytest.mark.slow
 def test_a_phase_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended parts, well or not, are left out; not so on another commit or device. The phase's end leaves no row."""
     monkeypatch.setattr(gpu, "LEAST_SECONDS", 2)
@@ -90,6 +91,7 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ended before" in capsys.readouterr().out and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_mark_cuda_picks_the_cases_on_cuda_alone(tmp_path: Path) -> None:
     """Those whose `device` is cuda, and those marked by hand."""
     (tmp_path / "test_cases.py").write_text(

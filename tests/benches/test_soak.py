@@ -28,6 +28,7 @@ def test_too_few_rounds_are_refused() -> None:
         soak.summary([sample(0.2, 1.0), sample(0.4, 1.0)])
 
 
+@pytest.mark.slow
 def test_a_round_works_and_leaves_nothing(tmp_path: Path, no_pictures: None, capfd: pytest.CaptureFixture) -> None:
     (only,) = soak.run(minutes=1e-6, steps=2, folder=tmp_path)
     assert only.rss_mb > 50 and only.handles > 3 and only.tokens_per_s > 0

@@ -18,6 +18,7 @@ BENCHES = Path(tune.__file__).parents[1]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 
 
+@pytest.mark.slow
 def test_a_dry_run_interpreted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every neighbour of the entries that tiny reaches runs, is right and remains, and the tables come out as they
     are."""

@@ -148,7 +148,9 @@ def test_interrupted_while_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr() == ("", "electra-fast: interrupted\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["info"], ["pretrain", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["info"], *(pytest.param(words, marks=pytest.mark.slow) for words in ([], ["pretrain", "--help"]))]
+)
 def test_a_reader_that_leaves(arguments: list[str]) -> None:
     """`electra-fast info | head -1`: the pipe is closed before anything is written."""
     reader, writer = os.pipe()

@@ -78,7 +78,7 @@ def xz_dictionary(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("bomb", "said"),
     [
-        (zeros, "20000240"),
+        pytest.param(zeros, "20000240", marks=pytest.mark.slow),
         (long_lines, "12024240"),
         (brackets, "brackets.jsonl.xz, line 1 is longer than 16 MB; cut it into several records"),
         (dictionary, "32767500\n"),  # characters of a hundred pieces, each of five lines of 64 kB

@@ -67,9 +67,9 @@ def test_ids_are_those_of_the_librarys_own_normaliser(lowercase, strip_accents):
     library = tokenizer._tokenizer.normalizer
     draw, odd = random.Random(0), "\u302e\u302f\u0301\u0327\u094d\u05b0İΣßẞ가ﬁ\xa0\t\0\u200b\u3000中𝅥"
     codes = [code for code in range(0x30000) if not 0xD800 <= code < 0xE000]
-    lines = [f"a{chr(code)}B" for code in codes[::7]]
-    lines += ["".join(draw.choice([draw.choice(odd), draw.choice("aB .")]) for _ in range(12)) for _ in range(5000)]
-    lines += ["".join(chr(draw.choice(codes)) for _ in range(12)) for _ in range(2000)]
+    lines = [f"a{chr(code)}B" for code in codes[::31]]
+    lines += ["".join(draw.choice([draw.choice(odd), draw.choice("aB .")]) for _ in range(12)) for _ in range(2000)]
+    lines += ["".join(chr(draw.choice(codes)) for _ in range(12)) for _ in range(1000)]
     wrong = [line for line in lines if tokenizer._normalize(line) != library.normalize_str(line)]
     assert not wrong
     expected = tokenizer._tokenizer.encode_batch(lines, add_special_tokens=False)
@@ -104,7 +104,7 @@ def test_ids_equal_transformers(sample, cased):
     lines = SAMPLES.get(sample)
     if lines is None:
         with lzma.open(data(sample), "rt", encoding="utf-8") as file:
-            lines = file.read(200_000).split("\n")
+            lines = file.read(60_000).split("\n")
     theirs = transformers.BertTokenizerFast(vocab=str(vocab), do_lower_case=not cased)
     ours = Tokenizer.load(vocab, lowercase=not cased)
     assert ours.vocab_size == 30522 and ours.mask_token_id == 103

@@ -342,6 +342,7 @@ torch.save(dict(found=found, warnings=ours, core=_core.core is not None, ops=_li
 """
 
 
+@pytest.mark.slow
 def test_without_the_core_one_warning_and_the_same_bits(tmp_path):
     results = []
     for which in ("core", "reference"):

@@ -190,7 +190,7 @@ MANY = 40_000
 OF_MANY_ROWS = {
     linear: lambda: test_linear.example(MANY, 8, 9),
     dropout_add_layer_norm: lambda: test_dropout_add_layer_norm.example(MANY, 20),
-    attention_block: lambda: test_attention_block.example([MANY // 200] * 200, 18, 2),
+    attention_block: lambda: test_attention_block.example([100] * (MANY // 200), 18, 2),
     ffn_block: lambda: test_ffn_block.example(MANY, 18, 20),
     embedding: lambda: test_embedding.example(MANY, 18, 5),
     generator_head: lambda: test_generator_head.example(MANY, 8, 30),

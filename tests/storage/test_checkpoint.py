@@ -148,7 +148,9 @@ def old_or_new(root, step):
     return "old"
 
 
-@pytest.mark.parametrize("step", [30, 20], ids=["a new step", "a step replaced"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(30, id="a new step"), pytest.param(20, id="a step replaced", marks=pytest.mark.slow)]
+)
 def test_kill_at_every_call(step, tmp_path):
     old, root = tmp_path / "old", tmp_path / "root"
     save(old, 10), save(old, 20)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,14 @@ def test_words_with_spaces_are_trained_on_and_predicted(world: Path, tmp_path: P
     assert written.name == "predictions.jsonl"
     found = read_dataset(written, "tagging").examples
     assert [s.words for s in found] == [("học sinh", "đi", "học"), ("sinh viên", "ngủ")]
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """SIGHUP ends a process as it does from a terminal, also where the tests run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("error", [FULL, RuntimeError("a bug")], ids=["full", "bug"])

@@ -238,7 +238,7 @@ print(count, most - before)
     [
         pytest.param("a.txt.xz", "classification", "a film to remember " * 5, marks=pytest.mark.slow),
         pytest.param("a.tsv.gz", "classification", "a film to remember " * 5 + "\tx", marks=pytest.mark.slow),
-        ("a.csv.xz", "regression", "a film to remember " * 5 + ",1"),
+        pytest.param("a.csv.xz", "regression", "a film to remember " * 5 + ",1", marks=pytest.mark.slow),
         ("a.jsonl.gz", "classification", json.dumps({"text": "a film to remember " * 5})),
         ("a.conll.xz", "tagging", "longer-words O\n" * 7),
         pytest.param(

@@ -446,7 +446,8 @@ def unknown_isa(world, monkeypatch, capsys) -> None:
         assert part in err.splitlines()[-1], err
 
 
-REPEATS = ("row49-terminal-closes", "row41-full-disk-of-the-terminal")  # of cases that run the same function
+# These repeat what a faster case, or tests/csrc/test_build.py, covers.
+REPEATS = ("row49-terminal-closes", "row41-full-disk-of-the-terminal", "row49-nohup", "row54-no-core-no-triton")
 
 
 @pytest.mark.parametrize(
