@@ -1,5 +1,6 @@
 """Every code block of the documentation runs, in order, in an empty folder, and prints what the page says it prints."""
 
+import ast
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from pages import BLOCK
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 FENCE = re.compile(r"^ *```(\w+).*$", re.M)
 SLOW = ("benches",)  # it runs a race, whose code tests/benches covers
 PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if BLOCK.search(path.read_text()))
@@ -42,6 +44,14 @@ def test_page_runs(page: Path, server: Path, tmp_path: Path) -> None:
         succeeded = fork_server.run_page(page, folder, server, output)
         output.seek(0)
         assert succeeded, output.read()
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {match for page in ROOT.glob("docs/**/*.md") for match in TEST.findall(page.read_text())}
+    assert len(named) > 20, "the pattern finds them"
+    for path, function in named:
+        defined = {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert function in defined, f"{path}::{function}"
 
 
 def test_no_block_is_passed_over() -> None:

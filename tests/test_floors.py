@@ -97,6 +97,24 @@ def test_no_device_switch_outside_the_dispatcher() -> None:
         assert ".is_cuda" not in path.read_text(), path.name
 
 
+def test_no_file_runs_code_and_nothing_asks_a_network() -> None:
+    """The package imports nothing that reads pickles, starts programs or fetches, and evaluates no text."""
+    never = set("pickle marshal shelve dill cloudpickle joblib runpy subprocess".split())
+    never |= set("urllib http ssl ftplib requests httpx huggingface_hub datasets".split())
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = getattr(node, "module", None)
+                roots = {(module or alias.name).split(".")[0] for alias in node.names}
+                assert not roots & never, f"{path.name} imports {roots & never}"
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                bad = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.hub.load"}
+                assert called not in bad, f"{path.name}:{node.lineno} calls {called}"
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert options.get("allow_pickle", "False") == options.get("trust_remote_code", "False") == "False"
+
+
 def test_only_the_first_init_says_anything() -> None:
     """So that `import electra_fast` loads what its names need, and no more."""
     for path in (ROOT / "electra_fast").glob("*/__init__.py"):

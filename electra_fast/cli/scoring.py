@@ -73,6 +73,7 @@ def run_score(scorer: ScorerOptions, options: ScoreOptions) -> int:
     Print a score for each line, in nats: the more natural, the higher. Scores of
     sentences of the same length or meaning can be compared."""
     with importing():
+        from electra_fast.report.terminal import printable
         from electra_fast.tasks.files import decode, read_lines
         from electra_fast.tasks.predictions import json_line
         from electra_fast.tasks.sentence_scores import sentence_scores, token_scores
@@ -87,7 +88,7 @@ def run_score(scorer: ScorerOptions, options: ScoreOptions) -> int:
                 texts = list(group)
                 totals = sentence_scores(network, tokenizer, texts).tolist()
                 for total, text in sorted(zip(totals, texts, strict=True), key=lambda pair: -pair[0]):
-                    print(f"{total:.6f}\t{text}")
+                    print(f"{total:.6f}\t{printable(text)}")
                 print(flush=True)
         return 0
     while texts := list(itertools.islice(lines, options.at_once)):

@@ -7,7 +7,7 @@ small that they fit into memory even if each of them is as long as the largest p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +39,7 @@ def texts(path: Path) -> Iterator[tuple[bytes, float]]:
                 raise ValueError(f'{path} has {kind} in the column "text"; strings are read: write it anew')
             rows = 0
             for number in range(table.num_row_groups):
-                size = _batch_size(path, file, table.metadata.row_group(number))
+                size = batch_size(path, file, table.metadata.row_group(number), ["text"], BATCH)
                 for batch in table.iter_batches(size, row_groups=[number], columns=["text"], use_threads=False):
                     rows += batch.num_rows
                     for text in batch.column(0).cast(pyarrow.string()).cast(pyarrow.binary()):
@@ -54,19 +54,27 @@ def texts(path: Path) -> Iterator[tuple[bytes, float]]:
         ) from error
 
 
-def _batch_size(path: Path, file: BinaryIO, group: Any) -> int:
-    """How many rows of a row group to read at once; raises ValueError for a page that is too large."""
-    largest = 1
+def batch_size(path: Path, file: BinaryIO, group: Any, names: Collection[str], most: int) -> int:
+    """How many rows of a row group to read at once: as many as take `most` bytes if each string fills a page, or one.
+
+    path, file: of the parquet file. group: the metadata of the row group. names: the columns that will be read.
+
+    Raises ValueError for a page of strings of more than LARGEST_PAGE bytes.
+    """
+    row = 1
     for column in (group.column(index) for index in range(group.num_columns)):
-        if column.path_in_schema == "text":
-            for size in _page_sizes(path, file, column):
-                largest = max(largest, size)
-    if largest > LARGEST_PAGE:
-        raise ValueError(
-            f'{path} has a page of {largest} bytes in the column "text"; at most {LARGEST_PAGE} are read: write it '
-            f"anew with shorter strings, such as one document or paragraph a row"
-        )
-    return min(ROWS, max(1, BATCH // largest))
+        place = column.path_in_schema  # "text", and "words.list.element" for the strings of lists
+        name = next((name for name in names if place == name or place.startswith(f"{name}.")), None)
+        if name is None or column.physical_type != "BYTE_ARRAY":  # a number takes some bytes, whatever the page says
+            continue
+        largest = max(_page_sizes(path, file, column), default=0)
+        if largest > LARGEST_PAGE:
+            raise ValueError(
+                f'{path} has a page of {largest} bytes in the column "{name}"; at most {LARGEST_PAGE} are read: write '
+                f"it anew with shorter strings, such as one document or paragraph a row"
+            )
+        row += largest
+    return min(ROWS, max(1, most // row))
 
 
 def _page_sizes(path: Path, file: BinaryIO, column: Any) -> Iterator[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from electra_fast.data.packed import PACKED
+from electra_fast.data.parquet import batch_size
 from electra_fast.tasks.files import (
     LONGEST_LINE,
     Malformed,
@@ -201,21 +202,24 @@ def _parquet(path: Path) -> Table:
     if not count:
         raise ValueError(f"{path} has the columns {', '.join(header)} and no rows; name a file with examples in it")
 
+    def following(batches: Iterator[Any]) -> list[dict[str, Any]] | None:
+        try:
+            batch = next(batches, None)
+            return None if batch is None else batch.to_pylist()
+        except MemoryError:
+            raise
+        except errors as error:
+            raise damaged(error) from error
+
     def rows(names: Sequence[str]) -> Iterator[Row]:
-        index = 0
-        batches = file.iter_batches(batch_size=256, columns=[name for name in header if name in names])
-        while True:
-            try:
-                batch = next(batches, None)
-                values = [] if batch is None else batch.to_pylist()
-            except MemoryError:
-                raise
-            except errors as error:
-                raise damaged(error) from error
-            if batch is None:
-                return
-            for cells in values:
-                yield Row(index, index + 1, f"{path}, row {index + 1}", cells)
-                index += 1
+        index, columns = 0, [name for name in header if name in names]
+        with path.open("rb") as raw:
+            for number in range(file.num_row_groups):
+                size = batch_size(path, raw, file.metadata.row_group(number), columns, LONGEST_LINE)
+                batches = file.iter_batches(size, row_groups=[number], columns=columns)
+                while (values := following(batches)) is not None:
+                    for cells in values:
+                        yield Row(index, index + 1, f"{path}, row {index + 1}", cells)
+                        index += 1
 
     return Table(header, rows)

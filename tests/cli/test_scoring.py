@@ -54,7 +54,7 @@ def test_a_line_in_a_score_out(
 
 
 def test_groups_are_ranked(networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "lines.txt").write_text("\n".join([LINES[0], LINES[3], "", "", LINES[2]]))
+    (tmp_path / "lines.txt").write_text("\n".join([LINES[0], LINES[3], "", "", LINES[2] + "\x1b[2J"]))
     assert main(["score", "--model", str(networks / "generator"), "--rank", str(tmp_path / "lines.txt")]) == 0
     said = capsys.readouterr().out
     first, second = said.strip().split("\n\n")
@@ -62,7 +62,7 @@ def test_groups_are_ranked(networks: Path, tmp_path: Path, capsys: pytest.Captur
     scores = dict(zip(LINES, sentence_scores(*load_network(networks / "generator"), LINES).tolist(), strict=True))
     assert [text for _, text in pairs] == sorted([LINES[0], LINES[3]], key=lambda text: -scores[text])
     assert [float(score) for score, _ in pairs] == pytest.approx([scores[text] for _, text in pairs], abs=1e-4)
-    assert second.endswith("\t" + LINES[2])
+    assert second.endswith("\t" + LINES[2] + r"\x1b[2J"), "no escape of the text reaches the terminal"
 
 
 @pytest.mark.parametrize(

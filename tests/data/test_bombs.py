@@ -1,4 +1,4 @@
-"""prepare under a limit of its address space: bombs are read in little memory, or refused in a sentence."""
+"""Readers under a limit of their address space: bombs are read in little memory, or refused in a sentence."""
 
 import lzma
 import os
@@ -14,18 +14,26 @@ ROOM = 128  # MB for what is read and made; the bombs below hold more, or stand 
 
 CODE = f"""
 import resource, sys
+from itertools import islice
 from pathlib import Path
 import pyarrow.parquet
 from electra_fast.data.prepare import prepare
 from electra_fast.data.text import documents
-path, out = sys.argv[1:]
+from electra_fast.tasks.datasets import unlabelled_examples
+from electra_fast.tasks.files import Malformed
+path, out, command = sys.argv[1:]
 Path(out, "few.txt").write_text("a few words\\n\\n" * 9)
 prepare(out + "/few.txt", out + "/few", vocab_size=100, processes=1, progress=False)  # starts the threads
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ({ROOM} << 20),) * 2)
 try:
-    if path.endswith(".parquet"):
-        print(sum(len(line) for document, _ in zip(documents(path), range(100)) for line in document))
+    if command == "predict":
+        examples = unlabelled_examples(path, "classification", Malformed(path, 10))
+        print(sum(len(example.texts[0]) for example in islice(examples, 100)))
+    elif path.endswith(".parquet"):
+        print(sum(len(line) for document in islice(documents(path), 100) for line in document))
+    elif "10-gigabytes" in path:
+        print(sum(len(document) for document in documents(path)))
     else:
         corpus = prepare(path, out + "/c", vocab_size=100, processes=1, progress=False)
         print(corpus.manifest["text"]["bytes"])
@@ -55,6 +63,13 @@ def brackets(root: Path) -> Path:
     return path
 
 
+def ten_gigabytes(root: Path) -> Path:
+    """1.5 MB that unpack to 10 GB of spaces, and a document of three lines behind them."""
+    stream = lzma.compress(b" " * 100_000_000, preset=1)
+    (root / "10-gigabytes.txt.xz").write_bytes(stream * 100 + lzma.compress(b"\none\ntwo\nthree\n"))
+    return root / "10-gigabytes.txt.xz"
+
+
 def dictionary(root: Path) -> Path:
     """2 kB of parquet in which 256 rows refer to one string of 8 MB."""
     import pyarrow
@@ -76,23 +91,25 @@ def xz_dictionary(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("bomb", "said"),
+    ("command", "bomb", "said"),
     [
-        pytest.param(zeros, "20000240", marks=pytest.mark.slow),
-        (long_lines, "12024240"),
-        (brackets, "brackets.jsonl.xz, line 1 is longer than 16 MB; cut it into several records"),
-        (dictionary, "32767500\n"),  # characters of a hundred pieces, each of five lines of 64 kB
-        (xz_dictionary, "a.txt.xz is a damaged .xz archive (Memory usage limit exceeded)"),
+        pytest.param("prepare", zeros, "20000240", marks=pytest.mark.slow),
+        ("prepare", long_lines, "12024240"),
+        ("prepare", brackets, "brackets.jsonl.xz, line 1 is longer than 16 MB; cut it into several records"),
+        ("prepare", dictionary, "32767500\n"),  # characters of a hundred pieces, each of five lines of 64 kB
+        ("predict", dictionary, f"{100 * 5 * (8 << 18)}\n"),
+        ("prepare", xz_dictionary, "a.txt.xz is a damaged .xz archive (Memory usage limit exceeded)"),
+        pytest.param("prepare", ten_gigabytes, "3\n", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
-def test_bomb(bomb: Callable[[Path], Path], said: str, light: Path, tmp_path: Path) -> None:
+def test_bomb(command: str, bomb: Callable[[Path], Path], said: str, light: Path, tmp_path: Path) -> None:
     if bomb is dictionary:
         pytest.importorskip("pyarrow")
     path = bomb(tmp_path)
     # Fewer arenas of memory, which take up the address space and not the memory itself.
     small = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     environment = {**os.environ, **small, "PYTHONPATH": os.pathsep.join([str(light), *sys.path])}
-    command = [sys.executable, "-c", CODE, str(path), str(tmp_path)]
-    run = subprocess.run(command, cwd=light, env=environment, capture_output=True, text=True)
+    arguments = [sys.executable, "-c", CODE, str(path), str(tmp_path), command]
+    run = subprocess.run(arguments, cwd=light, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert said in run.stdout

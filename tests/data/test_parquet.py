@@ -51,9 +51,10 @@ def test_pages_of_all_layouts(tmp_path, packing, version, encoding):
 
 def test_batches_fit_the_largest_page(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", ["x" * 3000] * 50)
-    monkeypatch.setattr(parquet, "BATCH", 10_000)
     with path.open("rb") as file:
-        assert parquet._batch_size(path, file, writer.ParquetFile(path).metadata.row_group(0)) == 3
+        group = writer.ParquetFile(path).metadata.row_group(0)
+        assert parquet.batch_size(path, file, group, ["n", "text"], 10_000) == 3
+        assert parquet.batch_size(path, file, group, ["n"], 10_000) == parquet.ROWS
     monkeypatch.setattr(parquet, "LARGEST_PAGE", 2000)
     with pytest.raises(
         ValueError, match=r"a.parquet has a page of 3004 bytes in the column \"text\"; at most 2000 are"

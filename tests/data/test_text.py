@@ -132,6 +132,7 @@ def test_long_documents_come_in_pieces(tmp_path):
         ("a.txt", b"", ValueError, r"a.txt is empty \(0 bytes\)"),
         ("a.txt", b"\n \n\n", ValueError, "a.txt holds no text, blank lines at most"),
         ("a.csv", b"x", ValueError, r"a.csv ends in .csv; text is read from .txt, .tokens, .jsonl, .parquet"),
+        ("a.zip", b"PK", ValueError, r"a.zip ends in .zip; text is read from"),
         ("a.parquet.gz", b"x", ValueError, r"a.parquet.gz ends in .parquet.gz; .*unpack"),
         ("text", b"x", ValueError, "text ends in nothing"),
         ("a.txt.gz", b"no archive", ValueError, r"a.txt.gz is a damaged .gz archive \(.*\); fetch or pack it again"),

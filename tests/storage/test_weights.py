@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import struct
+import tracemalloc
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_hostile_safetensors(name, tmp_path):
     for part in [str(path), *parts, REMEDY]:
         assert part in str(refused.value)
     assert len(str(refused.value)) < 1000
+
+
+def test_a_header_of_100_mb_is_refused_unread(tmp_path):
+    """The safetensors library itself would parse it."""
+    path, length = tmp_path / "model.safetensors", 100_000_000
+    path.write_bytes(struct.pack("<Q", length) + b"{")
+    os.truncate(path, 8 + length)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"has 100000008 bytes and claims a header of {length}; at most 16777216"):
+            weights.read_tensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_only_regular_files(tmp_path):
