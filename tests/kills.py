@@ -25,6 +25,7 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,8 @@ def attempt(trial: Trial, folder: Path, expected: dict[str, str]) -> str | None:
 
     ended = tracer.run(first, trial.fault, folder / "stderr")
     told = ended.stderr.strip().splitlines()
+    if ended.hung:
+        return f"it had not ended after {tracer.LONGEST} s: {ended.stderr[-3000:]}"
     if trial.way in ("refused calls", "slow store", "clock"):
         if "Traceback" in ended.stderr or ended.code not in (0, 1):
             return f"status {ended.code} and a traceback: {ended.stderr[-3000:]}"
@@ -164,7 +167,7 @@ def attempt(trial: Trial, folder: Path, expected: dict[str, str]) -> str | None:
         arguments = job.again(out)
         if arguments is not None:
             again = tracer.run(lambda: main(arguments), tracer.Fault("count"), folder / "stderr-again")
-            if again.code != 0:
+            if again.hung or again.code != 0:
                 return f"the second start ended with status {again.code}: {again.stderr[-3000:]}"
     if rest := [path.name for path in folder.rglob("*") if ".tmp-" in path.name]:
         return f"left behind: {', '.join(rest)}"
@@ -211,6 +214,7 @@ def main() -> int:
     import torch
     import torch._dynamo
     import tracer
+    from tqdm import tqdm
 
     import electra_fast.cli.tasks  # noqa: F401
     from electra_fast.report.terminal import progress_bar
@@ -220,6 +224,10 @@ def main() -> int:
     if not tracer.able():
         return print(f"kills: left out, as {tracer.UNABLE}") or 0
     torch.set_num_threads(1)
+    # tqdm's own lock is a semaphore that forked processes share: a child that is killed while it holds it would stop all
+    # others. Its monitor is a thread, which may hold the lock when a child is forked.
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
     # Drawing the curves takes as long as all else in such a run, and measuring the peak a tenth of that.
     finish.plot_curves = lambda rows, path: path.touch()
     finetune.plot_finetuning = lambda rows, metric, path: path.touch()

@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ TRACEME, PEEKUSER, POKEUSER, CONT, SYSCALL, SETOPTIONS = 0, 3, 6, 7, 24, 0x4200
 OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x80 | 0x100000  # SYSGOOD, FORK, VFORK, CLONE, SECCOMP, EXITKILL
 SECCOMP_STOP = signal.SIGTRAP | 7 << 8
 WALL = 0x40000000  # __WALL: threads too
+LONGEST = 300  # seconds of a run, each of which takes one or two where the machine is idle
 UNABLE = "system calls are traced on Linux with x86-64 alone"
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -51,11 +53,13 @@ class Fault(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a child ended: its status as of waitpid, the calls it made, and what it printed on stderr."""
+    """How a child ended: its status as of waitpid, the calls it made, what it printed on stderr, and whether it was
+    killed because it had not ended after LONGEST seconds."""
 
     status: int
     calls: list[str]
     stderr: str
+    hung: bool
 
     @property
     def code(self) -> int:
@@ -78,14 +82,20 @@ def run(work: Callable[[], int], fault: Fault, stderr: Path) -> Ended:
     os.waitpid(child, 0)  # it stops before it begins
     _ptrace(SETOPTIONS, child, OPTIONS)
     _ptrace(CONT, child, 0)
-    if fault.kind == "moment":
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-        signal.setitimer(signal.ITIMER_REAL, max(fault.at, 1) / 1000)
+    alarms = []
+
+    def kill(*_: object) -> None:
+        alarms.append(fault.kind)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill)
+    signal.setitimer(signal.ITIMER_REAL, max(fault.at, 1) / 1000 if fault.kind == "moment" else LONGEST)
     try:
         status, calls = _follow(child, fault)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return Ended(status, calls, stderr.read_text(errors="replace"))
+    return Ended(status, calls, stderr.read_text(errors="replace"), alarms not in ([], ["moment"]))
 
 
 def _child(work: Callable[[], int], stderr: Path) -> None:
