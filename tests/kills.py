@@ -224,8 +224,8 @@ def main() -> int:
     if not tracer.able():
         return print(f"kills: left out, as {tracer.UNABLE}") or 0
     torch.set_num_threads(1)
-    # tqdm's own lock is a semaphore that forked processes share: a child that is killed while it holds it would stop all
-    # others. Its monitor is a thread, which may hold the lock when a child is forked.
+    # tqdm's own lock is a semaphore that forked processes share: a child that is killed while it holds it would stop
+    # all others. Its monitor is a thread, which may hold the lock when a child is forked.
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
     # Drawing the curves takes as long as all else in such a run, and measuring the peak a tenth of that.
