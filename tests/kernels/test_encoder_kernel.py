@@ -60,7 +60,7 @@ def test_a_wider_layer_in_one_launch_a_block() -> None:
 
 
 @pytest.mark.parametrize("depth", [2, *repeats(1, 3)])
-@pytest.mark.parametrize("asking", [(5, 0, 3), *repeats((0, 0, 0))], ids=str)
+@pytest.mark.parametrize("asking", [(5, 0, 3), *repeats(((0, 0, 0),))], ids=str)
 def test_only_some_rows_ask_in_the_last_layer(asking: tuple, depth: int, whole: None) -> None:
     check(named, truth, example(width=64, heads=1, inner=64, depth=depth, asking=asking), torch.float16)
     check(named, truth, example(width=24, heads=2, depth=depth, asking=asking))
