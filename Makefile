@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: build core pretrain test test-all mutants fuzz kills bench aot lint docs sanitize tsan clean
+.PHONY: build core pretrain test test-all mutants fuzz kills bench aot lint lock docs sanitized sanitize tsan clean
 
 build: core  ## the package (editable), its tools and electra-fast in .venv
 
@@ -31,9 +31,9 @@ test-all: core  ## the slow tests too
 	$(MAKE) --no-print-directory sanitize
 
 SECONDS ?= 60
-fuzz: core  ## damaged files for every reader and odd arguments for every op, for this many seconds in all
+fuzz: core sanitized  ## damaged files for every reader and odd arguments for every op, for this many seconds in all
 	$(BIN)/pip install --quiet atheris
-	$(BIN)/python tests/fuzz --seconds $(SECONDS)
+	$(BIN)/python tests/fuzz --seconds $(SECONDS) $(if $(ASAN),--sanitized $(SANITIZED)/lib)
 
 MINUTES ?= 15
 kills: core  ## runs that are killed or refused the disk at every system call that writes, and resumed
@@ -55,24 +55,34 @@ lint: $(INSTALLED)
 	$(BIN)/mypy electra_fast
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
+lock: $(INSTALLED)  ## requirements/dev.txt anew: the newest versions of all that builds, tests and documents the package
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --upgrade --no-annotate \
+		--custom-compile-command "make lock" --quiet --output-file requirements/dev.txt
+
 docs: $(INSTALLED)  ## the documentation in build/site; a link or an anchor that leads nowhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The package again, in build/sanitize, its core under AddressSanitizer and UndefinedBehaviorSanitizer, and of the tests
-# of every op in C++ those that lead it through all sizes, in each instruction set, alone and on threads.
+# The package again, in build/sanitize, its core under AddressSanitizer and UndefinedBehaviorSanitizer; and of the tests
+# of every op in C++ those that lead it through all sizes, in each instruction set, alone and on threads. `make fuzz`
+# calls this core too.
 SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SANITIZED := $(CURDIR)/build/sanitize
 SANITIZE_TESTS ?= tests/csrc/test_core.py tests/ops/test_properties.py \
 	$(wildcard $(patsubst csrc/%.cpp,tests/ops/test_%.py,$(wildcard csrc/*.cpp))) \
 	-k "core or properties or instruction_set or threads"
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
-sanitize: $(INSTALLED)
+sanitized: $(INSTALLED)
 ifeq ($(ASAN),)
-	@echo "sanitize: left out, as $(CXX) has no libasan.so; with gcc's it checks every read and write of the core"
+	@echo "sanitized: left out, as $(CXX) has no libasan.so; with gcc's every read and write of the core is checked"
 else
 	rm -rf $(SANITIZED)/lib
 	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_py --build-lib $(SANITIZED)/lib \
 		build_ext --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/objects
+endif
+
+sanitize: sanitized
+ifneq ($(ASAN),)
 	LD_PRELOAD="$(ASAN) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
 		OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -q -x -n 2 --capture=sys -p no:cacheprovider $(SANITIZE_TESTS)
 endif

@@ -22,6 +22,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS), *(str(TESTS / name) for name in ("ops", "model", "tasks"))]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+CORE = 5  # shares of the time that the ops get, of which there are many; a reader gets one
 NO_ENGINE = "tests/fuzz needs atheris, which there is for CPython 3.11 to 3.13 on Linux and x86-64: pip install atheris"
 
 
@@ -30,7 +31,7 @@ def main() -> int:
         "python tests/fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="targets to fuzz (default: all)")
-    parser.add_argument("--seconds", type=float, default=60, help="time, divided over the targets (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60, help="time, shared by the targets (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="folder of findings")
     parser.add_argument("--replay", type=Path, metavar="INPUT", help="read one input again and show what happens")
     parser.add_argument(
@@ -71,11 +72,11 @@ def run(names: list[str], targets: dict, options: argparse.Namespace) -> int:
     from fuzz.engine import fuzz
 
     world.world(), world.task_model()  # made once, before the children are forked
-    each = options.seconds / len(names)
+    shares = [CORE if name == "core" else 1 for name in names]
     rows = []
     with progress_bar(total=round(options.seconds), unit="s") as bar:
-        for number, name in enumerate(names, 1):
-            start = time.monotonic()
+        for number, name in enumerate(names):
+            start, each = time.monotonic(), options.seconds * shares[number] / sum(shares)
 
             def report(
                 inputs: int, findings: int, name: str = name, begun: float = bar.n, start: float = start
@@ -88,7 +89,7 @@ def run(names: list[str], targets: dict, options: argparse.Namespace) -> int:
             else:
                 tally = fuzz(targets[name], each, options.out, TESTS / "fuzz" / "corpus" / name, report)
             rows.append((name, tally.inputs, tally.accepted, tally.refused, len(tally.findings)))
-            bar.update(round(number * each) - bar.n)
+            bar.update(round(options.seconds * sum(shares[: number + 1]) / sum(shares)) - bar.n)
     rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
     print(f"{'target':12s}{'inputs':>12s}{'accepted':>12s}{'refused':>12s}{'findings':>10s}")
     for name, inputs, accepted, refused, findings in rows:

@@ -1,9 +1,10 @@
 """The ops, called by their public functions and directly, with arguments that no careful caller would give.
 
-There is no clang here to link libFuzzer with, so arguments are drawn from a number: those of the ops' own tests, and
+The core is built by gcc, which has no libFuzzer, so arguments are drawn from a number: those of the ops' own tests, and
 then some of their numbers are changed, and for public functions shapes, strides and types. An op may compute or raise;
 where its process dies, or AddressSanitizer ends it, the number is the finding. With --sanitized the core of that
-package is called, which `make sanitize` builds under AddressSanitizer and UndefinedBehaviorSanitizer.
+package is called, which `make sanitized` builds under AddressSanitizer and UndefinedBehaviorSanitizer; `make fuzz` does
+so. Memory is limited: the address space, or under AddressSanitizer, which reserves terabytes of that, what is resident.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fuzz.engine import Report, Tally
+from fuzz.engine import COUNTS, ROOM, Report, Tally, limit
 
 NUMBERS = [-(1 << 63), -(1 << 31), -1, 0, 1, 2, 3, 100, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 63) - 1]
 FLOATS = [0.0, -1.0, 0.5, 1.0, 2.0, 1e-45, 1e-30, 1e30, 1e300, float("nan"), float("inf"), -float("inf")]
 STATE = struct.Struct("<QQQ")  # the number under way, calls that computed, calls that raised
+ASAN = f"detect_leaks=0:allocator_may_return_null=1:hard_rss_limit_mb={4 * ROOM >> 20}"
 Call = tuple[Callable[..., Any], tuple[Any, ...], bool]
 
 
@@ -174,8 +176,6 @@ def fuzz(seconds: float, out: Path, sanitized: Path | None, report: Report) -> T
             tally.find(struct.pack("<Q", number), f"{why} at number {number}", text)
             state_file.write_bytes(STATE.pack(number + 1, accepted, refused))
         before = accepted + refused
-    from fuzz.engine import COUNTS
-
     tally.shared[:] = COUNTS.pack(accepted, refused)
     return tally
 
@@ -189,7 +189,7 @@ def command(arguments: list[str], sanitized: Path | None) -> dict[str, Any]:
             subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
             for name in ("libasan.so", "libstdc++.so")
         ]
-        environment |= dict(LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1")
+        environment |= dict(LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS=ASAN)
     return dict(args=[sys.executable, "-m", "fuzz.core", *arguments], env=environment)
 
 
@@ -210,7 +210,10 @@ def main(arguments: list[str]) -> None:
         return
     with open(arguments[1], "r+b") as file, mmap.mmap(file.fileno(), STATE.size) as state:
         number, computed, raised = STATE.unpack(state[:])
-        calls, end = overloads(), time.monotonic() + float(arguments[2])
+        calls = overloads()
+        if os.environ.get("ASAN_OPTIONS") != ASAN:
+            limit()
+        end = time.monotonic() + float(arguments[2])
         while time.monotonic() < end:
             state[:] = STATE.pack(number, computed, raised)
             if call(number, calls):

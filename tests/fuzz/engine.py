@@ -29,6 +29,7 @@ from fuzz.world import MEMORY
 SECONDS_AN_INPUT = 10
 ROOM = 1 << 30  # bytes of address space, beyond what the process has when it starts to fuzz
 LONGEST = 1 << 14  # bytes of an input
+MOST = 1000  # inputs of earlier runs that a run begins with, the shortest: reading them takes of its time
 COUNTS = struct.Struct("<QQ")  # accepted, refused
 
 Report = Callable[[int, int], None]  # is called with inputs and findings so far
@@ -94,6 +95,8 @@ def fuzz(target: Target, seconds: float, out: Path, kept: Path, report: Report) 
     tally = Tally(target.name, out)
     corpus = out / "corpus" / target.name
     corpus.mkdir(parents=True, exist_ok=True)
+    for path in sorted(corpus.iterdir(), key=lambda path: path.stat().st_size)[MOST:]:
+        path.unlink()
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY) as scratch:
         for seed in target.seeds():  # read here first, which imports what a reader needs before there are limits
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
