@@ -19,10 +19,10 @@ def plan(tmp_path: Path) -> Plan:
     data = tmp_path / "data"
     for folder in ("multi30k", "scitldr", "squadshifts", "squad"):
         (data / folder).mkdir(parents=True)
-    for part, count in (("train", 12), ("val", 2), ("test_2016_flickr", 3)):
+    for part, count in (("train", 300), ("val", 2), ("test_2016_flickr", 3)):
         for side, lines in (("en", EN), ("de", DE)):
             with gzip.open(data / "multi30k" / f"{part}.{side}.gz", "wt") as file:
-                file.write("".join(f"{line}\n" for line in lines[:count]))
+                file.write("".join(f"{line}\n" for line in (lines * 25)[:count]))
     abstract = {"source": ["The cat is new.", "The dog is old."], "target": ["the dog is old"]}
     for name in ("train", "dev"):
         with lzma.open(data / "scitldr" / f"scitldr-A.{name}.jsonl.xz", "wt") as file:
