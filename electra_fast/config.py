@@ -9,6 +9,7 @@ from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from electra_fast.objective_config import ObjectiveConfig
 from electra_fast.special_ids import SpecialIds
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -149,7 +150,7 @@ class NetworkConfig(EncoderConfig):
 
 
 @dataclass(frozen=True)
-class ElectraConfig(EncoderConfig):
+class ElectraConfig(ObjectiveConfig, EncoderConfig):
     """The config of generator and discriminator and of the objective that trains them.
 
     The encoder's fields are the discriminator's. The generator has the same embeddings, a hidden_size of generator_size
@@ -168,34 +169,6 @@ class ElectraConfig(EncoderConfig):
 
     generator_layers: float = 1.0
     """Layers of the generator as a share of the discriminator's; above 0, at most 4."""
-
-    mask_prob: float = 0.15
-    """Share of a sequence's tokens that the generator predicts."""
-
-    replace_prob: float = 0.85
-    """Share of the predicted tokens that the generator sees as [MASK]; it sees the others unchanged."""
-
-    max_predictions: int | None = None
-    """Most predicted tokens of one sequence, or None for no limit. Google: int((mask_prob + 0.005) * length)."""
-
-    temperature: float = 1.0
-    """Number by which the generator's logits are divided for a sample; 0 takes the most likely token."""
-
-    disallow_correct: bool = False
-    """Whether the generator never samples the original token."""
-
-    gen_weight: float = 1.0
-    """Weight of the generator's loss in the sum of both."""
-
-    disc_weight: float = 50.0
-    """Weight of the discriminator's loss in the sum of both."""
-
-    share_embeddings: bool = True
-    """Whether both networks have one set of embeddings; without it each has its own."""
-
-    faithful: bool = False
-    """Whether Google's code is reproduced where it is odd: predicted positions are drawn with replacement, a position
-    that is drawn twice gets the mean of its samples' ids, and the learning rate is 0 in the first step."""
 
     pad_token_id: int = 0
     """Id of [PAD]."""
@@ -217,10 +190,7 @@ class ElectraConfig(EncoderConfig):
         for name in ("generator_size", "generator_layers"):
             if not 0 < getattr(self, name) <= 4:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie above 0 and at most 4")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (the most likely token) or above")
-        if self.max_predictions is not None and self.max_predictions < 1:
-            raise ValueError(f"max_predictions is {self.max_predictions}; it must be at least 1, or None for no cap")
+        self.check_objective()
         special = SpecialIds.of(self).token_ids
         for name, value in special.items():
             if not 0 <= value < self.vocab_size:
@@ -242,8 +212,11 @@ class ElectraConfig(EncoderConfig):
     def generator(self) -> NetworkConfig:
         """The generator's config."""
         hidden = round(self.hidden_size * self.generator_size)
+        p = self.generator_dropout
+        dropout: dict[str, Any] = {} if p is None else dict(hidden_dropout_prob=p, attention_probs_dropout_prob=p)
         return dataclasses.replace(
             self.discriminator,
+            **dropout,
             hidden_size=hidden,
             num_hidden_layers=max(1, round(self.num_hidden_layers * self.generator_layers)),
             num_attention_heads=max(1, hidden // 64),

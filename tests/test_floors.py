@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # from the ground; a room may import from the floors below it, and from its own floor in one direction
     {"_C", "kernels"},
     {"ops"},
-    {"special_ids", "config", "cores", "device", "storage", "report", "info"},
+    {"special_ids", "objective_config", "config", "cores", "device", "storage", "report", "info"},
     {"data", "decoding", "model", "reference"},
     {"objectives"},
     {"train", "tasks", "interop", "seq2seq"},

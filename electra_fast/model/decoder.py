@@ -156,9 +156,11 @@ class Decoder(nn.Module):
         for i, layer in enumerate(layers):
             first, second, third = seeds[1 + 3 * i : 4 + 3 * i].split(1)
             context = attend(i, ops.linear(x, layer.qkv.weight, layer.qkv.bias).unflatten(1, (3, *heads)))
-            x = _close(layer.out, layer.attention_norm, context, x, row_ids, seed=first, **rule)
+            x = finish_attention(layer.out, layer.attention_norm, context, x, row_ids, seed=first, **rule)
             query = ops.linear(x, layer.cross_query.weight, layer.cross_query.bias).unflatten(1, heads)
-            x = _close(layer.cross_out, layer.cross_norm, attend_across(i, query), x, row_ids, seed=second, **rule)
+            x = finish_attention(
+                layer.cross_out, layer.cross_norm, attend_across(i, query), x, row_ids, seed=second, **rule
+            )
             up, down, norm = layer.up, layer.down, layer.ffn_norm
             weights = (up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias)
             x = ops.ffn_block(x, *weights, row_ids, seed=third, **rule)
@@ -179,7 +181,9 @@ class Decoder(nn.Module):
         return F.linear(self.transform(hidden), self.embeddings.word.weight, self.vocabulary_bias)
 
 
-def _close(out: nn.Linear, norm: nn.LayerNorm, context: Tensor, x: Tensor, row_ids: Tensor, **rule: Any) -> Tensor:
+def finish_attention(
+    out: nn.Linear, norm: nn.LayerNorm, context: Tensor, x: Tensor, row_ids: Tensor, **rule: Any
+) -> Tensor:
     """The end of an attention block: LayerNorm(x + dropout(out(context))); context: (T, H, head dim)."""
     projected = ops.linear(context.flatten(1), out.weight, out.bias)
     return ops.dropout_add_layer_norm(projected, x, norm.weight, norm.bias, row_ids, **rule)

@@ -28,6 +28,10 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, width)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
 
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The word, position and token type tables that the network reads."""
+        return self.word.weight, self.position.weight, self.token_type.weight
+
 
 class Layer(nn.Module):
     """The parameters of one transformer layer with LayerNorm after each block (post-LN).
@@ -85,30 +89,10 @@ class Encoder(nn.Module):
 
         Raises ValueError if a sequence is longer than the position table, IndexError for an id outside the word table.
         """
-        config, tables, projection = self.config, self.embeddings, self.embeddings_projection
+        config = self.config
         layers: Any = self.layers
-        if batch.width > config.max_position_embeddings:
-            raise ValueError(
-                f"the batch is {batch.width} columns wide, max_position_embeddings is "
-                f"{config.max_position_embeddings}; cut the text into shorter sequences"
-            )
         seeds = derive_seeds(seed, step, stream, 1 + 2 * len(layers))
-        x = ops.embedding(
-            input_ids,
-            batch.token_type_ids,
-            batch.position_ids,
-            tables.word.weight,
-            tables.position.weight,
-            tables.token_type.weight,
-            tables.norm.weight,
-            tables.norm.bias,
-            None if projection is None else projection.weight,
-            None if projection is None else projection.bias,
-            row_ids=batch.row_ids,
-            eps=config.layer_norm_eps,
-            dropout_p=config.hidden_dropout_prob if self.training else 0.0,
-            seed=seeds[0:1],
-        )
+        x = self.embed(batch, input_ids, seeds[0:1])
         queries: dict[str, Any] = {}
         if masked is not None:
             queries = dict(rows=masked.positions, cu_rows=masked.slots, max_rows=masked.max_slots)
@@ -124,6 +108,32 @@ class Encoder(nn.Module):
             attention_dropout_p=config.attention_probs_dropout_prob if self.training else 0.0,
             dropout_p=config.hidden_dropout_prob if self.training else 0.0,
             seeds=seeds[1:],
+        )
+
+    def embed(self, batch: Batch, input_ids: Tensor, seed: Tensor) -> Tensor:
+        """Compute the rows that enter the first layer, (T, D), from (T,) int64 tokens.
+
+        seed: (1,) int64, of dropout. The other arguments and the errors are those of `forward`.
+        """
+        config, tables, projection = self.config, self.embeddings, self.embeddings_projection
+        if batch.width > config.max_position_embeddings:
+            raise ValueError(
+                f"the batch is {batch.width} columns wide, max_position_embeddings is "
+                f"{config.max_position_embeddings}; cut the text into shorter sequences"
+            )
+        return ops.embedding(
+            input_ids,
+            batch.token_type_ids,
+            batch.position_ids,
+            *tables.tables(),
+            tables.norm.weight,
+            tables.norm.bias,
+            None if projection is None else projection.weight,
+            None if projection is None else projection.bias,
+            row_ids=batch.row_ids,
+            eps=config.layer_norm_eps,
+            dropout_p=config.hidden_dropout_prob if self.training else 0.0,
+            seed=seed,
         )
 
 

@@ -37,13 +37,20 @@ def step_flops(config: ElectraConfig, lengths: Sequence[int], slots: int, learni
     generator = generator_flops(config.generator, lengths, slots)
     if learning == "generator":
         return generator
-    discriminator = config.discriminator
-    head = 2 * sum(lengths) * (discriminator.hidden_size**2 + discriminator.hidden_size)
-    scoring = 3 * (encoder_flops(discriminator, lengths) + head)
-    return scoring + (generator if learning == "both" else generator // 3)
+    return scoring_flops(config.discriminator, lengths) + (generator if learning == "both" else generator // 3)
+
+
+def scoring_flops(config: NetworkConfig, lengths: Sequence[int]) -> int:
+    """The discriminator's part of `step_flops`."""
+    head = 2 * sum(lengths) * (config.hidden_size**2 + config.hidden_size)
+    return 3 * (encoder_flops(config, lengths) + head)
 
 
 def generator_flops(config: NetworkConfig, lengths: Sequence[int], slots: int) -> int:
     """The generator's part of `step_flops`, which is the whole step of a masked language model."""
-    head = 2 * slots * config.embedding_size * (config.hidden_size + config.vocab_size)
-    return 3 * (encoder_flops(config, lengths) + head)
+    return 3 * (encoder_flops(config, lengths) + word_head_flops(config, slots))
+
+
+def word_head_flops(config: NetworkConfig, rows: int) -> int:
+    """Operations of the forward pass of a head over the vocabulary, for `rows` tokens."""
+    return 2 * rows * config.embedding_size * (config.hidden_size + config.vocab_size)

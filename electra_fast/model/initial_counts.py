@@ -42,6 +42,7 @@ from torch import Tensor
 from electra_fast.data.ngrams import NGrams
 from electra_fast.model.encoder import Embeddings, Encoder
 from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.model.residual_embeddings import ResidualEmbeddings
 
 WAVES = 32  # columns of an embedding, at most, for the position
 SPREAD = 0.02  # root mean square of an embedding's numbers
@@ -69,28 +70,31 @@ class Columns(NamedTuple):
 
 
 @torch.no_grad()
-def start_from_counts(discriminator: Discriminator | None, generator: Generator, ngrams: NGrams) -> None:
+def start_from_counts(discriminator: Discriminator | None, generator: Generator | None, ngrams: NGrams) -> None:
     """Set initial weights of the networks from counts of neighbouring tokens, in place.
 
     discriminator: may be None. Of embeddings that both networks share, the discriminator's width decides how many
         columns words have.
-    generator: the masked language model.
+    generator: the masked language model; may be None.
     ngrams: the counts, over the vocabulary of the networks.
 
     Raises ValueError for networks with a single head in all, or too narrow to hold a vector of 1.
     Cost: a truncated singular value decomposition of a sparse (V, V) table; 0.2 s for 1,000 words, some seconds for
     30,000.
     """
-    own = generator.encoder.embeddings
-    if discriminator is not None:
-        tables = discriminator.encoder.embeddings
+    own = None if generator is None else generator.encoder.embeddings
+    tables = None if discriminator is None else discriminator.encoder.embeddings
+    if isinstance(tables, ResidualEmbeddings):
+        tables.token_type.weight.copy_(tables.tables()[2])
+    if discriminator is not None and tables is not None:
         waves, rank = _embed(tables, ngrams, discriminator.config.hidden_size, apart=True)
         _discriminate(discriminator, _attend(discriminator.encoder, waves, rank, apart=True))
-        if own is tables:
-            _generate(generator, _attend(generator.encoder, waves, rank, apart=False), rank, ngrams)
-            return
-    waves, rank = _embed(own, ngrams, generator.config.hidden_size, apart=False)
-    _generate(generator, _attend(generator.encoder, waves, rank, apart=False), rank, ngrams)
+    if generator is not None and own is not None:
+        if own is not tables:
+            waves, rank = _embed(own, ngrams, generator.config.hidden_size, apart=False)
+        _generate(generator, _attend(generator.encoder, waves, rank, apart=False), rank, ngrams)
+    if isinstance(tables, ResidualEmbeddings):  # until here they hold what the network is to read
+        tables.represent((tables.word.weight, tables.position.weight, tables.token_type.weight))
 
 
 def frequencies(number: int) -> Tensor:

@@ -69,7 +69,10 @@ class Network(nn.Module):
         Writes config.json, model.safetensors and SHA256SUMS, each complete or not at all; the directory is made if need
         be. Raises OSError if the disk is full or not writable.
         """
-        write_network(Path(path), self.config, self.architecture, to_huggingface(self.state_dict()))
+        state = dict(self.state_dict())
+        read = zip(("word", "position", "token_type"), self.encoder.embeddings.tables(), strict=True)
+        state |= {f"encoder.embeddings.{name}.weight": table.detach() for name, table in read}  # with what is added
+        write_network(Path(path), self.config, self.architecture, to_huggingface(state))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute the logits of packed tokens (T, ...) from their hidden states (T, D)."""
@@ -115,6 +118,22 @@ class Transform(nn.Module):
         return self.norm(ops.linear(hidden, self.dense.weight, self.dense.bias, gelu=True))
 
 
+def word_head(
+    rows: Tensor, words: Tensor, bias: Tensor, labels: Tensor, sharpness: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """ops.generator_head of logits that are multiplied by a number that lies on the device.
+
+    rows, words, bias, labels: (M, E), (V, E), (V,) and (M,), as there.
+    sharpness: (1,), 1 / temperature; it divides the loss's logits too. None for 1.
+    options: temperature, seed, row_ids, disallow_correct and label_smoothing, as there.
+
+    Returns loss (M,) in nats and sampled (M,) int64.
+    """
+    if sharpness is not None:
+        rows, bias = rows * sharpness.to(rows.dtype), bias * sharpness.to(bias.dtype)
+    return ops.generator_head(rows, words, bias, labels, **options)
+
+
 class Generator(Network):
     """ELECTRA's generator: a masked language model, whose output matrix is its word table.
 
@@ -140,11 +159,11 @@ class Generator(Network):
 
         rows: (M, E), what `transform` returns.
         labels: (M,) int64, the original tokens; -100 where there is none.
-        options: temperature, seed, row_ids and disallow_correct, as ops.generator_head describes them.
+        options: those of `word_head`.
 
         Returns loss (M,) in nats, 0 where the label is -100, and sampled (M,) int64.
         """
-        return ops.generator_head(rows, self.encoder.embeddings.word.weight, self.vocabulary_bias, labels, **options)
+        return word_head(rows, self.encoder.embeddings.tables()[0], self.vocabulary_bias, labels, **options)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute the logits of every word of the vocabulary.
@@ -153,7 +172,7 @@ class Generator(Network):
 
         Returns (T, V).
         """
-        return F.linear(self.transform(hidden), self.encoder.embeddings.word.weight, self.vocabulary_bias)
+        return F.linear(self.transform(hidden), self.encoder.embeddings.tables()[0], self.vocabulary_bias)
 
 
 class Discriminator(Network):

@@ -9,7 +9,7 @@ from electra_fast.data.batch import Batch
 
 # The number of each stream, from which `derive_seeds` derives a seed. A network takes one stream for each of its ops,
 # counted from its number here.
-MASKING, SAMPLING, GENERATOR, DISCRIMINATOR, DECODER = 0, 1, 1 << 16, 2 << 16, 4 << 16
+MASKING, SAMPLING, GENERATOR, DISCRIMINATOR, DECODER, RIGHT_TO_LEFT = 0, 1, 1 << 16, 2 << 16, 4 << 16, 5 << 16
 
 
 def scalars(batch: Batch, seed: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from electra_fast import ops
 from electra_fast.config import ElectraConfig, Learning
 from electra_fast.data.batch import Batch
-from electra_fast.model.networks import Discriminator, Generator
+from electra_fast.model.networks import Discriminator, Network
 from electra_fast.model.seeds import GENERATOR, MASKING, SAMPLING, scalars
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.ops.masking import Masked
@@ -45,7 +45,8 @@ class ElectraOutput:
     """Input of the discriminator, (T,) int64: the text with the generator's samples in it."""
 
     is_replaced: Tensor
-    """Labels of the discriminator, (T,) bool: True where the token is not the original one."""
+    """Labels of the discriminator, (T,) bool: True where the token is not the original one. Of Electric: where
+    the generator drew it, be it the original one."""
 
     discriminator_logits: Tensor
     """Logits of the discriminator, (T,), without gradients: above 0 where a token looks replaced."""
@@ -70,14 +71,27 @@ class ElectraOutput:
         return self.slot_samples[self.slots.labels != -100]
 
 
+class Filled(NamedTuple):
+    """What the generator made of M slots."""
+
+    loss: Tensor
+    """Its loss in nats, a scalar with gradients."""
+
+    sampled: Tensor
+    """The tokens that it drew, (M,) int64."""
+
+    rows: Tensor
+    """The rows that enter its word table, (M, E)."""
+
+
 class Objective(nn.Module):
     """A model that a Pretrainer can train: it is called with a batch, a seed and a step, and returns an ElectraOutput.
 
     config: the sizes of the networks and the settings of the objective.
     """
 
-    generator: Generator
-    """The network that predicts the hidden tokens."""
+    generator: Any
+    """What predicts the hidden tokens: a Generator, TwoTowers or a FixedDistribution."""
 
     discriminator: Discriminator | None
     """The network that tells replaced tokens from original ones, where the objective has one."""
@@ -89,6 +103,11 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.learning: Learning = "both"  # which network learns; see Electra
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The networks that `save_pretrained` writes, by the names of their directories."""
+        return {name: module for name, module in self.named_children() if isinstance(module, Network)}
 
     @property
     def special_ids(self) -> list[int]:
@@ -135,29 +154,65 @@ class Objective(nn.Module):
             seed=derive_seeds(key, at, MASKING, 1),
         )
 
-    def fill(
-        self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, used: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def predictions(self, batch: Batch, masked: Masked) -> Tensor:
+        """The number of predictions that the generator's loss is a mean over, (): here the used slots."""
+        return (masked.labels != -100).sum()
+
+    def fill(self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, used: Tensor) -> Filled:
         """Let the generator predict the hidden tokens, and sample one for each slot.
 
         batch, masked: the packed text, and the slots that `mask` chose.
         key, at: (1,) int64, seed and step.
-        used: (), the number of slots that the loss is divided by.
+        used: (), the number of predictions that the loss is divided by.
+        """
+        rows = self.generator.transform(self.generator.encoder(batch, masked.masked_ids, key, at, GENERATOR, masked))
+        if self._falling and torch.is_grad_enabled():  # the loss is that of the generator's own distribution
+            losses, _ = self.generator.head(rows, masked.labels, temperature=0.0, label_smoothing=self._smoothing)
+            with torch.no_grad():
+                _, sampled = self.draw(rows, masked, key, at)
+        else:
+            losses, sampled = self.draw(rows, masked, key, at)
+        wide = torch.promote_types(losses.dtype, torch.float32)  # for sums, where the networks run in bfloat16
+        return Filled(losses.sum(dtype=wide) / (used.to(wide) + 1e-6), sampled, rows)
 
-        Returns the loss in nats, the samples (M,) int64, and the rows (M, E) that enter the word table.
+    def draw(self, rows: Tensor, masked: Masked, key: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample a token for each slot, at the temperature of the step.
+
+        rows: (M, E), those that enter the word table. masked, key, at: as for `fill`.
+
+        Returns loss (M,), that of the distribution from which is sampled while the temperature falls, and sampled (M,)
+        int64.
         """
         config = self.config
-        rows = self.generator.transform(self.generator.encoder(batch, masked.masked_ids, key, at, GENERATOR, masked))
-        losses, sampled = self.generator.head(
+        return self.generator.head(
             rows,
             masked.labels,
+            sharpness=1 / self.temperature(at) if self._falling else None,
             seed=derive_seeds(key, at, SAMPLING, 1),
             row_ids=masked.sample_rows,
-            temperature=config.temperature,
+            temperature=1.0 if self._falling else config.temperature,
             disallow_correct=config.disallow_correct,
+            label_smoothing=self._smoothing,
         )
-        wide = torch.promote_types(losses.dtype, torch.float32)  # for sums, where the networks run in bfloat16
-        return losses.sum(dtype=wide) / (used.to(wide) + 1e-6), sampled, rows
+
+    def temperature(self, at: Tensor) -> Tensor:
+        """The temperature of a step, (1,) float32; at: (1,) int64. It is on the device, so a CUDA graph can read it.
+
+        x = min(1, step / steps)    linear: T = first + (last - first) x    exponential: T = first (last / first)^x
+        """
+        config = self.config
+        first, last = config.temperature_from or config.temperature, config.temperature
+        x = (at.float() / max(1, config.temperature_steps)).clamp(max=1)
+        return first + (last - first) * x if config.temperature_fall == "linear" else first * (last / first) ** x
+
+    @property
+    def _falling(self) -> bool:
+        """Whether the temperature depends on the step; evaluation always takes the last one."""
+        return self.training and self.config.temperature_from is not None
+
+    @property
+    def _smoothing(self) -> float:
+        return self.config.label_smoothing if self.training else 0.0
 
     def forward(
         self,
@@ -174,7 +229,7 @@ class Objective(nn.Module):
         batch: the packed text, on the networks' device.
         seed, step: ints, or (1,) int64 tensors on that device.
         masked: the result of `mask` for these, if it is at hand; computed by default.
-        denominators: the numbers of used slots and of tokens that the losses are divided by. A micro-batch gets those
+        denominators: the numbers of predictions and of tokens that the losses are divided by. A micro-batch gets those
             of its whole batch; by default they are the batch's own.
 
         Returns an ElectraOutput.
@@ -187,7 +242,7 @@ class Objective(nn.Module):
         key, at = scalars(batch, seed, step)
         masked = self.mask(batch, key, at) if masked is None else masked
         if denominators is None:
-            denominators = ((masked.labels != -100).sum(), batch.tokens)
+            denominators = (self.predictions(batch, masked), batch.tokens)
         return self.losses(batch, masked, key, at, denominators)
 
     def losses(
@@ -200,8 +255,9 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Save each network to a directory of its name inside `path`, which transformers loads."""
-        raise NotImplementedError
+        """Save each of `networks` to a directory of its name inside `path`, which transformers loads."""
+        for name, network in self.networks.items():
+            network.save_pretrained(Path(path) / name)
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
         """Floating-point operations of a training step (see model/flops.py).

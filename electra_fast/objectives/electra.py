@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from electra_fast import ops
 from electra_fast.config import ElectraConfig
 from electra_fast.data.batch import Batch
 from electra_fast.model.flops import step_flops
 from electra_fast.model.networks import Discriminator, Generator
-from electra_fast.model.seeds import DISCRIMINATOR
-from electra_fast.objectives.base import ElectraOutput, Objective
+from electra_fast.model.residual_embeddings import ResidualEmbeddings
+from electra_fast.objectives.base import ElectraOutput
+from electra_fast.objectives.detection import Detection
 from electra_fast.ops.masking import Masked
 from electra_fast.storage.atomic import read_json
 from electra_fast.storage.digests import verify, write_files
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Electra(Objective):
+class Electra(Detection):
     """ELECTRA: a generator and a discriminator, which share their embeddings unless the config says otherwise.
 
     The generator predicts hidden tokens, samples of it replace them in the text, and the discriminator tells of every
@@ -40,7 +40,8 @@ class Electra(Objective):
 
     config: the sizes of the networks and the settings of the objective.
     generator, discriminator: trained networks to start from, which are used as they are; by default new ones with
-        random weights. Where embeddings are shared, both get the discriminator's.
+        random weights. Where embeddings are shared, both get the discriminator's; where they are disentangled, each
+        keeps its own, the discriminator's as what it adds to the generator's.
 
     Raises ValueError if embeddings that are to be shared differ in shape, or if a network has another vocabulary than
     the config.
@@ -48,8 +49,7 @@ class Electra(Objective):
     Source: Clark et al., "ELECTRA", ICLR 2020, section 2.
     """
 
-    discriminator: Discriminator
-    leading = "discriminator"
+    generator: Generator
 
     def __init__(
         self, config: ElectraConfig, generator: Generator | None = None, discriminator: Discriminator | None = None
@@ -61,6 +61,8 @@ class Electra(Objective):
         if config.share_embeddings:
             shared = self.discriminator.encoder.embeddings
         self.generator = generator or Generator(config.generator, shared)
+        if generator is not None and config.disentangled:
+            shared = generator.encoder.embeddings
         shapes = [
             {name: tuple(p.shape) for name, p in network.encoder.embeddings.named_parameters()}
             for network in (self.discriminator, self.generator)
@@ -76,7 +78,13 @@ class Electra(Objective):
                     f"the networks know {shape['word.weight'][0]} words, vocab_size is {config.vocab_size}; "
                     f"use the tokenizer they were trained with"
                 )
-        if config.share_embeddings:
+        if config.disentangled:
+            assert shared is not None
+            residual = ResidualEmbeddings(config.discriminator, shared)
+            residual.norm.load_state_dict(self.discriminator.encoder.embeddings.norm.state_dict())
+            residual.represent(self.discriminator.encoder.embeddings.tables())
+            self.discriminator.encoder.embeddings = residual
+        elif config.share_embeddings:
             self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
 
     def train(self, mode: bool = True) -> Self:
@@ -89,24 +97,21 @@ class Electra(Objective):
     def losses(
         self, batch: Batch, masked: Masked, key: Tensor, at: Tensor, denominators: tuple[Tensor, int | Tensor]
     ) -> ElectraOutput:
-        config, (used, tokens) = self.config, denominators
         learning = self.learning if self.training else "both"
         with torch.set_grad_enabled(torch.is_grad_enabled() and learning != "discriminator"):
-            generator_loss, sampled, rows = self.fill(batch, masked, key, at, used)
+            filled = self.fill(batch, masked, key, at, denominators[0])
         if learning == "generator":
-            none = rows.new_zeros(0)
-            details = (batch.input_ids[:0], none.bool(), none, masked, sampled, rows.detach())
-            return ElectraOutput(config.gen_weight * generator_loss, generator_loss, none.sum(), *details)
+            return self.nothing_detected(filled, batch, masked, self.config.gen_weight)
+        return self.detect(batch, masked, filled, key, at, denominators)
 
-        slots = (masked.positions, masked.labels, sampled)
-        corrupted, is_replaced = ops.corrupt(batch.input_ids, *slots, faithful=config.faithful)
-        hidden = self.discriminator.encoder(batch, corrupted, key, at, DISCRIMINATOR)
-        losses, logits = self.discriminator.score(hidden, is_replaced)
-        discriminator_loss = batch.counted(losses).sum(dtype=generator_loss.dtype) / (tokens + 1e-6)
-
-        loss = config.gen_weight * generator_loss + config.disc_weight * discriminator_loss
-        details = (corrupted, is_replaced, logits.detach(), masked, sampled, rows.detach())
-        return ElectraOutput(loss, generator_loss, discriminator_loss, *details)
+    @torch.no_grad()
+    def start_from_generator(self) -> None:
+        """Copy the generator's encoder to the discriminator's, each tensor that has the same name and shape there."""
+        source = dict(self.generator.encoder.named_parameters())
+        for name, p in self.discriminator.encoder.named_parameters():
+            is_own = not (self.config.disentangled and name.startswith("embeddings."))
+            if is_own and name in source and source[name].shape == p.shape:
+                p.copy_(source[name])
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
         return step_flops(self.config, lengths, slots, self.learning)
@@ -142,6 +147,5 @@ class Electra(Objective):
         Writes generator/ and discriminator/, each of which transformers loads too, and electra.json. The directory is
         made if need be. Raises OSError if the disk is full or not writable.
         """
-        self.generator.save_pretrained(Path(path) / "generator")
-        self.discriminator.save_pretrained(Path(path) / "discriminator")
+        super().save_pretrained(path)
         write_files(Path(path), {"electra.json": json.dumps(asdict(self.config), indent=2).encode() + b"\n"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
 from electra_fast.config import ElectraConfig
@@ -28,6 +26,7 @@ class MaskedLanguageModel(Objective):
     Source: Devlin et al., "BERT", NAACL 2019, section 3.1.
     """
 
+    generator: Generator
     discriminator = None
     leading = "generator"
 
@@ -46,7 +45,3 @@ class MaskedLanguageModel(Objective):
 
     def step_flops(self, lengths: list[int], slots: int) -> int:
         return generator_flops(self.generator.config, lengths, slots)
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Save the network to a directory with generator/, which `Generator.from_pretrained` and transformers load."""
-        self.generator.save_pretrained(Path(path) / "generator")

@@ -27,7 +27,7 @@ def finish(
     """
     model = trainer.model
     model.save_pretrained(run.out / "final")
-    networks = [name for name, _ in model.named_children()]
+    networks = list(model.networks)
     for network in networks:
         corpus.tokenizer.save(run.out / "final" / network)
     rows = read_log(run.out / "metrics.jsonl")

@@ -7,13 +7,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus, examples_at
 from electra_fast.data.ngrams import LARGEST_VOCABULARY, NGrams
 from electra_fast.data.verification import Verification
 from electra_fast.device import chosen_device, set_threads
 from electra_fast.model.initial_counts import start_from_counts
+from electra_fast.model.networks import Generator
 from electra_fast.objectives.base import Objective
+from electra_fast.objectives.electra import Electra
+from electra_fast.objectives.one_network import OneNetwork
+from electra_fast.objectives.uniform import Uniform
 from electra_fast.report.log import Callback, Log, Progress, measured_peak
 from electra_fast.report.terminal import say
 from electra_fast.storage import checkpoint
@@ -23,6 +30,7 @@ from electra_fast.train.evaluate import evaluate, heldout_batches
 from electra_fast.train.finish import finish
 from electra_fast.train.graph import StepGraph, budget_for
 from electra_fast.train.health import IN_A_ROW, Health
+from electra_fast.train.menu import check_together
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.resume import restore, state_of
 from electra_fast.train.settings import PretrainConfig, RunConfig
@@ -62,6 +70,10 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
     Raises ValueError (CheckpointError and InUseError among them) for settings, data or checkpoints that do not fit,
     OSError where OUT cannot be written, FloatingPointError for a loss that is not finite.
     """
+    sharing = run.embedding_sharing
+    if run.init_generator is None and run.init_discriminator is None and sharing is None:
+        sharing = run.chosen("embedding_sharing")
+    check_together(run.objective, config, sharing, run.init_generator)
     chosen_device(run.device)  # before anything is written
     set_threads(run.threads)
     try:
@@ -77,26 +89,21 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
             )
         saved = None if newest is None else checkpoint.load(newest)
         corpus = open_corpus(run)
-        model = build_model(run, corpus, config.seed)
-        if config.generator_steps and model.discriminator is None:
-            raise ValueError(
-                f"generator_share is {config.generator_share}, and {run.objective} has one network; leave it out"
-            )
-        if config.generator_steps and model.config.share_embeddings:
-            raise ValueError(
-                f"generator_share is {config.generator_share} and embeddings are shared: a discriminator that learns "
-                f"alone would change the generator's too. Take separate ones (--embeddings separate), or let both "
-                f"learn (--generator-share 0)"
-            )
-        words = model.generator.encoder.embeddings.word.num_embeddings
+        model = build_model(run, corpus, config.seed, config.steps)
+        tied = model.config.share_embeddings and not model.config.disentangled and isinstance(model, Electra)
+        check_together(run.objective, config, "tied" if tied else None, run.init_generator)
+        words = model.config.vocab_size
         ngrams = NGrams.of(corpus, COUNTED, words) if words <= LARGEST_VOCABULARY else None
-        if saved is None and starts_from_counts(run):
-            if ngrams is None:
-                raise ValueError(
-                    f"the vocabulary has {words:,} tokens; initial weights from counts are for at most "
-                    f"{LARGEST_VOCABULARY:,}: take --initial-weights random"
-                )
-            start_from_counts(model.discriminator, model.generator, ngrams)
+        if ngrams is None and (starts_from_counts(run) or run.noise == "unigram"):
+            raise ValueError(
+                f"the vocabulary has {words:,} tokens; counts are for at most {LARGEST_VOCABULARY:,}: take "
+                f"--initial-weights random, and --noise uniform"
+            )
+        if ngrams is not None and isinstance(model, Uniform) and run.noise == "unigram":
+            model.draw_by(torch.from_numpy(ngrams.unigram(np.arange(words))))
+        if ngrams is not None and saved is None and starts_from_counts(run):
+            own = isinstance(model.generator, Generator) and not isinstance(model, OneNetwork)
+            start_from_counts(model.discriminator, model.generator if own else None, ngrams)
         return _Run(run, config, corpus, model, ngrams, lock, callback).go(saved)
 
 

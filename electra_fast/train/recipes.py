@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 ModelName = Literal["tiny", "small", "small_plus", "base", "large"]
-ObjectiveName = Literal["electra", "mlm"]
+ObjectiveName = Literal[
+    "electra", "mlm", "electric", "uniform", "two-stage", "frozen-generator", "corrective", "decoupled", "electra+mlm"
+]
 RecipeName = Literal["paper", "few"]
 
 
@@ -37,20 +39,37 @@ FEW = Recipe(  # measured in docs/recipes.md
         packing="plain",
         dropout=0.0,
         initial_weights="counts",
-        embeddings="separate",
+        embedding_sharing="none",
     ),
 )
 
 
+OF_OBJECTIVES: dict[ObjectiveName, Recipe] = {  # what an objective changes of a recipe
+    "two-stage": Recipe(
+        optimisation=dict(generator_share=0.5, copy_generator=True), run=dict(embedding_sharing="none")
+    ),
+    "frozen-generator": Recipe(
+        optimisation=dict(generator_later="frozen"), run=dict(embedding_sharing="none", temperature_from=2.0)
+    ),
+    "decoupled": Recipe(optimisation=dict(updates="decoupled"), run=dict(embedding_sharing="disentangled")),
+}
+ALONE_FIRST = ("electra", "two-stage", "corrective")  # objectives whose generator may learn alone at first
+
+
 def recipe_of(model: ModelName, name: RecipeName | None, objective: ObjectiveName) -> Recipe:
-    """A recipe by its name; without one, few for tiny and the paper's for the others."""
+    """A recipe by its name, with what the objective changes of it; without a name, few for tiny and the paper's for the
+    others."""
     if name == "few" or (name is None and model == "tiny"):
-        if objective == "electra":
-            return FEW
-        alone = dict(FEW["optimisation"])
-        alone["learning_rate"] = alone.pop("generator_learning_rate")
-        del alone["generator_share"]
-        return Recipe(optimisation=alone, run=FEW["run"])
-    fields = dict(zip(("batch_size", "learning_rate", "steps"), PAPER[model], strict=False))
-    length = PAPER[model][-1]
-    return Recipe(optimisation=fields, run=dict(max_length=length, packing="pairs", embeddings="shared"))
+        optimisation, run = dict(FEW["optimisation"]), dict(FEW["run"])
+        if objective not in ALONE_FIRST:
+            del optimisation["generator_share"]
+            rate = optimisation.pop("generator_learning_rate")
+            if objective == "mlm":
+                optimisation["learning_rate"] = rate
+            if objective == "decoupled":
+                optimisation["generator_learning_rate"] = rate
+    else:
+        optimisation = dict(zip(("batch_size", "learning_rate", "steps"), PAPER[model], strict=False))
+        run = dict(max_length=PAPER[model][-1], packing="pairs", embedding_sharing="tied")
+    changes = OF_OBJECTIVES.get(objective, Recipe(optimisation={}, run={}))
+    return Recipe(optimisation=optimisation | changes["optimisation"], run=run | changes["run"])

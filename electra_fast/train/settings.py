@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from electra_fast.config import DeviceOptions, Learning, PrecisionOptions, check_fields
+from electra_fast.train.model_options import ModelOptions
 from electra_fast.train.recipes import ModelName, ObjectiveName, RecipeName, recipe_of
 
 Packing = Literal["pairs", "plain"]
-InitialWeights = Literal["random", "counts"]
-EmbeddingsName = Literal["shared", "separate"]
 OptimizerName = Literal["adamw", "muon"]
+Updates = Literal["joint", "decoupled"]
+GeneratorLater = Literal["learns", "frozen"]
 Schedule = Literal["linear", "cosine", "stable"]
 
 
@@ -42,11 +43,24 @@ class PretrainConfig(PrecisionOptions):
     """Learning rate at its highest, which is at the end of the warm-up."""
 
     generator_share: float = 0.0
-    """Share of the steps, at the start, in which the generator learns alone; in the others it stays as it is and the
-    discriminator learns. 0 trains both together."""
+    """Share of the steps, at the start, in which the generator learns alone; the discriminator learns in the others. 0
+    trains both from the start."""
+
+    generator_later: GeneratorLater | None = None
+    """What the generator does in the other steps: it learns too, or is frozen and stays as it is. (default: frozen if
+    it learned alone before, else learns)"""
+
+    copy_generator: bool = False
+    """Start the discriminator from the generator's encoder, when that has learned alone: each tensor whose shape is the
+    same in both."""
+
+    updates: Updates = "joint"
+    """How the networks' gradients become updates: joint clips them by one norm, decoupled by one for each network, and
+    the generator has a learning rate of its own."""
 
     generator_learning_rate: float | None = None
-    """Learning rate at its highest while the generator learns alone; without one it is that of --learning-rate."""
+    """Learning rate at its highest of a generator that learns alone or decoupled; without one it is that of
+    --learning-rate."""
 
     warmup_steps: int | None = None
     """Steps over which the learning rate rises from 0. (default: 10,000, or a tenth of a run shorter than 100,000
@@ -103,6 +117,13 @@ class PretrainConfig(PrecisionOptions):
                 f"generator_share is {self.generator_share}; it must lie between 0 (both networks learn together) and "
                 f"1, not including 1"
             )
+        for name, value in (("copy_generator", self.copy_generator), ("updates", self.updates)):
+            needs_share = name == "copy_generator"
+            if value in (True, "decoupled") and (self.generator_share > 0) != needs_share:
+                raise ValueError(
+                    f"{name} is {value} and generator_share {self.generator_share}; it needs a generator that learns "
+                    f"{'alone at first (a share above 0)' if needs_share else 'with the other (a share of 0)'}"
+                )
         for name in ("weight_decay", "decay_power", "warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -128,11 +149,16 @@ class PretrainConfig(PrecisionOptions):
         """The first steps, in which the generator learns alone."""
         return int(self.generator_share * self.steps)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the generator stays as it is once it does not learn alone."""
+        return self.generator_later == "frozen" or (self.generator_later is None and self.generator_steps > 0)
+
     def learning(self, step: int) -> Learning:
         """Which network learns in a step, counted from 0."""
-        if not self.generator_steps:
-            return "both"
-        return "generator" if step < self.generator_steps else "discriminator"
+        if step < self.generator_steps:
+            return "generator"
+        return "discriminator" if self.frozen else "both"
 
     @classmethod
     def recipe(
@@ -169,46 +195,6 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Model: what is trained, and from where it starts."""
-
-    model: ModelName = "tiny"
-    """Sizes of the networks: the paper's, or tiny, which learns something in minutes on two cores."""
-
-    recipe: RecipeName | None = None
-    """What is done where no option says otherwise: paper as Google did, few for up to 100 million words of text and
-    minutes or hours. (default: few for tiny, paper for the others)"""
-
-    objective: ObjectiveName = "electra"
-    """What is learned: electra trains a generator and a discriminator, mlm one network of the discriminator's size that
-    fills blanks."""
-
-    mask_prob: float | None = None
-    """Share of a sequence's tokens that are masked and predicted. (default: 0.15, and 0.25 of large)"""
-
-    dropout: float | None = None
-    """Dropout of hidden rows and attention probabilities in both networks. (default: that of the weights to start from,
-    else 0.1, and 0 by the recipe few)"""
-
-    initial_weights: InitialWeights | None = None
-    """How networks begin: random as Google's, counts with what counts of neighbouring words know. (default: counts by
-    the recipe few, random by paper)"""
-
-    embeddings: EmbeddingsName | None = None
-    """Embeddings of both networks: shared is one set, separate one for each. (default: shared by the recipe paper, if
-    those of the weights to start from are equal, and separate by few)"""
-
-    init_generator: Path | None = None
-    """Hugging Face directory of a generator to start from. (default: random weights)"""
-
-    init_discriminator: Path | None = None
-    """Hugging Face directory of a discriminator to start from. (default: random weights)"""
-
-    faithful: bool = False
-    """Reproduce Google's code where it is odd: masked positions drawn with replacement, a first learning rate of 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Output: what is written, and how often."""
 
@@ -242,26 +228,9 @@ class OutputOptions:
 class RunConfig(DataOptions, ModelOptions, OutputOptions, DeviceOptions):
     """What a run reads, trains and writes, and on which device."""
 
-    def chosen(self, name: str, otherwise: Any = None) -> Any:
-        """The value of a field that may be None: what was given, else the recipe's, else `otherwise`."""
-        value = getattr(self, name)
-        chosen = recipe_of(self.model, self.recipe, self.objective)["run"].get(name, otherwise)
-        return chosen if value is None else value
-
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.objective == "mlm" and self.init_discriminator is not None:
-            raise ValueError(
-                f"objective is mlm, which has no discriminator, and init_discriminator is {self.init_discriminator}; "
-                f"leave it out, or start by --init-generator from the final/generator of another run of mlm"
-            )
-        weights = self.init_generator or self.init_discriminator
-        if self.initial_weights == "counts" and weights is not None:
-            raise ValueError(
-                f"initial_weights is counts, and the run starts from the weights in {weights}; leave one of them out"
-            )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must lie between 0 (none) and 1, not including 1")
+        self.check_model()
         for name in ("save_every", "keep", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

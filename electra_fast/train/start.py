@@ -17,8 +17,12 @@ from electra_fast.data.shards import MANIFEST
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.networks import Discriminator, Generator, Network
 from electra_fast.objectives.base import Objective
+from electra_fast.objectives.corrective import Corrective
 from electra_fast.objectives.electra import Electra
+from electra_fast.objectives.electric import Electric
 from electra_fast.objectives.mlm import MaskedLanguageModel
+from electra_fast.objectives.one_network import OneNetwork
+from electra_fast.objectives.uniform import Uniform
 from electra_fast.report.terminal import say
 from electra_fast.special_ids import SpecialIds
 from electra_fast.storage import checkpoint
@@ -28,7 +32,20 @@ from electra_fast.train.recipes import ObjectiveName
 from electra_fast.train.settings import RunConfig
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-OBJECTIVES: dict[ObjectiveName, type[Objective]] = {"electra": Electra, "mlm": MaskedLanguageModel}
+OBJECTIVES: dict[ObjectiveName, type[Objective]] = {
+    "electra": Electra,
+    "mlm": MaskedLanguageModel,
+    "electric": Electric,
+    "uniform": Uniform,
+    "two-stage": Electra,
+    "frozen-generator": Electra,
+    "corrective": Corrective,
+    "decoupled": Electra,
+    "electra+mlm": OneNetwork,
+}
+OF_OBJECTIVE = (  # settings of the objective that a run has under the same name
+    "temperature", "temperature_fall", "disallow_correct", "label_smoothing", "generator_dropout", "noise"
+)  # fmt: skip
 OF_EMBEDDINGS = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")  # which networks share
 
 
@@ -122,12 +139,13 @@ def _prepared(run: RunConfig) -> Corpus:
     return corpus
 
 
-def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
+def build_model(run: RunConfig, corpus: Corpus, seed: int, steps: int = 1_000_000) -> Objective:
     """Make the model of a run: its preset, fitted to the tokenizer, with the weights to start from if it names some.
 
     run: names the preset, the objective, the directories of weights, and changes to the preset.
     corpus: gives the tokenizer and the length of the examples.
     seed: new weights are a function of it.
+    steps: of the run; the temperature falls within half of them, if it falls and the run does not say.
 
     Raises ValueError if weights do not fit the tokenizer or each other.
     """
@@ -136,13 +154,18 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     dropout = {} if run.dropout is None else dict.fromkeys(DROPOUTS, run.dropout)
     networks: dict[str, Any] = {}
     if run.init_generator is not None:
-        networks["generator"] = _network(Generator, run.init_generator, dropout, tokenizer)
+        own = dropout if run.generator_dropout is None else dict.fromkeys(DROPOUTS, run.generator_dropout)
+        networks["generator"] = _network(Generator, run.init_generator, own, tokenizer)
     if run.init_discriminator is not None:
         networks["discriminator"] = _network(Discriminator, run.init_discriminator, dropout, tokenizer)
     differ = len(networks) == 2 and not _equal_words(*networks.values())
-    changes: dict[str, Any] = {"share_embeddings": run.chosen("embeddings") == "shared"}
-    if differ and run.embeddings is None:
-        changes["share_embeddings"] = False
+    sharing = run.chosen("embedding_sharing")
+    if differ and run.embedding_sharing is None and sharing == "tied":
+        sharing = "none"
+    changes: dict[str, Any] = {name: getattr(run, name) for name in OF_OBJECTIVE}
+    changes |= {"share_embeddings": sharing != "none", "disentangled": sharing == "disentangled"}
+    if (first := run.chosen("temperature_from")) is not None:
+        changes |= {"temperature_from": first, "temperature_steps": run.temperature_steps or max(1, steps // 2)}
     if run.mask_prob is not None:
         changes["mask_prob"] = run.mask_prob
     if not networks and run.chosen("dropout") is not None:
@@ -160,10 +183,10 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int) -> Objective:
     objective = OBJECTIVES[run.objective]
     if leading := networks.get(objective.leading):
         preset = dataclasses.replace(preset, **asdict(leading.config))
-    if differ and preset.share_embeddings:
+    if differ and preset.share_embeddings and not preset.disentangled:
         say("note: the two networks come with different embeddings; the discriminator's are taken for both")
     model = objective(preset, **networks)
-    if model.discriminator is not None and len(networks) == 1 and not preset.share_embeddings:
+    if isinstance(model, Electra) and len(networks) == 1 and not preset.share_embeddings:
         other, given = (model.generator, model.discriminator)[:: 1 if "discriminator" in networks else -1]
         other.encoder.embeddings.load_state_dict(given.encoder.embeddings.state_dict())
     return model

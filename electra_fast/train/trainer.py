@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from electra_fast.data.batch import Batch
 from electra_fast.objectives.base import Objective
+from electra_fast.objectives.electra import Electra
 from electra_fast.storage.network import match
+from electra_fast.train.decoupled import Decoupled
 from electra_fast.train.metrics import NonFinite, StepMetrics
 from electra_fast.train.muon import Muon
 from electra_fast.train.optimizer import AdamW, working_copy
@@ -41,12 +45,18 @@ class Pretrainer:
         self.model, self.config = model, config or PretrainConfig()
         self.working = working_copy(model, self.config.precision)
         copies = () if self.working is model else self.working.named_parameters()
-        self.optimizer = OPTIMIZERS[self.config.optimizer](model.named_parameters(), self.config, copies)
+        self.optimizer = self._optimizer(copies)
         self.steps_done = 0
         device = next(model.parameters()).device
         self.seed = torch.full((1,), self.config.seed, dtype=torch.int64, device=device)
         self.non_finite = NonFinite(device, stop=self.config.non_finite == "stop")
         self.read_every = 1 if device.type == "cpu" else 32  # steps between two looks, which wait for the device
+
+    def _optimizer(self, copies: Iterable[tuple[str, Parameter]]) -> AdamW | Decoupled:
+        kind, named = OPTIMIZERS[self.config.optimizer], self.model.named_parameters()
+        if self.config.updates == "decoupled":
+            return Decoupled(kind, named, self.config, copies)
+        return kind(named, self.config, copies)
 
     @property
     def skipped(self) -> int:
@@ -98,7 +108,7 @@ class Pretrainer:
         model = self.working.train()
         parts = batch.split(self.config.micro_batch_size or max(1, len(batch)))
         masks = [model.mask(part, self.seed, step) for part in parts]
-        used = torch.stack([(masked.labels != -100).sum() for masked in masks]).sum()
+        used = torch.stack([model.predictions(*pair) for pair in zip(parts, masks, strict=True)]).sum()
 
         losses, scores, labels = torch.zeros(3, device=used.device), [], []
         for part, masked in zip(parts, masks, strict=True):
@@ -114,8 +124,13 @@ class Pretrainer:
         return losses, norm, torch.cat(scores), torch.cat(labels)
 
     def advance(self) -> None:
-        """Count the step, and every `read_every` steps check that all were finite."""
+        """Count the step, start the discriminator from the generator if that is due, and every `read_every` steps check
+        that all were finite."""
         self.steps_done += 1
+        if self.config.copy_generator and self.steps_done == self.config.generator_steps:
+            assert isinstance(self.model, Electra)
+            self.model.start_from_generator()
+            self.optimizer.refresh()
         if self.steps_done % self.read_every == 0:
             self.check()
 

@@ -38,7 +38,7 @@ PRETRAIN = dict(
     resume=False, allow_change=(), save_every=1000, keep=3, eval_every=100, log_every=10, seed=0, device="auto",
     precision="auto", non_finite="stop", init_generator=None, init_discriminator=None, faithful=False, log_to=None,
     packing=None, mask_prob=None, dropout=None, threads=None, stop_when_dead=False, recipe=None,
-    initial_weights=None, embeddings=None,    generator_share=1 / 6, generator_learning_rate=2e-3, beta2=0.98,
+    initial_weights=None, embedding_sharing=None, generator_share=1 / 6, generator_learning_rate=2e-3, beta2=0.98,
 )  # fmt: skip
 PAPERS = dict(generator_share=0.0, generator_learning_rate=None, beta2=0.999)
 TASK = dict(
@@ -95,7 +95,7 @@ def test_options_of_prepare(line: str, changed: dict[str, Any]) -> None:
         ("--model base", dict(model="base", batch_size=256, learning_rate=2e-4, steps=766_000) | PAPERS),
         ("--recipe paper", dict(recipe="paper", batch_size=128, learning_rate=6e-4, steps=2000) | PAPERS),
         ("--model base --recipe few", dict(model="base", recipe="few")),
-        ("--initial-weights random --embeddings separate", dict(initial_weights="random", embeddings="separate")),
+        ("--initial-weights random --embedding-sharing none", dict(initial_weights="random", embedding_sharing="none")),
         ("--model=small --steps 5", dict(model="small", batch_size=128, learning_rate=5e-4, steps=5) | PAPERS),
         (
             "--objective mlm",

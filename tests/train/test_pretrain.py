@@ -177,7 +177,7 @@ def test_warm_start_continues_from_given_weights(
     pair = Electra.from_pretrained(final)
     tables = [network.encoder.embeddings.word.weight for network in (pair.generator, pair.discriminator)]
     assert not torch.equal(*tables)  # each has its own by the recipe of tiny
-    shared = ["--steps", "8", "--embeddings", "shared"]
+    shared = ["--steps", "8", "--embedding-sharing", "tied"]
     assert run(corpus, tmp_path / "refused", *shared) == 1
     assert "embeddings are shared: a discriminator that learns alone would change" in capsys.readouterr().err
     assert run(corpus, tmp_path / "shared", *shared, "--generator-share", "0") == 0

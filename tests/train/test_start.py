@@ -77,7 +77,7 @@ def test_dropout_of_weights_to_start_from(run: RunConfig, tmp_path: Path) -> Non
 
 def test_weights_to_start_from_grow_for_tokens_added_to_the_data(run: RunConfig, tmp_path: Path) -> None:
     """Both networks get the same rows; the generator's new biases are the mean of the others."""
-    first = started(dataclasses.replace(run, embeddings="shared"))
+    first = started(dataclasses.replace(run, embedding_sharing="tied"))
     with torch.no_grad():
         first.generator.vocabulary_bias.normal_(generator=torch.Generator().manual_seed(1))
     first.save_pretrained(tmp_path / "weights")
@@ -119,9 +119,9 @@ def test_weights_with_fewer_words_than_the_data_are_refused(run: RunConfig, tmp_
 
 def test_embeddings_of_weights_to_start_from(run: RunConfig, tmp_path: Path) -> None:
     """Separate by the recipe few, whatever they were. By the recipe paper those that are equal are shared again."""
-    for embeddings in ("separate", "shared"):
+    for embeddings in ("none", "tied"):
         directory = tmp_path / embeddings
-        first = started(dataclasses.replace(run, embeddings=embeddings))
+        first = started(dataclasses.replace(run, embedding_sharing=embeddings))
         first.save_pretrained(directory)
         weights = {f"init_{name}": directory / name for name in ("generator", "discriminator")}
         again = dataclasses.replace(run, data=(run.out / "data",), vocab_size=None, **weights)
@@ -130,9 +130,9 @@ def test_embeddings_of_weights_to_start_from(run: RunConfig, tmp_path: Path) -> 
         assert not model.config.share_embeddings and not starts_from_counts(again)
         assert torch.equal(model.generator.encoder.embeddings.word.weight, wanted)
         model = started(dataclasses.replace(again, recipe="paper"))
-        assert model.config.share_embeddings == (embeddings == "shared")
+        assert model.config.share_embeddings == (embeddings == "tied")
         assert torch.equal(model.generator.encoder.embeddings.word.weight, wanted)
-    assert started(dataclasses.replace(again, embeddings="shared")).config.share_embeddings
+    assert started(dataclasses.replace(again, embedding_sharing="tied")).config.share_embeddings
     assert starts_from_counts(run) and not starts_from_counts(dataclasses.replace(run, recipe="paper"))
     with pytest.raises(ValueError, match="initial_weights is counts, and the run starts from the weights in"):
         dataclasses.replace(again, initial_weights="counts")

@@ -1,0 +1,42 @@
+"""Embeddings of a discriminator that adds its own tables to the generator's, and sends those no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from electra_fast.config import NetworkConfig
+from electra_fast.model.encoder import Embeddings
+
+
+class ResidualEmbeddings(Embeddings):
+    """Tables that are added to those of another network, through which no gradient reaches the other's.
+
+        table = stop_gradient(shared table) + own table
+
+    The module's parameters are its own tables, which begin at 0, and a LayerNorm of its own, which begins as a copy.
+
+    config: the sizes. shared: the other network's embeddings, which stay a part of that network alone.
+
+    Source: He et al., "DeBERTaV3", ICLR 2023, section 3.3 (gradient-disentangled embedding sharing).
+    """
+
+    def __init__(self, config: NetworkConfig, shared: Embeddings) -> None:
+        super().__init__(config)
+        self.shared = [shared]  # in a list, so that it is no submodule
+        with torch.no_grad():
+            for table in (self.word, self.position, self.token_type):
+                table.weight.zero_()
+            self.norm.load_state_dict(shared.norm.state_dict())
+
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        words, positions, types = (
+            shared.detach() + own for shared, own in zip(self.shared[0].tables(), super().tables(), strict=True)
+        )
+        return words, positions, types
+
+    @torch.no_grad()
+    def represent(self, tables: tuple[Tensor, ...]) -> None:
+        """Set the own tables so that `tables()` returns these, up to rounding."""
+        for own, shared, table in zip(super().tables(), self.shared[0].tables(), tables, strict=True):
+            own.copy_(table - shared)
