@@ -1,10 +1,11 @@
-"""attention: forward and backward, and forward alone, with dropout 0.1 and without, on packed tokens; causal, too.
+"""attention: forward and backward, and forward alone, with dropout 0.1 and without, on packed tokens; also causal
+attention, and cross attention of a quarter as many queries as keys.
 
     python benches attention --device cpu --models small base --shapes 16x128 4x512
 
-flops: 4 H D sum(S^2) forward, 3.5 times that with the backward, which computes the scores anew; half of both where
-attention is causal. bytes: each tensor
-moved once, four of (T, H, D) forward and eight more backward. Lengths below the longest (--ragged) are padded for the
+flops: 4 H D sum(queries x keys) forward, 3.5 times that with the backward, which computes the scores anew; half of both
+where attention is causal. bytes: each tensor moved once, queries and output, keys and values, and twice that more in
+the backward. Lengths below the longest (--ragged) are padded for the
 rivals, as they need it; flops and bytes count no padding. Rivals:
 
     sdpa         scaled_dot_product_attention on (N, H, S, D) views, with a mask where there is padding, or is_causal
@@ -31,7 +32,7 @@ from electra_fast.ops.attention import AttentionArguments, attention_reference
 SHAPES = {"cpu": ("16x128", "4x512"), "cuda": ("128x128", "64x512")}  # sequences x tokens
 SEED = 3
 WAYS = ((0.1, True), (0.0, True), (0.0, False))  # dropout, with the backward
-KINDS = [(*way, causal) for causal in (False, True) for way in WAYS]
+KINDS = [(*way, kind) for kind in ("", "causal", "cross") for way in WAYS]
 
 
 @dataclass
@@ -42,15 +43,17 @@ class Case:
     k: Tensor
     v: Tensor
     upstream: Tensor
-    there: Tensor  # (N, S) bool: which places of the padded form are tokens
+    there: Tensor  # (N, S) bool: which places of the padded form are keys
+    asking: Tensor  # (N, Sq) bool: which are queries
     p: float
     backward: bool
     causal: bool = False
 
     @classmethod
     def make(
-        cls, heads: int, width: int, shape: str, options: Options, p: float, backward: bool, causal: bool = False
+        cls, heads: int, width: int, shape: str, options: Options, p: float, backward: bool, what: str = ""
     ) -> Case:
+        """what: "causal", "cross", or "" for neither."""
         rows, columns = (int(n) for n in shape.split("x"))
         g = torch.Generator().manual_seed(0)
         lengths = torch.randint(columns // 8, columns + 1, (rows,), generator=g)
@@ -59,30 +62,35 @@ class Case:
         lengths[0] = columns
         there = (torch.arange(columns) < lengths[:, None]).to(options.device)
         kind = dict(device=options.device, dtype=torch.bfloat16 if options.device == "cuda" else torch.float32)
-        total = int(lengths.sum())
-        q, k, v = torch.randn(total, 3, heads, width, **kind).unbind(1)
-        return cls(q, k, v, torch.randn(total, heads, width, **kind), there, p, backward, causal)
+        asking = there
+        q, k, v = torch.randn(int(lengths.sum()), 3, heads, width, **kind).unbind(1)
+        if what == "cross":
+            fewer = lengths // 4
+            asking = (torch.arange(int(fewer.max())) < fewer[:, None]).to(options.device)
+            q = torch.randn(int(fewer.sum()), heads, width, **kind)
+        return cls(q, k, v, torch.randn_like(q), there, asking, p, backward, what == "causal")
 
     @property
-    def cu_seqlens(self) -> Tensor:
-        return F.pad(self.there.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    def sequences(self) -> tuple[Tensor, int, Tensor, int]:
+        """Offsets and longest sequence, of the queries and of the keys."""
+        queries, keys = (F.pad(t.sum(1).cumsum(0), (1, 0)).to(torch.int32) for t in (self.asking, self.there))
+        return queries, self.asking.shape[1], keys, self.there.shape[1]
 
     @property
     def flops(self) -> float:
         _, heads, width = self.q.shape
-        scores = float(self.there.sum(1).square().sum()) / (2 if self.causal else 1)
+        scores = float((self.asking.sum(1) * self.there.sum(1)).sum()) / (2 if self.causal else 1)
         return 4 * heads * width * scores * (3.5 if self.backward else 1)
 
     @property
     def bytes(self) -> float:
-        return self.q.numel() * self.q.element_size() * (12 if self.backward else 4)
+        return 2 * (self.q.nbytes + self.k.numel() * self.k.element_size()) * (3 if self.backward else 1)
 
-    def padded(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor, there: Tensor) -> Tensor:
         """(T, H, D) -> (N, H, S, D)"""
-        n, s = self.there.shape
-        if self.there.all():
-            return x.unflatten(0, (n, s)).transpose(1, 2)
-        return x.new_zeros(n, s, *x.shape[1:]).index_put((self.there,), x).transpose(1, 2)
+        if there.all():
+            return x.unflatten(0, there.shape).transpose(1, 2)
+        return x.new_zeros(*there.shape, *x.shape[1:]).index_put((there,), x).transpose(1, 2)
 
     def step(self, op: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: list[Tensor], upstream: Tensor) -> Step:
         """A call that returns the output and the three gradients."""
@@ -96,22 +104,21 @@ class Case:
 
 
 def ours(case: Case) -> Step:
-    cu_seqlens, longest, rows = case.cu_seqlens, case.there.shape[1], torch.arange(len(case.q), device=case.q.device)
+    sequences, rows = case.sequences, torch.arange(len(case.q), device=case.q.device)
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         options = dict(dropout_p=case.p, causal=case.causal)
-        return ops.attention(q, k, v, cu_seqlens, longest, seed=SEED, row_ids=rows, **options)
+        return ops.attention(q, k, v, *sequences, seed=SEED, row_ids=rows, **options)
 
     return case.step(op, [case.q, case.k, case.v], case.upstream)
 
 
 def reference(case: Case, dtype: torch.dtype | None = None, p: float | None = None) -> Step:
-    cu_seqlens, longest, rows = case.cu_seqlens, case.there.shape[1], torch.arange(len(case.q), device=case.q.device)
+    sequences, rows = case.sequences, torch.arange(len(case.q), device=case.q.device)
     seed, scale = torch.tensor([SEED], device=case.q.device), 1 / math.sqrt(case.q.shape[2])
 
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout_p = case.p if p is None else p
-        sequences = (cu_seqlens, longest, cu_seqlens, longest)
         numbers = (seed, scale, dropout_p, case.causal)
         return attention_reference(AttentionArguments(q, k, v, *sequences, rows, *numbers))
 
@@ -127,7 +134,8 @@ def sdpa(case: Case) -> Step:
     def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=case.p, is_causal=causal)
 
-    return case.step(op, [case.padded(t) for t in (case.q, case.k, case.v)], case.padded(case.upstream))
+    inputs = [case.padded(case.q, case.asking), *(case.padded(t, case.there) for t in (case.k, case.v))]
+    return case.step(op, inputs, case.padded(case.upstream, case.asking))
 
 
 def agrees(case: Case) -> Callable[[Step], str]:
@@ -135,7 +143,9 @@ def agrees(case: Case) -> Callable[[Step], str]:
 
     def run(step: Step) -> list[Tensor]:
         found: Any = step()
-        return [(t.transpose(1, 2)[case.there] if t.dim() == 4 else t).detach().double() for t in found]
+        places = (case.asking, case.asking, case.there, case.there)  # of the output and of the three gradients
+        packed = [t.transpose(1, 2)[p] if t.dim() == 4 else t for t, p in zip(found, places, strict=False)]
+        return [t.detach().double() for t in packed]
 
     def distance(found: list[Tensor], wanted: list[Tensor]) -> float:
         return max(float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
@@ -160,10 +170,10 @@ def races(options: Options) -> Iterator[Race]:
         network = getattr(ElectraConfig, model)().discriminator
         heads, width = network.num_attention_heads, network.hidden_size // network.num_attention_heads
         for shape in options.shapes or SHAPES[options.device]:
-            for p, backward, causal in KINDS:
-                case = Case.make(heads, width, shape, options, p, backward, causal)
+            for p, backward, kind in KINDS:
+                case = Case.make(heads, width, shape, options, p, backward, kind)
                 way = "forward+backward" if backward else "forward"
-                said = f"{shape} {heads}x{width} p={p:g} {way}{' causal' * causal}"
+                said = f"{shape} {heads}x{width} p={p:g} {way} {kind}".rstrip()
                 yield Race(
                     bench="attention",
                     model=model,

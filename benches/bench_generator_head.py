@@ -1,4 +1,4 @@
-"""Cross-entropy of the masked tokens and one exact sample for each, forward and backward.
+"""Cross-entropy of the masked tokens and one exact sample for each, forward and backward; with label smoothing, too.
 
     python benches generator_head --device cpu --models small
 
@@ -28,7 +28,7 @@ from electra_fast.config import ElectraConfig
 from electra_fast.ops import generator_head
 
 SHAPES = {"cpu": ("16x128", "128x128"), "cuda": ("128x128",)}
-Head = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # hidden, weight, bias, labels -> loss, sample
+Head = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]  # the op's arguments, smoothing last
 
 
 @dataclass
@@ -39,9 +39,10 @@ class Case:
     weight: Tensor  # (V, E)
     bias: Tensor  # (V,)
     labels: Tensor  # (M,) int64
+    smoothing: float = 0.0
 
     @classmethod
-    def make(cls, model: str, shape: str, device: str) -> Case:
+    def make(cls, model: str, shape: str, device: str, smoothing: float = 0.0) -> Case:
         config: ElectraConfig = getattr(ElectraConfig, model)()
         sequences, columns = (int(n) for n in shape.split("x"))
         rows, width, words = (
@@ -52,7 +53,7 @@ class Case:
         g = torch.Generator().manual_seed(0)
         floats = torch.randn(rows, width, generator=g), 0.1 * torch.randn(words, width, generator=g), torch.zeros(words)
         hidden, weight, bias = (t.to(device).requires_grad_() for t in floats)
-        return cls(hidden, weight, bias, torch.randint(0, words, (rows,), generator=g).to(device))
+        return cls(hidden, weight, bias, torch.randint(0, words, (rows,), generator=g).to(device), smoothing)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -71,26 +72,30 @@ class Case:
         leaves = (self.hidden, self.weight, self.bias)
 
         def step() -> tuple[Tensor, ...]:
-            loss, sampled = head(*leaves, self.labels)
+            loss, sampled = head(*leaves, self.labels, self.smoothing)
             return loss.detach(), sampled, *torch.autograd.grad(loss.mean(), leaves)
 
         return step
 
 
-def ours(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return generator_head(hidden, weight, bias, labels, seed=1)
+def ours(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    return generator_head(hidden, weight, bias, labels, seed=1, label_smoothing=smoothing)
 
 
-def gumbel(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def gumbel(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     logits = F.linear(hidden, weight, bias)
-    loss = F.cross_entropy(logits, labels, reduction="none")
+    loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     with torch.no_grad():
         return loss, (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
 
 
-def inverse_cdf(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_cdf(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     log_p = torch.log_softmax(F.linear(hidden, weight, bias), -1)
-    loss = F.nll_loss(log_p, labels, reduction="none")
+    loss = (1 - smoothing) * F.nll_loss(log_p, labels, reduction="none") - smoothing * log_p.mean(-1)
     with torch.no_grad():
         u = torch.rand(len(log_p), 1, device=log_p.device)
         return loss, torch.searchsorted(log_p.exp().cumsum(-1), u).clamp_(max=log_p.shape[1] - 1)[:, 0]
@@ -137,17 +142,19 @@ def result(step: Step) -> tuple[Tensor, ...]:
 def races(options: Options) -> Iterator[Race]:
     for model in options.models or ("small",):
         for shape in options.shapes or SHAPES[options.device]:
-            case = Case.make(model, shape, options.device)
-            yield Race(
-                bench="generator_head",
-                model=model,
-                shape=f"{shape} ({'x'.join(str(n) for n in case.sizes)})",
-                contestants={name: partial(build, case) for name, build in CONTESTANTS.items()},
-                check=right(case),
-                tokens=len(case.labels),
-                flops=case.flops,
-                bytes=case.bytes,
-            )
+            for smoothing in (0.0, 0.1):
+                case = Case.make(model, shape, options.device, smoothing)
+                smoothed = f" smoothing {smoothing:g}" if smoothing else ""
+                yield Race(
+                    bench="generator_head",
+                    model=model,
+                    shape=f"{shape} ({'x'.join(str(n) for n in case.sizes)}){smoothed}",
+                    contestants={name: partial(build, case) for name, build in CONTESTANTS.items()},
+                    check=right(case),
+                    tokens=len(case.labels),
+                    flops=case.flops,
+                    bytes=case.bytes,
+                )
 
 
 def bench_generator_head(benchmark: Any) -> None:

@@ -159,6 +159,36 @@ struct LayerKept {
   EF_FIELDS(LayerKept, between, attention, ffn, out)
 };
 
+// A decoder layer's parameters: self-attention, the query and output of the cross-attention, (D, D) and (D,), and its
+// norm, and the FFN.
+struct DecoderLayer {
+  AttentionWeights<const float> attention;
+  Affine<const float> query, cross_out, cross_norm;
+  FfnWeights<const float> ffn;
+  EF_FIELDS(DecoderLayer, attention, query, cross_out, cross_norm, ffn)
+};
+
+// The keys and values of all layers in pages, (L, pages, 2, H, tokens, D / H). table (R, blocks): the pages of each row
+// in order; lengths (R,): how many keys each has.
+struct PagedLayers {
+  float* data;
+  int64_t pages;
+  const int32_t *table, *lengths;
+  int64_t blocks;
+  EF_FIELDS(PagedLayers, data, pages, table, lengths, blocks)
+};
+
+// A step of decoding: one row of x for each target. The lengths of `target` count the new token, whose keys and values
+// the step writes. tokens: of a page.
+struct DecoderStep {
+  Rows x;
+  const int64_t* row_ids;
+  PagedLayers target, source;
+  int64_t L, H, F, tokens;
+  double eps;
+  EF_FIELDS(DecoderStep, x, row_ids, target, source, L, H, F, tokens, eps)
+};
+
 // The rows of x that are queries in the last layer: their indices (R,), their row ids (R,), and the offset of each
 // sequence's first one (N + 1,). If offsets is null, all rows are queries. (`rows` does not tell: it is null for R = 0,
 // too.)

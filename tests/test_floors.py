@@ -176,10 +176,14 @@ def test_no_core_function_takes_many_arguments() -> None:
 
 
 def test_ops_take_options_by_name() -> None:
-    """By position they take tensors, lists with an element for each tensor, and the lengths that tensors have."""
+    """By position they take tensors, lists with an element for each tensor, pages, and the lengths of tensors."""
     from electra_fast import ops
 
-    kinds = "Tensor, Tensor | None, list[Tensor], list[float], Sequence[Sequence[Tensor]], int, int | None".split(", ")
+    kinds = (
+        "Tensor, Tensor | None, list[Tensor], list[float], Sequence[Sequence[Tensor]], Paged, int, int | None".split(
+            ", "
+        )
+    )
     for name in ops.__all__:
         for parameter in inspect.signature(getattr(ops, name)).parameters.values():
             assert parameter.kind is parameter.KEYWORD_ONLY or parameter.annotation in kinds, f"{name}: {parameter}"

@@ -17,6 +17,7 @@ namespace ef::EF_NS {
 #include "../attention.cpp"
 #include "../attention_block.cpp"
 #include "../decode_attention.cpp"
+#include "../decoder_step.cpp"
 #include "../discriminator_head.cpp"
 #include "../dropout_add_layer_norm.cpp"
 #include "../embedding.cpp"

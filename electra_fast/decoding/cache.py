@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from electra_fast import ops
+from electra_fast.ops.decoder_step import Paged
 
 PAGE = 16  # tokens
 
@@ -17,7 +17,7 @@ PAGE = 16  # tokens
 class Cache:
     """Keys and values of R targets of equal length, for each layer of a decoder.
 
-    pool: an empty tensor (layers, 0, PAGE, 2, H, head dim) of the keys' dtype and device; it grows as pages are needed.
+    pool: an empty tensor (layers, 0, 2, H, PAGE, head dim) of the keys' dtype and device; it grows as pages are needed.
     rows: R at the start.
     """
 
@@ -44,24 +44,14 @@ class Cache:
             self.pool[:, new] = self.pool[:, old]
             self.tables[copies, -1] = new.int()
 
-    def extend(self) -> None:
-        """Make room for one more token of each target; call it before the layers' `attend`."""
+    def extend(self) -> Paged:
+        """Make room for one more token of each target; returns the pages, as ops.decoder_step takes them."""
         if self.length % PAGE == 0:
             new = self._free(len(self.tables))
             self.tables = torch.cat([self.tables, new[:, None].int()], 1)
         self.length += 1
-
-    def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """Write the new token of each target and let it attend to all so far.
-
-        layer: its number. qkv: (R, 3, H, head dim), queries, keys and values of the new tokens.
-
-        Returns (R, H, head dim).
-        """
-        pages = self.pool[layer]
-        pages[self.tables[:, -1].long(), (self.length - 1) % PAGE] = qkv[:, 1:]
-        lengths = torch.full((len(qkv),), self.length, dtype=torch.int32, device=qkv.device)
-        return ops.decode_attention(qkv[:, 0], pages[:, :, 0], pages[:, :, 1], self.tables, lengths)
+        lengths = torch.full((len(self.tables),), self.length, dtype=torch.int32, device=self.pool.device)
+        return Paged(self.pool, self.tables, lengths)
 
     def _free(self, count: int) -> Tensor:
         """The numbers (count,) of pages that no target uses; the pool doubles if they are too few."""

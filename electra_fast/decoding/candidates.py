@@ -36,30 +36,30 @@ def candidates(
 
     Returns log p (R, count), falling, -inf where fewer tokens are allowed, and tokens (R, count).
     """
-    forbidden = forbidden_tokens(history, options, vocabulary)
-    most = max(map(len, forbidden))
-    log_probs, tokens = top(rows, min(vocabulary.size, count + most))
-    if most == 0:
-        return log_probs, tokens
-    table = torch.full((len(forbidden), most), -1)
-    for row, banned in zip(table, forbidden, strict=True):
-        row[: len(banned)] = torch.tensor(banned, dtype=torch.int64)
+    table = forbidden_tokens(history, options, vocabulary)
+    if table is None:
+        return top(rows, min(vocabulary.size, count))
+    log_probs, tokens = top(rows, min(vocabulary.size, count + table.shape[1]))
     hit = (tokens[:, :, None] == table.to(tokens.device)[:, None, :]).any(2)
     log_probs = log_probs.masked_fill(hit, -torch.inf)
     order = hit.long().argsort(dim=1, stable=True)[:, :count]  # allowed ones first, in their order
     return log_probs.gather(1, order), tokens.gather(1, order)
 
 
-def forbidden_tokens(history: Tensor, options: WritingConfig, vocabulary: Vocabulary) -> list[list[int]]:
-    """The tokens that may not come next in each target: the end token below the minimum length, and any token that
-    would repeat a run of no_repeat_ngram_size tokens."""
+def forbidden_tokens(history: Tensor, options: WritingConfig, vocabulary: Vocabulary) -> Tensor | None:
+    """The tokens that may not come next: the end token below the minimum length, and any token that would repeat a run
+    of no_repeat_ngram_size tokens.
+
+    Returns a row of tokens for each target, filled up with -1, or one row that counts for all; None if all are allowed.
+    """
     size = options.no_repeat_ngram_size
     early = [vocabulary.end] if history.shape[1] < options.min_length else []
     if size == 0 or history.shape[1] < size:
-        return [early for _ in history]
+        return torch.tensor([early]) if early else None
     forbidden = []
     for target in history.tolist():
         last = target[len(target) - size + 1 :]
         follows = {target[i + size - 1] for i in range(len(target) - size + 1) if target[i : i + size - 1] == last}
         forbidden.append([*early, *(follows - set(early))])
-    return forbidden
+    most = max(map(len, forbidden))
+    return torch.tensor([banned + [-1] * (most - len(banned)) for banned in forbidden]) if most else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +15,6 @@ from electra_fast.model.encoder import Embeddings, Layer, initialise
 from electra_fast.model.networks import Transform
 from electra_fast.model.seeds import DECODER
 from electra_fast.ops._philox import derive_seeds
-
-Attend = Callable[[int, Tensor], Tensor]  # (number of the layer, its projected rows) -> attention's output (T, H, D)
 
 
 class Memory(NamedTuple):
@@ -50,6 +47,13 @@ class DecoderLayer(Layer):
         self.cross_keys_values = nn.Linear(width, 2 * width)
         self.cross_out = nn.Linear(width, width)
         self.cross_norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """The eighteen parameters that ops.decoder_step takes, in its order."""
+        own = (self.qkv, self.out, self.attention_norm)
+        modules = (*own, self.cross_query, self.cross_out, self.cross_norm, self.up, self.down, self.ffn_norm)
+        return [t for module in modules for t in (module.weight, module.bias)]
 
 
 class Decoder(nn.Module):
@@ -105,28 +109,38 @@ class Decoder(nn.Module):
                 f"{config.max_position_embeddings}; cut the targets shorter"
             )
         seeds = derive_seeds(seed, step, DECODER, 1 + 3 * len(self.layers))
-        drop = config.attention_probs_dropout_prob if self.training else 0.0
+        heads = (config.num_attention_heads, config.head_dim)
+        own, across = (target.cu_seqlens, target.max_seqlen), (memory.cu_seqlens, memory.max_seqlen)
+        training = 1.0 if self.training else 0.0
+        rule: Any = dict(eps=config.layer_norm_eps, dropout_p=training * config.hidden_dropout_prob)
+        drop = training * config.attention_probs_dropout_prob
+        layers: Any = self.layers
+        x = self.embed(target.input_ids, target.token_type_ids, target.position_ids, target.row_ids, seeds[:1])
+        for i, layer in enumerate(layers):
+            first, second, third = seeds[1 + 3 * i : 4 + 3 * i].split(1)
+            query, *read = ops.linear(x, layer.qkv.weight, layer.qkv.bias).unflatten(1, (3, *heads)).unbind(1)
+            dropout: Any = dict(dropout_p=drop, seed=first, row_ids=target.row_ids)
+            context = ops.attention(query, *read, *own, causal=True, **dropout)
+            x = finish_attention(layer.out, layer.attention_norm, context, x, target.row_ids, seed=first, **rule)
+            query = ops.linear(x, layer.cross_query.weight, layer.cross_query.bias).unflatten(1, heads)
+            dropout["seed"] = second
+            context = ops.attention(query, *memory.keys_values[i].unbind(1), *own, *across, **dropout)
+            x = finish_attention(layer.cross_out, layer.cross_norm, context, x, target.row_ids, seed=second, **rule)
+            up, down, norm = layer.up, layer.down, layer.ffn_norm
+            weights = (up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias)
+            x = ops.ffn_block(x, *weights, target.row_ids, seed=third, **rule)
+        return x
 
-        def attend(i: int, qkv: Tensor) -> Tensor:
-            dropout: Any = dict(dropout_p=drop, seed=seeds[1 + 3 * i : 2 + 3 * i], row_ids=target.row_ids)
-            query, keys, values = qkv.unbind(1)
-            return ops.attention(query, keys, values, target.cu_seqlens, target.max_seqlen, causal=True, **dropout)
+    def embed(self, ids: Tensor, types: Tensor, places: Tensor, row_ids: Tensor, seed: int | Tensor = 0) -> Tensor:
+        """Compute the embeddings (T, D) of tokens.
 
-        def attend_across(i: int, query: Tensor) -> Tensor:
-            dropout: Any = dict(dropout_p=drop, seed=seeds[2 + 3 * i : 3 + 3 * i], row_ids=target.row_ids)
-            keys, values = memory.keys_values[i].unbind(1)
-            queries = (target.cu_seqlens, target.max_seqlen)
-            return ops.attention(query, keys, values, *queries, memory.cu_seqlens, memory.max_seqlen, **dropout)
-
-        return self.run(self.embed(target, seeds[:1]), target.row_ids, seeds, attend, attend_across)
-
-    def embed(self, target: Batch, seed: Tensor) -> Tensor:
-        """Compute the embeddings (T, D) of a target's tokens. seed: (1,) int64, of dropout."""
+        ids, types, places, row_ids: (T,) int64. seed: of dropout in training mode, an int or (1,) int64.
+        """
         tables, projection = self.embeddings, self.embeddings_projection
         return ops.embedding(
-            target.input_ids,
-            target.token_type_ids,
-            target.position_ids,
+            ids,
+            types,
+            places,
             tables.word.weight,
             tables.position.weight,
             tables.token_type.weight,
@@ -134,37 +148,11 @@ class Decoder(nn.Module):
             tables.norm.bias,
             None if projection is None else projection.weight,
             None if projection is None else projection.bias,
-            row_ids=target.row_ids,
+            row_ids=row_ids,
             eps=self.config.layer_norm_eps,
             dropout_p=self.config.hidden_dropout_prob if self.training else 0.0,
             seed=seed,
         )
-
-    def run(self, x: Tensor, row_ids: Tensor, seeds: Tensor, attend: Attend, attend_across: Attend) -> Tensor:
-        """Run the layers on rows, with the two attentions that the caller supplies.
-
-        x: (T, D), embedded tokens. row_ids: (T,) int64. seeds: (1 + 3 L,) int64, those of dropout.
-        attend: takes the number of a layer and (T, 3, H, head dim), queries, keys and values of the target.
-        attend_across: takes the number of a layer and (T, H, head dim), queries to the source.
-
-        Returns (T, D).
-        """
-        config = self.config
-        heads = (config.num_attention_heads, config.head_dim)
-        layers: Any = self.layers
-        rule: Any = dict(eps=config.layer_norm_eps, dropout_p=config.hidden_dropout_prob if self.training else 0.0)
-        for i, layer in enumerate(layers):
-            first, second, third = seeds[1 + 3 * i : 4 + 3 * i].split(1)
-            context = attend(i, ops.linear(x, layer.qkv.weight, layer.qkv.bias).unflatten(1, (3, *heads)))
-            x = finish_attention(layer.out, layer.attention_norm, context, x, row_ids, seed=first, **rule)
-            query = ops.linear(x, layer.cross_query.weight, layer.cross_query.bias).unflatten(1, heads)
-            x = finish_attention(
-                layer.cross_out, layer.cross_norm, attend_across(i, query), x, row_ids, seed=second, **rule
-            )
-            up, down, norm = layer.up, layer.down, layer.ffn_norm
-            weights = (up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias)
-            x = ops.ffn_block(x, *weights, row_ids, seed=third, **rule)
-        return x
 
     def head(self, rows: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """Compute each row's cross-entropy and draw a token from its distribution, without storing any logits.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast import ops
-from electra_fast.data.batch import Batch
 from electra_fast.decoding.cache import PAGE, Cache
 from electra_fast.decoding.candidates import Vocabulary
 from electra_fast.decoding.search import Draws, search
 from electra_fast.decoding.settings import WritingConfig
 from electra_fast.model.decoder import Decoder, Memory
 from electra_fast.model.seeds import SAMPLING
-from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops._philox import derive_seeds
+from electra_fast.ops.decoder_step import Paged
 from electra_fast.ops.top_k_words import MOST
 
 
@@ -27,39 +28,48 @@ class Writer:
     """
 
     def __init__(self, decoder: Decoder, memory: Memory) -> None:
-        self.decoder, self.memory = decoder, memory
-        sources, first = len(memory.cu_seqlens) - 1, memory.keys_values[0]
-        self.cache = Cache(first.new_empty(len(decoder.layers), 0, PAGE, *first.shape[1:]), 0)
-        self.source_of = torch.arange(sources, device=memory.cu_seqlens.device)  # the source of each row
+        self.decoder, self.source = decoder, paged(memory)
+        layers: Any = decoder.layers
+        self.layers = [layer.step_tensors for layer in layers]
+        self.cache = Cache(self.source.pool[:, :0], 0)
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Feed a token to each target.
 
         tokens: (R,) int64. parents: (R,) int64, the row of the step before that each row continues, or its source in
-        the first step; the sources of the rows must not fall.
+        the first step.
 
         Returns (R, D), the hidden states that predict the next token.
         """
-        self.source_of = self.source_of[parents]
+        source = self.source
+        self.source = source._replace(table=source.table[parents], lengths=source.lengths[parents])
         if self.cache.length == 0:
             self.cache = Cache(self.cache.pool, len(tokens))
         else:
             self.cache.select(parents)
-        counts = torch.bincount(self.source_of, minlength=len(self.memory.cu_seqlens) - 1)
-        queries, most = cu_seqlens_of(counts), int(counts.max())
         rows = torch.arange(len(tokens), device=tokens.device)
-        batch = Batch(
-            tokens, torch.zeros_like(tokens), torch.full_like(tokens, self.cache.length), rows, queries, counts.cpu(), 1
+        places = torch.full_like(tokens, self.cache.length)
+        x = self.decoder.embed(tokens, torch.zeros_like(tokens), places, rows)
+        return ops.decoder_step(
+            x, self.layers, self.cache.extend(), self.source, eps=self.decoder.config.layer_norm_eps
         )
-        seeds = torch.zeros(1 + 3 * len(self.decoder.layers), dtype=torch.int64, device=tokens.device)
 
-        def attend_across(i: int, query: Tensor) -> Tensor:
-            keys, values = self.memory.keys_values[i].unbind(1)
-            return ops.attention(query, keys, values, queries, most, self.memory.cu_seqlens, self.memory.max_seqlen)
 
-        x = self.decoder.embed(batch, seeds[:1])
-        self.cache.extend()
-        return self.decoder.run(x, rows, seeds, self.cache.attend, attend_across)
+def paged(memory: Memory) -> Paged:
+    """The keys and values of the sources in pages, a row for each source."""
+    starts, first = memory.cu_seqlens[:-1].long(), memory.keys_values[0]
+    lengths = memory.cu_seqlens.diff()
+    blocks = (lengths.long() + PAGE - 1) // PAGE
+    pages = blocks.cumsum(0) - blocks  # the first page of each source
+    total, most = int(blocks.sum()), int(blocks.max()) if len(blocks) else 0
+    count, _, heads, width = first.shape
+    source = torch.repeat_interleave(lengths.long(), output_size=count)
+    place = torch.arange(count, device=first.device) - starts[source]
+    pool = first.new_zeros(len(memory.keys_values), total, 2, heads, PAGE, width)
+    for layer, keys_values in zip(pool, memory.keys_values, strict=True):
+        layer[pages[source] + place // PAGE, :, :, place % PAGE] = keys_values
+    table = (pages[:, None] + torch.arange(most, device=first.device)).clamp(max=max(0, total - 1))
+    return Paged(pool, table.int(), lengths)
 
 
 @torch.no_grad()

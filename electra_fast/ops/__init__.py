@@ -5,6 +5,7 @@ from electra_fast.ops.attention import attention
 from electra_fast.ops.attention_block import attention_block
 from electra_fast.ops.corrupt import corrupt
 from electra_fast.ops.decode_attention import decode_attention
+from electra_fast.ops.decoder_step import decoder_step
 from electra_fast.ops.discriminator_head import discriminator_head
 from electra_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from electra_fast.ops.embedding import embedding
@@ -21,6 +22,7 @@ __all__ = [
     "attention_block",
     "corrupt",
     "decode_attention",
+    "decoder_step",
     "discriminator_head",
     "dropout_add_layer_norm",
     "embedding",

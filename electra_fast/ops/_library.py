@@ -24,6 +24,7 @@ backends: dict[str, dict[str, str]] = {}  # op -> device -> which implementation
 
 A = TypeVar("A", bound=tuple[Any, ...])  # the NamedTuple of an op's arguments
 Size = Annotated[int, "SymInt"]  # an int that may be symbolic in torch.compile
+Written = Annotated[Tensor, "Tensor(a!)"]  # a tensor that the op changes
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",

@@ -194,6 +194,34 @@ class Encoder(NamedTuple):
     threshold: int
 
 
+class PagedLayers(NamedTuple):
+    """The keys and values of all layers in pages."""
+
+    data: Tensor  # (L, pages, 2, H, tokens, D / H)
+    pages: int
+    table: Tensor  # (R, blocks) int32: the pages of each row in order
+    lengths: Tensor  # (R,) int32: how many keys each has
+    blocks: int
+
+    @classmethod
+    def of(cls, pool: Tensor, table: Tensor, lengths: Tensor) -> PagedLayers:
+        return cls(pool, pool.shape[1], table.contiguous(), lengths.contiguous(), table.shape[1])
+
+
+class DecoderStep(NamedTuple):
+    """The arguments of a step of decoding but its layers' weights."""
+
+    x: Rows  # (R, D)
+    row_ids: Tensor  # (R,) int64, of a dropout that drops nothing
+    target: PagedLayers  # with the new tokens' places, which the step fills
+    source: PagedLayers
+    L: int
+    H: int
+    F: int
+    tokens: int  # of a page
+    eps: float
+
+
 class Tokens(NamedTuple):
     """The ids of tokens: for each token a row of each embedding table."""
 

@@ -9,6 +9,7 @@ import test_adamw
 import test_attention
 import test_attention_block
 import test_decode_attention
+import test_decoder_step
 import test_discriminator_head
 import test_dropout_add_layer_norm
 import test_embedding
@@ -46,6 +47,7 @@ EXAMPLES = {
     "masking": test_masking.example,
     "corrupt": test_masking.slots_example,
     "decode_attention": test_decode_attention.example,
+    "decoder_step": test_decoder_step.example,
     "top_k_words": test_top_k_words.example,
 }
 SEEDED = [name for name, example in EXAMPLES.items() if "seed" in example()]
@@ -55,7 +57,8 @@ every_differentiable_op = pytest.mark.parametrize("name", DIFFERENTIABLE)
 
 def example(name):
     torch.manual_seed(0)
-    return test_encoder.named if name == "encoder" else getattr(ops, name), EXAMPLES[name]()
+    of_lists = {"encoder": test_encoder.named, "decoder_step": test_decoder_step.named}  # tensors as named arguments
+    return of_lists.get(name) or getattr(ops, name), EXAMPLES[name]()
 
 
 def tensors(given, floats=None):
