@@ -110,7 +110,8 @@ class Decoder(nn.Module):
             )
         seeds = derive_seeds(seed, step, DECODER, 1 + 3 * len(self.layers))
         heads = (config.num_attention_heads, config.head_dim)
-        own, across = (target.cu_seqlens, target.max_seqlen), (memory.cu_seqlens, memory.max_seqlen)
+        own: Any = (target.cu_seqlens, target.max_seqlen)
+        across: Any = (memory.cu_seqlens, memory.max_seqlen)
         training = 1.0 if self.training else 0.0
         rule: Any = dict(eps=config.layer_norm_eps, dropout_p=training * config.hidden_dropout_prob)
         drop = training * config.attention_probs_dropout_prob
@@ -118,13 +119,14 @@ class Decoder(nn.Module):
         x = self.embed(target.input_ids, target.token_type_ids, target.position_ids, target.row_ids, seeds[:1])
         for i, layer in enumerate(layers):
             first, second, third = seeds[1 + 3 * i : 4 + 3 * i].split(1)
-            query, *read = ops.linear(x, layer.qkv.weight, layer.qkv.bias).unflatten(1, (3, *heads)).unbind(1)
+            query, keys, values = ops.linear(x, layer.qkv.weight, layer.qkv.bias).unflatten(1, (3, *heads)).unbind(1)
             dropout: Any = dict(dropout_p=drop, seed=first, row_ids=target.row_ids)
-            context = ops.attention(query, *read, *own, causal=True, **dropout)
+            context = ops.attention(query, keys, values, *own, causal=True, **dropout)
             x = finish_attention(layer.out, layer.attention_norm, context, x, target.row_ids, seed=first, **rule)
             query = ops.linear(x, layer.cross_query.weight, layer.cross_query.bias).unflatten(1, heads)
             dropout["seed"] = second
-            context = ops.attention(query, *memory.keys_values[i].unbind(1), *own, *across, **dropout)
+            keys, values = memory.keys_values[i].unbind(1)
+            context = ops.attention(query, keys, values, *own, *across, **dropout)
             x = finish_attention(layer.cross_out, layer.cross_norm, context, x, target.row_ids, seed=second, **rule)
             up, down, norm = layer.up, layer.down, layer.ffn_norm
             weights = (up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias)
