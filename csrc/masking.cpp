@@ -78,6 +78,28 @@ void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, co
   }
 }
 
+// The row id of each token's unit: that of the first token of its word or span.
+void mask_units(const Text& text, const uint8_t* starts_word, const MaskingRule& rule, bool spans, int64_t* unit_rows,
+                Threads threads) {
+  constexpr uint32_t kOpens = 858993459;  // 2**32 / 5
+  constexpr int64_t kLongest = 10;        // words of a span
+#pragma omp parallel for num_threads(threads) if (text.T >= 4096)
+  for (int64_t n = 0; n < text.N; ++n) {
+    int64_t unit = 0, words = 0;  // the first token of the unit, and the words since a span was opened
+    bool after = false;           // whether the token before may be masked
+    for (int64_t i = text.cu_seqlens[n]; i < text.cu_seqlens[n + 1]; ++i) {
+      const bool candidate = is_candidate(text.ids[i], rule), leads = candidate && !after;
+      if (leads || (candidate && starts_word[i])) {
+        const bool opens = leads || (spans && philox(rule.seed, text.row_ids[i], 0, 0).w[2] < kOpens);
+        words = opens ? 0 : words + 1;
+        if (!spans || words % kLongest == 0) unit = i;
+      }
+      unit_rows[i] = text.row_ids[candidate ? unit : i];
+      after = candidate;
+    }
+  }
+}
+
 void corrupt(const int64_t* input_ids, int64_t T, const Slots& slots, bool faithful, int64_t* corrupted_ids,
              uint8_t* is_replaced) {
   for (int64_t t = 0; t < T; ++t) corrupted_ids[t] = input_ids[t], is_replaced[t] = 0;

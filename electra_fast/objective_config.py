@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TemperatureFall = Literal["linear", "exponential"]
+MaskUnit = Literal["token", "word", "span"]
 Noise = Literal["uniform", "unigram"]
 
 
@@ -18,6 +19,9 @@ class ObjectiveConfig:
 
     replace_prob: float = 0.85
     """Share of the predicted tokens that the generator sees as [MASK]; it sees the others unchanged."""
+
+    mask_unit: MaskUnit = "token"
+    """What is masked as a whole: a token, a word, or a span of up to ten words."""
 
     max_predictions: int | None = None
     """Most predicted tokens of one sequence, or None for no limit. Google: int((mask_prob + 0.005) * length)."""
@@ -87,5 +91,10 @@ class ObjectiveConfig:
             raise ValueError(f"generator_dropout is {p}; it must lie between 0 (none) and 1, not including 1")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"max_predictions is {self.max_predictions}; it must be at least 1, or None for no cap")
+        if self.mask_unit != "token" and self.faithful:
+            raise ValueError(
+                f"mask_unit is {self.mask_unit} and faithful True, which draws tokens one by one, as Google's code; "
+                f"leave one of them out"
+            )
         if self.disentangled and not self.share_embeddings:
             raise ValueError("disentangled is True and share_embeddings False; only shared embeddings are disentangled")

@@ -43,6 +43,7 @@ from electra_fast.kernels import (
     generator_head,
     linear,
     linear_weight,
+    mask_units,
     masking,
     seeds,
     top_k_words,
@@ -87,6 +88,8 @@ def masking_calls() -> Iterator[tuple[str, Callable]]:
     for faithful in (False, True):
         arguments = (ids, cu, cu, 160, ids, [0, 101, 102, 103], 103, 3650722202, faithful, seed)
         yield f"faithful={faithful}", partial(masking.masking_fwd, *arguments)
+        units = (ids, cu, ids, meta(1024, dtype=torch.bool), arguments[5], faithful, seed)
+        yield f"spans={faithful}", partial(mask_units.mask_units_fwd, *units)
         yield f"faithful={faithful}", partial(masking.corrupt_fwd, ids, slots, slots, slots, faithful)
 
 

@@ -211,6 +211,10 @@ class Tokenizer:
             raise IndexError(f"id {id} is outside the vocabulary of {self.vocab_size} entries")
         return token
 
+    def continues(self, rows: int) -> list[bool]:
+        """Which of `rows` entries continue a word: those that begin with ##; False beyond the vocabulary."""
+        return [i < self.vocab_size and self.token(i).startswith("##") for i in range(rows)]
+
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return Tokenizer, (self._content,)
 

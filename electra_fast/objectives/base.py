@@ -96,6 +96,10 @@ class Objective(nn.Module):
     discriminator: Discriminator | None
     """The network that tells replaced tokens from original ones, where the objective has one."""
 
+    continues: Tensor | None
+    """Which entries of the vocabulary continue a word, (V,) bool, as Tokenizer.continues gives it; needed to mask words
+    or spans."""
+
     leading: ClassVar[str]
     """Name of the network that has the sizes of the config's first fields: generator or discriminator."""
 
@@ -103,6 +107,7 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.learning: Learning = "both"  # which network learns; see Electra
+        self.register_buffer("continues", None, persistent=False)
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -136,8 +141,11 @@ class Objective(nn.Module):
         seed, step: ints, or (1,) int64 tensors on the batch's device.
 
         Returns the M slots as ops.masking does.
+
+        Raises ValueError if words or spans are to be masked, and `continues` was not set.
         """
         config = self.config
+        starts_word = None if config.mask_unit == "token" else ~self._continuing()[batch.input_ids]
         key, at = scalars(batch, seed, step)
         slots, num_slots, max_slots = batch.slots(config.mask_prob, config.max_predictions)
         return ops.masking(
@@ -152,7 +160,18 @@ class Objective(nn.Module):
             replace_prob=config.replace_prob,
             faithful=config.faithful,
             seed=derive_seeds(key, at, MASKING, 1),
+            unit=config.mask_unit,
+            starts_word=starts_word,
         )
+
+    def _continuing(self) -> Tensor:
+        """`continues`, if it was set."""
+        if self.continues is None:
+            raise ValueError(
+                f"mask_unit is {self.config.mask_unit}, and the model does not know which tokens continue a word; set "
+                f"model.continues = torch.tensor(tokenizer.continues(model.config.vocab_size))"
+            )
+        return self.continues
 
     def predictions(self, batch: Batch, masked: Masked) -> Tensor:
         """The number of predictions that the generator's loss is a mean over, (): here the used slots."""

@@ -16,7 +16,7 @@ position is the start of the sequence. An empty sequence has no slots.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from electra_fast.ops._cu_seqlens import cu_seqlens_of
 from electra_fast.ops._library import Size, define, launcher
 from electra_fast.ops._philox import philox
 from electra_fast.ops._structs import MaskingRule, Text
+from electra_fast.ops.mask_units import mask_units
+
+MaskUnit = Literal["token", "word", "span"]
 
 
 class MaskingArguments(NamedTuple):
@@ -91,6 +94,8 @@ def masking(
     replace_prob: float = 0.85,
     faithful: bool = False,
     seed: int | Tensor = 0,
+    unit: MaskUnit = "token",
+    starts_word: Tensor | None = None,
 ) -> Masked:
     """Choose the tokens that the generator predicts, and hide them. The result is a pure function of the arguments.
 
@@ -105,15 +110,20 @@ def masking(
     replace_prob: the probability with which a chosen token becomes [MASK]; otherwise it stays visible.
     faithful: whether tokens are drawn with replacement, as in Google's code.
     seed: of the choice, an int of 64 bits or a one-element int64 tensor.
+    unit: what is chosen and hidden as a whole: a token, a word, or a span of min(Geometric(1/5), 10) words
+        (mask_units.py). The number of tokens that are chosen is the same: of the last unit only the first tokens are
+        chosen, if there are fewer slots left.
+    starts_word: (T,) bool, the tokens that start a word; needed for words and spans.
 
     Returns a Masked, with the generator's input and M slots.
 
-    Raises TypeError if ids are not int64, ValueError if shapes or offsets do not fit or replace_prob lies outside [0,
-    1], RuntimeError if the tensors are on several devices.
+    Raises TypeError if ids are not int64, ValueError if shapes or offsets do not fit, replace_prob lies outside [0,
+    1], or unit is not a token with faithful or without starts_word, RuntimeError if the tensors are on several devices.
 
     Cost: a sort of T keys, no floating point.
 
-    Source: Clark et al., ICLR 2020 (ELECTRA), section 2; google-research/electra, pretrain/pretrain_helpers.py.
+    Source: Clark et al., ICLR 2020 (ELECTRA), section 2; google-research/electra, pretrain/pretrain_helpers.py; spans,
+    Joshi et al., TACL 2020 (SpanBERT), section 3.1, which draws the first word of each span anew.
     """
     check_devices("masking", input_ids=input_ids, cu_seqlens=cu_seqlens, slots=slots, row_ids=row_ids)
     check_integers("masking", torch.int64, input_ids=input_ids, row_ids=row_ids)
@@ -126,8 +136,38 @@ def masking(
     threshold = round(check_probability("masking", "replace_prob", replace_prob) * 2**32)
     seed = seed_tensor("masking", seed, input_ids.device)
     rule = (special_ids, mask_id, threshold, faithful, seed)
-    masked_ids, positions, labels, sample_rows = _masking(input_ids, cu_seqlens, slots, num_slots, row_ids, *rule)
+    rows = row_ids
+    if unit != "token":
+        rows = _unit_rows(
+            input_ids, cu_seqlens, row_ids, starts_word, special_ids, unit=unit, seed=seed, faithful=faithful
+        )
+    masked_ids, positions, labels, sample_rows = _masking(input_ids, cu_seqlens, slots, num_slots, rows, *rule)
+    if unit != "token" and len(row_ids):
+        sample_rows = row_ids[positions]  # each token of a unit has a sample of its own
     return Masked(masked_ids, positions, labels, sample_rows, slots, max_slots)
+
+
+def _unit_rows(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    row_ids: Tensor,
+    starts_word: Tensor | None,
+    special_ids: list[int],
+    *,
+    unit: str,
+    seed: Tensor,
+    faithful: bool,
+) -> Tensor:
+    """The row ids of units, by which `masking` then chooses."""
+    if unit not in get_args(MaskUnit):
+        raise ValueError(f"masking: unit is {unit!r}; allowed: {', '.join(get_args(MaskUnit))}")
+    if faithful or starts_word is None:
+        what = "faithful is True" if faithful else "starts_word is None"
+        raise ValueError(f"masking: unit is {unit} and {what}; words and spans need starts_word, and are not of Google")
+    check_devices("masking", input_ids=input_ids, starts_word=starts_word)
+    check_integers("masking", torch.bool, starts_word=starts_word)
+    check_shape("masking", "starts_word", starts_word, *input_ids.shape)
+    return mask_units(input_ids, cu_seqlens, row_ids, starts_word, special_ids, unit == "span", seed)
 
 
 def _check_masking(args: MaskingArguments) -> None:

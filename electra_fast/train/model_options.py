@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from electra_fast.objective_config import Noise, TemperatureFall
+from electra_fast.objective_config import MaskUnit, Noise, TemperatureFall
 from electra_fast.train.menu import check_options
 from electra_fast.train.recipes import ModelName, ObjectiveName, RecipeName, recipe_of
 
@@ -31,6 +31,10 @@ class ModelOptions:
 
     mask_prob: float | None = None
     """Share of a sequence's tokens that are masked and predicted. (default: 0.15, and 0.25 of large)"""
+
+    mask_unit: MaskUnit = "token"
+    """What is masked as a whole: a token, a word, or a span of up to ten words. A word is a piece of the vocabulary and
+    those after it that continue it."""
 
     dropout: float | None = None
     """Dropout of hidden rows and attention probabilities in both networks. (default: that of the weights to start from,

@@ -44,7 +44,7 @@ OBJECTIVES: dict[ObjectiveName, type[Objective]] = {
     "electra+mlm": OneNetwork,
 }
 OF_OBJECTIVE = (  # settings of the objective that a run has under the same name
-    "temperature", "temperature_fall", "disallow_correct", "label_smoothing", "generator_dropout", "noise"
+    "mask_unit", "temperature", "temperature_fall", "disallow_correct", "label_smoothing", "generator_dropout", "noise"
 )  # fmt: skip
 OF_EMBEDDINGS = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")  # which networks share
 
@@ -186,6 +186,7 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int, steps: int = 1_000_00
     if differ and preset.share_embeddings and not preset.disentangled:
         say("note: the two networks come with different embeddings; the discriminator's are taken for both")
     model = objective(preset, **networks)
+    model.continues = torch.tensor(tokenizer.continues(preset.vocab_size))
     if isinstance(model, Electra) and len(networks) == 1 and not preset.share_embeddings:
         other, given = (model.generator, model.discriminator)[:: 1 if "discriminator" in networks else -1]
         other.encoder.embeddings.load_state_dict(given.encoder.embeddings.state_dict())

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benches"))
 from tools import compile
 
 SMALL = (
-    r"faithful=False|attention.* (128|512|long) bf16 width=64 dropout=0.1|"
+    r"(faithful|spans)=False|attention.* (128|512|long) bf16 width=64 dropout=0.1|"
     r"generator_head.* bf16 width=(128|768) t.*=1.0|"
     r"(layer_norm|partials).* bf16 width=256 dropout=0.1|embedding.* bf16 width=128 dropout=0.1|"
     r"adamw.* fp32 .*True|"

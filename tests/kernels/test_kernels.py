@@ -14,6 +14,7 @@ import numerics
 import pytest
 import test_attention
 import test_generator_head
+import test_mask_units
 import test_masking
 import torch
 from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, repeats, through_triton
@@ -25,6 +26,7 @@ import electra_fast.ops  # noqa: F401
 from electra_fast.kernels import attention as attention_kernels
 from electra_fast.kernels import generator_head as generator_head_kernels
 from electra_fast.kernels import generator_head_chunked as chunked_kernels
+from electra_fast.kernels import mask_units as mask_units_kernels
 from electra_fast.kernels import masking as masking_kernels
 from electra_fast.ops._library import backends
 
@@ -38,6 +40,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("attention", "generator_head"):
         monkeypatch.setattr(OPS[name], f"_{name}", through_triton(getattr(OPS[name], f"_{name}")))
     monkeypatch.setattr(OPS["masking"], "_masking", masking_kernels.masking_fwd)
+    monkeypatch.setattr(OPS["masking"], "mask_units", mask_units_kernels.mask_units_fwd)
     monkeypatch.setattr(OPS["corrupt"], "_corrupt", masking_kernels.corrupt_fwd)
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
     for table in (attention_kernels.FWD, attention_kernels.BWD):  # large blocks: the interpreter pays by the block
@@ -281,6 +284,15 @@ def test_masking_by_the_rule(lengths: tuple, faithful: bool, block: int, monkeyp
         assert [t.tolist() for t in ours[:4]] == list(test_masking.truth(**given))
 
 
+@pytest.mark.parametrize("unit", ["word", "span"])
+@pytest.mark.parametrize("block", [32, 128])
+def test_mask_units_by_the_rule(unit: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mask_units_kernels.OPTIONS, "BLOCK", block)
+    for lengths in ((), (0, 70, 0, 9)):
+        with numerics.poisoned_memory():
+            test_mask_units.test_the_rules(lengths, unit, "cpu")
+
+
 def test_masking_breaks_ties_by_place_and_hides_none_or_all() -> None:
     for replace_prob in (0.0, 1.0):
         given = test_masking.example((30, 9), mask_prob=0.3, replace_prob=replace_prob)
@@ -303,7 +315,7 @@ def test_corrupt_by_the_rule(total: int, slots: int, faithful: bool, monkeypatch
 
 def test_cuda_goes_to_triton_and_to_the_reference_where_it_cannot() -> None:
     differentiable = [f"{name}_{way}" for name in ("attention", "generator_head") for way in ("fwd", "bwd")]
-    for name in (*differentiable, "decode_attention", "top_k_words", "masking", "corrupt"):
+    for name in (*differentiable, "decode_attention", "top_k_words", "masking", "mask_units", "corrupt"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"electra_fast::{name}", "CUDA")
         assert backends[name]["cuda"].startswith("Triton")
     with FakeTensorMode():

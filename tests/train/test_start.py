@@ -1,12 +1,14 @@
 """What a run starts from: text prepared as the run says, and a model with the run's settings."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from electra_fast.data.batch import Batch
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.prepare import prepare
 from electra_fast.objectives.base import Objective
@@ -150,3 +152,27 @@ def test_a_network_beside_given_weights_begins_with_their_embeddings(
     wanted = getattr(first, given).encoder.embeddings.word.weight
     assert tables[0] is not tables[1]
     assert all(torch.equal(table.word.weight, wanted) for table in tables)
+
+
+def test_words_are_masked_whole(run: RunConfig) -> None:
+    """The tokenizer's continuing pieces say what a word is, of a corpus that stores no such thing."""
+    words = [" ".join(map("".join, itertools.permutations("abcd", n))) for n in (1, 2, 3, 4)]
+    run.data[0].write_text("\n\n".join(words * 9))
+    corpus = open_corpus(dataclasses.replace(run, vocab_size=34))
+    pieces = [corpus.tokenizer.token(i) for i in range(corpus.vocab_size)]
+    model = build_model(dataclasses.replace(run, vocab_size=34, mask_unit="word", mask_prob=0.5), corpus, seed=0)
+    assert model.config.mask_unit == "word"
+    assert model.continues is not None and model.continues.tolist() == [piece.startswith("##") for piece in pieces]
+    batch = Batch.from_examples([corpus[i] for i in range(8)], range(8))
+    slots = model.mask(batch, 1, 2)
+    starts, special = ~model.continues[batch.input_ids], ~model.replaceable(batch.input_ids)
+    starts |= special.roll(1) | special
+    chosen = torch.zeros(batch.num_tokens, dtype=torch.bool).index_fill(0, slots.positions[slots.labels != -100], True)
+    cut = [i for i in range(1, batch.num_tokens) if not starts[i] and chosen[i] != chosen[i - 1]]
+    assert (~starts).any() and len(cut) <= len(batch), "at most the last word of a sequence is cut"
+    assert all(chosen[i - 1] for i in cut), "and then its first pieces are chosen"
+    model.continues = None
+    with pytest.raises(ValueError, match="mask_unit is word, and the model does not know which tokens continue a word"):
+        model.mask(batch, 1, 2)
+    with pytest.raises(ValueError, match="mask_unit is word and faithful True"):
+        build_model(dataclasses.replace(run, mask_unit="word", faithful=True), corpus, seed=0)
