@@ -36,14 +36,14 @@ def test_setup_is_short():
     assert len((ROOT / "setup.py").read_text().splitlines()) <= 60
 
 
-@checkout
-@pytest.mark.skipif(shutil.which("c++") is None or shutil.which("nm") is None, reason="no compiler")
 def built_object(isa: str, stale: Callable[[str, str], bool]) -> Path | None:
     """The object that `make core` left of csrc/isa/<isa>.cpp, where no source is newer."""
     objects = ROOT.glob(f"build/temp.*{sys.implementation.cache_tag}/csrc/isa/{isa}.o")
     return next((path for path in objects if not stale(str(path), "")), None)
 
 
+@checkout
+@pytest.mark.skipif(shutil.which("c++") is None or shutil.which("nm") is None, reason="no compiler")
 def test_isa_objects_define_no_weak_symbols(tmp_path):
     """The linker keeps one definition of a weak symbol: it could be the one that only a newer CPU can run."""
     setup = runpy.run_path(str(ROOT / "setup.py"))
