@@ -63,7 +63,10 @@ def batch_size(path: Path, file: BinaryIO, group: Any, names: Collection[str], m
     """
     row = 1
     for column in (group.column(index) for index in range(group.num_columns)):
-        place = column.path_in_schema  # "text", and "words.list.element" for the strings of lists
+        try:
+            place = column.path_in_schema  # "text", and "words.list.element" for the strings of lists
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} has a column whose name is no UTF-8 ({error}); write it anew") from error
         name = next((name for name in names if place == name or place.startswith(f"{name}.")), None)
         if name is None or column.physical_type != "BYTE_ARRAY":  # a number takes some bytes, whatever the page says
             continue
