@@ -26,6 +26,7 @@ COMMANDS = (
     "learning",
     "loss_curves",
     "memory",
+    "objectives",
     "picture",
     "soak",
     "transfer",

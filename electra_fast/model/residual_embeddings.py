@@ -14,20 +14,24 @@ class ResidualEmbeddings(Embeddings):
 
         table = stop_gradient(shared table) + own table
 
-    The module's parameters are its own tables, which begin at 0, and a LayerNorm of its own, which begins as a copy.
+    The module's parameters are its own tables and a LayerNorm of its own.
 
-    config: the sizes. shared: the other network's embeddings, which stay a part of that network alone.
+    config: the sizes.
+    shared: the other network's embeddings, which stay a part of that network alone.
+    own: embeddings that the network is to read at first; by default those of the other network, to which 0 is added.
 
     Source: He et al., "DeBERTaV3", ICLR 2023, section 3.3 (gradient-disentangled embedding sharing).
     """
 
-    def __init__(self, config: NetworkConfig, shared: Embeddings) -> None:
+    def __init__(self, config: NetworkConfig, shared: Embeddings, own: Embeddings | None = None) -> None:
         super().__init__(config)
         self.shared = [shared]  # in a list, so that it is no submodule
         with torch.no_grad():
             for table in (self.word, self.position, self.token_type):
                 table.weight.zero_()
-            self.norm.load_state_dict(shared.norm.state_dict())
+            self.norm.load_state_dict((own or shared).norm.state_dict())
+        if own is not None:
+            self.represent(own.tables())
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         words, positions, types = (

@@ -80,10 +80,8 @@ class Electra(Detection):
                 )
         if config.disentangled:
             assert shared is not None
-            residual = ResidualEmbeddings(config.discriminator, shared)
-            residual.norm.load_state_dict(self.discriminator.encoder.embeddings.norm.state_dict())
-            residual.represent(self.discriminator.encoder.embeddings.tables())
-            self.discriminator.encoder.embeddings = residual
+            own = self.discriminator.encoder.embeddings
+            self.discriminator.encoder.embeddings = ResidualEmbeddings(config.discriminator, shared, own)
         elif config.share_embeddings:
             self.generator.encoder.embeddings = self.discriminator.encoder.embeddings
 

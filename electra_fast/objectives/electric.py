@@ -13,6 +13,7 @@ from electra_fast.config import ElectraConfig
 from electra_fast.data.batch import Batch
 from electra_fast.model.flops import encoder_flops, word_head_flops
 from electra_fast.model.networks import Discriminator
+from electra_fast.model.residual_embeddings import ResidualEmbeddings
 from electra_fast.model.seeds import DISCRIMINATOR
 from electra_fast.model.towers import TwoTowers
 from electra_fast.objectives.base import ElectraOutput
@@ -47,6 +48,8 @@ class Electric(Detection):
         self.discriminator = discriminator or Discriminator(config.discriminator)
         shared = self.discriminator.encoder.embeddings if config.share_embeddings else None
         self.generator = TwoTowers(config.generator, shared)
+        if shared is not None and config.disentangled:
+            self.discriminator.encoder.embeddings = ResidualEmbeddings(config.discriminator, shared)
 
     def predictions(self, batch: Batch, masked: Masked) -> Tensor:
         return batch.counted(self.replaceable(batch.input_ids).float()).sum()

@@ -27,7 +27,7 @@ class ModelOptions:
 
     objective: ObjectiveName = "electra"
     """What is learned: electra trains a generator and a discriminator, mlm one network of the discriminator's size that
-    fills blanks; docs/objectives.md has the others, and when to take which."""
+    fills blanks; the others are described in docs/objectives.md."""
 
     mask_prob: float | None = None
     """Share of a sequence's tokens that are masked and predicted. (default: 0.15, and 0.25 of large)"""

@@ -15,7 +15,7 @@ from electra_fast.train.model_options import ModelOptions
 from electra_fast.train.recipes import ModelName, ObjectiveName, RecipeName, recipe_of
 
 Packing = Literal["pairs", "plain"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "lamb"]
 Updates = Literal["joint", "decoupled"]
 GeneratorLater = Literal["learns", "frozen"]
 Schedule = Literal["linear", "cosine", "stable"]
@@ -37,7 +37,7 @@ class PretrainConfig(PrecisionOptions):
 
     optimizer: OptimizerName = "adamw"
     """How parameters are updated: adamw is Google's, without bias correction; muon takes orthogonal steps in the
-    matrices of the layers, and adamw's in all else."""
+    matrices of the layers, and adamw's in all else; lamb scales each tensor's step to the tensor, for large batches."""
 
     learning_rate: float = 5e-4
     """Learning rate at its highest, which is at the end of the warm-up."""

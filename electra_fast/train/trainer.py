@@ -14,13 +14,14 @@ from electra_fast.objectives.base import Objective
 from electra_fast.objectives.electra import Electra
 from electra_fast.storage.network import match
 from electra_fast.train.decoupled import Decoupled
+from electra_fast.train.lamb import Lamb
 from electra_fast.train.metrics import NonFinite, StepMetrics
 from electra_fast.train.muon import Muon
 from electra_fast.train.optimizer import AdamW, working_copy
 from electra_fast.train.schedule import learning_rate
 from electra_fast.train.settings import OptimizerName, PretrainConfig
 
-OPTIMIZERS: dict[OptimizerName, type[AdamW]] = {"adamw": AdamW, "muon": Muon}
+OPTIMIZERS: dict[OptimizerName, type[AdamW]] = {"adamw": AdamW, "muon": Muon, "lamb": Lamb}
 
 
 class Pretrainer:

@@ -86,9 +86,10 @@ def test_unigram_draws_words_as_often_as_they_stand_in_the_text() -> None:
     assert losses.tolist() == pytest.approx([-math.log(0.75), -math.log(0.25)], rel=1e-5)
 
 
-@pytest.mark.parametrize("sharing", [True, False])
-def test_electric(sharing: bool) -> None:
-    model, out = built(Electric, dataclasses.replace(SMALL, share_embeddings=sharing))
+@pytest.mark.parametrize("sharing", ["tied", "disentangled", "none"])
+def test_electric(sharing: str) -> None:
+    changes = dict(share_embeddings=sharing != "none", disentangled=sharing == "disentangled")
+    model, out = built(Electric, dataclasses.replace(SMALL, **changes))
     towers, logits = model.generator, []
     for part in sequences(BATCH):
         ids = BATCH.input_ids[part]
@@ -111,7 +112,10 @@ def test_electric(sharing: bool) -> None:
     cost = F.binary_cross_entropy_with_logits(z, drawn.double(), reduction="sum") / (BATCH.num_tokens + 1e-6)
     same_gradients(model, out.loss, cloze + 50 * cost)
     shares = model.generator.left_to_right.embeddings is model.discriminator.encoder.embeddings
-    assert shares == sharing and model.generator.right_to_left.embeddings is model.generator.left_to_right.embeddings
+    assert (
+        shares == (sharing == "tied")
+        and model.generator.right_to_left.embeddings is model.generator.left_to_right.embeddings
+    )
 
 
 def test_a_tower_does_not_see_the_token_it_predicts() -> None:
@@ -191,6 +195,7 @@ def test_generator_without_dropout() -> None:
     [
         (Uniform, {}, ["discriminator"]),
         (Electric, {}, ["discriminator"]),
+        (Electric, dict(disentangled=True), ["discriminator"]),
         (Corrective, {}, ["discriminator", "generator", "corrector"]),
         (OneNetwork, {}, ["discriminator", "generator"]),
         (Electra, dict(disentangled=True), ["discriminator", "generator"]),

@@ -123,7 +123,7 @@ def test_other_schedules() -> None:
         (dict(schedule="stable", decay_from=10, steps=10), "decay_from is 10; it must lie between 0 and steps - 1, 9"),
         (dict(schedule="stable", decay_from=4, steps=10, generator_share=0.5), "it must lie between 5 and"),
         (dict(schedule="square"), "schedule is 'square'; allowed: linear, cosine, stable"),
-        (dict(optimizer="sgd"), "optimizer is 'sgd'; allowed: adamw, muon"),
+        (dict(optimizer="sgd"), "optimizer is 'sgd'; allowed: adamw, muon, lamb"),
         (dict(momentum=1.0), r"momentum is 1.0; it must lie in \[0, 1\)"),
     ],
 )
