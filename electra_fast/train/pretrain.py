@@ -161,9 +161,10 @@ class _Run:
                     self._step()
             finally:
                 self.progress.close()
-        figures = evaluate(trainer.model, self.heldout, ngrams=self.ngrams)
-        if self.stop.signal is None:
-            finish(run, trainer, self.corpus, self.heldout, figures)
+        with trainer.evaluated():
+            figures = evaluate(trainer.model, self.heldout, ngrams=self.ngrams)
+            if self.stop.signal is None:
+                finish(run, trainer, self.corpus, self.heldout, figures)
         return Result(trainer.steps_done, self.stop.signal, figures)
 
     def _step(self) -> None:
@@ -194,7 +195,8 @@ class _Run:
 
     def _evaluate(self) -> None:
         trainer, steps = self.trainer, self.trainer.steps_done
-        self.figures = evaluate(trainer.model, self.heldout, ngrams=self.ngrams)
+        with trainer.evaluated():
+            self.figures = evaluate(trainer.model, self.heldout, ngrams=self.ngrams)
         self.log.write("heldout", steps, self.figures)
         for line in self.health.look(steps, self.figures):
             say(line)

@@ -95,6 +95,10 @@ class PretrainConfig(PrecisionOptions):
     max_grad_norm: float = 1.0
     """Norm that larger gradients are scaled down to."""
 
+    average_decay: float = 0.0
+    """Decay of a running mean of the weights, such as 0.999, which is then evaluated and saved in the place of the last
+    weights; 0 for none."""
+
     non_finite: Literal["stop", "skip"] = "stop"
     """What a step does whose loss or gradient is not finite: stop ends the run, skip leaves the step out and counts
     it."""
@@ -127,7 +131,7 @@ class PretrainConfig(PrecisionOptions):
         for name in ("weight_decay", "decay_power", "warmup_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("beta1", "beta2", "momentum"):
+        for name in ("beta1", "beta2", "momentum", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.decay_from is not None and self.schedule != "stable":

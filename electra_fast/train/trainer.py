@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from electra_fast.data.batch import Batch
 from electra_fast.objectives.base import Objective
 from electra_fast.objectives.electra import Electra
 from electra_fast.storage.network import match
+from electra_fast.train.average import WeightAverage
 from electra_fast.train.decoupled import Decoupled
 from electra_fast.train.lamb import Lamb
 from electra_fast.train.metrics import NonFinite, StepMetrics
@@ -47,6 +49,7 @@ class Pretrainer:
         self.working = working_copy(model, self.config.precision)
         copies = () if self.working is model else self.working.named_parameters()
         self.optimizer = self._optimizer(copies)
+        self.average = WeightAverage(model, self.config.average_decay) if self.config.average_decay else None
         self.steps_done = 0
         device = next(model.parameters()).device
         self.seed = torch.full((1,), self.config.seed, dtype=torch.int64, device=device)
@@ -132,6 +135,8 @@ class Pretrainer:
             assert isinstance(self.model, Electra)
             self.model.start_from_generator()
             self.optimizer.refresh()
+        if self.average is not None:
+            self.average.update(self.steps_done)
         if self.steps_done % self.read_every == 0:
             self.check()
 
@@ -152,13 +157,19 @@ class Pretrainer:
             )
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint: {"model": ..., "optimizer": ...}, each by name. Raises as `check` does.
+        """The tensors of a checkpoint: {"model": ..., "optimizer": ...}, each by name, and "average" if there is one.
+        Raises as `check` does.
 
         They are the tensors that are trained, not copies; those that both networks share stand once.
         """
         self.check()
         model = {name: p.detach() for name, p in self.model.named_parameters()}
-        return {"model": model, "optimizer": self.optimizer.state_dict()}
+        state = {"model": model, "optimizer": self.optimizer.state_dict()}
+        return state if self.average is None else state | {"average": self.average.tensors}
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are to be evaluated and saved: the averages, if there are any."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], steps_done: int, skipped: int) -> None:
@@ -175,5 +186,7 @@ class Pretrainer:
         for name, p in own.items():
             p.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load(state["average"])
         self.steps_done = steps_done
         self.non_finite.start(skipped)
