@@ -89,10 +89,16 @@ class ModelOptions:
         chosen = recipe_of(self.model, self.recipe, self.objective)["run"].get(name, otherwise)
         return chosen if value is None else value
 
+    @property
+    def given_weights(self) -> Path | None:
+        """Weights to start from of a network that learns; those of a frozen generator are none."""
+        of_generator = None if self.objective == "frozen-generator" else self.init_generator
+        return of_generator or self.init_discriminator
+
     def check_model(self) -> None:
         """Raise ValueError, which names the option, if one does not fit the others."""
         check_options(self, self.objective)
-        weights = self.init_generator or self.init_discriminator
+        weights = self.given_weights
         if self.initial_weights == "counts" and weights is not None:
             raise ValueError(
                 f"initial_weights is counts, and the run starts from the weights in {weights}; leave one of them out"

@@ -103,6 +103,7 @@ def pretrain(run: RunConfig, config: PretrainConfig, callback: Callback | None =
             model.draw_by(torch.from_numpy(ngrams.unigram(np.arange(words))))
         if ngrams is not None and saved is None and starts_from_counts(run):
             own = isinstance(model.generator, Generator) and not isinstance(model, OneNetwork)
+            own = own and run.init_generator is None
             start_from_counts(model.discriminator, model.generator if own else None, ngrams)
         return _Run(run, config, corpus, model, ngrams, lock, callback).go(saved)
 

@@ -160,7 +160,7 @@ class PretrainConfig(PrecisionOptions):
 
     def learning(self, step: int) -> Learning:
         """Which network learns in a step, counted from 0."""
-        if step < self.generator_steps:
+        if self.generator_steps and step < self.generator_steps:
             return "generator"
         return "discriminator" if self.frozen else "both"
 

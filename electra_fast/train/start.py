@@ -195,8 +195,7 @@ def build_model(run: RunConfig, corpus: Corpus, seed: int, steps: int = 1_000_00
 
 def starts_from_counts(run: RunConfig) -> bool:
     """Whether a run's networks begin with what counts know: not those that begin with given weights."""
-    given = run.init_generator or run.init_discriminator
-    return given is None and run.chosen("initial_weights") == "counts"
+    return run.given_weights is None and run.chosen("initial_weights") == "counts"
 
 
 def _equal_words(one: Network, other: Network) -> bool:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_graph import Again
 from test_model import CONFIG, padded
 
 from electra_fast import Batch, Discriminator, Electra, Generator, PretrainConfig, Pretrainer
 from electra_fast.config import ElectraConfig
+from electra_fast.data.budget import Budget
 from electra_fast.objectives.base import Objective
 from electra_fast.objectives.corrective import Corrective
 from electra_fast.objectives.electric import Electric
 from electra_fast.objectives.one_network import OneNetwork
 from electra_fast.objectives.uniform import Uniform
+from electra_fast.train.graph import WARMUP, StepGraph
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.pretrain import pretrain
 from electra_fast.train.settings import RunConfig
@@ -34,6 +37,7 @@ CASES: dict[str, tuple[type[Objective], ElectraConfig, dict]] = {
     "electra+mlm": (OneNetwork, CONFIG, {}),
 }
 BATCH = Batch.from_padded(*padded((9, 7, 24, 3, 17)))
+BUDGET = Budget.of(torch.tensor([9, 7, 24, 3, 17]), 5, 24, CONFIG.mask_prob, CONFIG.max_predictions, 0)
 
 
 def trainer(name: str, seed: int = 1, **changes: object) -> Pretrainer:
@@ -202,3 +206,38 @@ def test_a_frozen_generator_comes_from_another_run(tmp_path: Path) -> None:
     final = finished(tmp_path, "frozen-generator", init_generator=first / "generator", vocab_size=None)
     one, two = (Generator.from_pretrained(path / "generator").state_dict() for path in (first, final))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    waves = Discriminator.from_pretrained(final / "discriminator").encoder.embeddings.position.weight[:, 32:]
+    assert waves.abs().max() < 0.01, "the discriminator began with counts: positions are in the first columns"
+
+
+def test_a_frozen_generator_disagrees_with_no_counts_for_the_discriminator() -> None:
+    options = dict(out=Path("out"), init_generator=Path("g"))
+    assert RunConfig(objective="frozen-generator", initial_weights="counts", **options).given_weights is None
+    with pytest.raises(ValueError, match="initial_weights is counts, and the run starts from the weights in g"):
+        RunConfig(objective="electra", initial_weights="counts", **options)
+
+
+@pytest.mark.parametrize("name", ["decoupled", "frozen-generator", "two-stage", "electric"])
+def test_a_captured_step_is_the_trainer_s(name: str) -> None:
+    """With a stand-in for the CUDA graph: what depends on the step is read from the device at each replay."""
+    whole = trainer(name, steps=10, generator_share=0.0, copy_generator=False)
+    ours = trainer(name, steps=10, generator_share=0.0, copy_generator=False)
+    shapes = BUDGET.fill(BATCH)
+    assert shapes is not None
+    captured = StepGraph(ours, BUDGET, Again(ours))
+    for _ in range(WARMUP + 3):
+        one, two = captured.step(BATCH), whole.step(shapes)
+        assert torch.equal(one.losses, two.losses)
+    assert captured.graph.calls == "w" * WARMUP + "c" + "r" * 3
+
+
+@pytest.mark.parametrize("kind", [Electra, Electric])
+def test_a_working_copy_has_its_own_shared_tables(kind: type[Objective]) -> None:
+    model = kind(DISENTANGLED).double()
+    one = Pretrainer(model, PretrainConfig(steps=4, warmup_steps=1, batch_size=5, precision="float32"))
+    for _ in range(2):
+        assert one.step(BATCH).losses.isfinite().all()
+    for own in (one.model, one.working):
+        towers = own.generator.left_to_right if kind is Electric else own.generator.encoder
+        assert own.discriminator.encoder.embeddings.shared[0] is towers.embeddings
+    assert one.working.discriminator.encoder.embeddings.tables()[0].dtype == torch.float32
