@@ -39,7 +39,7 @@ def info() -> dict[str, Any]:
     from electra_fast.ops._core import core, why
     from electra_fast.ops._library import backends
 
-    packages = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy")
+    packages = ("torch", "triton", "transformers", "tokenizers", "numpy")
     versions = {"electra_fast": version()} | {name: _installed(name) or "not installed" for name in packages}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
