@@ -216,7 +216,7 @@ def pretrain_captions(plan: Plan) -> None:
     options: list[str | Path] = ["--data", plan.work / "data" / "captions.txt", "--out", out, "--resume"]
     for name in LAYERS:
         options += [f"--init-{name}", networks / name]
-    options += "--recipe few --embeddings shared --generator-share 0 --dropout 0.1 --learning-rate 2e-3".split()
+    options += "--recipe few --embedding-sharing tied --generator-share 0 --dropout 0.1 --learning-rate 2e-3".split()
     options += ["--steps", str(plan.steps), "--eval-every", str(max(1, plan.steps // 10)), "--save-every", "200"]
     with timed(plan, "captions"):
         words = ["pretrain", *options, "--device", "cpu", "--threads", "1", "--keep", "1"]
