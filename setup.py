@@ -7,12 +7,13 @@ from glob import glob
 from pathlib import Path
 
 import pybind11
-from pybind11.setup_helpers import ParallelCompile, has_flag
+from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine() in ("x86_64", "AMD64")
-FLAGS = "-std=c++17 -O3 -g1 -Wall -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden".split()
+FLAGS = """-std=c++17 -O3 -g1 -Wall -fno-math-errno -fno-trapping-math -ffp-contract=fast -fvisibility=hidden
+    -fopenmp-simd -pthread""".split()
 ISAS = {"base": ["-DEF_NS=base", "-DEF_ISA=128"]}  # csrc/isa/<name>.cpp: its own flags
 if X86:
     avx512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")]
@@ -38,16 +39,15 @@ class BuildExt(build_ext):
             own = ISAS[path.stem] if path.parent.name == "isa" else []
             compile_one(obj, src, kind, cc_args, [*extra, *own], pp_opts)
 
-        openmp = ["-fopenmp"] if has_flag(self.compiler, "-fopenmp") else ["-Wno-unknown-pragmas"]
         asked = os.environ.get("CXXFLAGS", "").split()  # the last word: setuptools puts them first
-        ext.extra_compile_args, ext.extra_link_args = [*FLAGS, "-MMD", *openmp, *asked], openmp[:1]
+        ext.extra_compile_args, ext.extra_link_args = [*FLAGS, "-MMD", *asked], ["-pthread"]
         self.compiler._compile = compile_with_isa_flags
         super().build_extension(ext)
 
 
 core = Extension(
     "electra_fast._C",
-    ["csrc/bindings.cpp", *(f"csrc/isa/{isa}.cpp" for isa in ISAS)],
+    ["csrc/bindings.cpp", "csrc/threads.cpp", *(f"csrc/isa/{isa}.cpp" for isa in ISAS)],
     include_dirs=[pybind11.get_include()],
     define_macros=[("EF_X86", None)] if X86 else [],
     depends=["setup.py", *glob("csrc/**/*.*", recursive=True)],

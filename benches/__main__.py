@@ -20,6 +20,7 @@ from racing.results import Writer, plot
 HERE = Path(__file__).parent
 COMMANDS = (
     "compile",
+    "contention",
     "generation",
     "gpu",
     "launches",

@@ -46,17 +46,17 @@ void adamw(const Parameter* parameters, const int64_t* sizes, const double* lrs,
            const AdamW& step, bool guard, float* norm, Threads threads) {
   int64_t count = 0, total = 0;
   for (int64_t i = 0; i < n; ++i) count += ceiling(sizes[i], kPiece), total += sizes[i];
+  const int64_t several = total < 32768 ? 1 : threads;
   Memory<Piece> pieces(count);
   Memory<double> sums(count);
   for (int64_t i = 0, at = 0; i < n; ++i) {
     for (int64_t first = 0; first < sizes[i]; first += kPiece)
       pieces.at[at++] = {i, first, smaller(kPiece, sizes[i] - first)};
   }
-#pragma omp parallel for num_threads(threads) schedule(static) if (total >= 32768)
-  for (int64_t at = 0; at < count; ++at) {
+  parallel(count, several, [&](int64_t at) {
     const Piece& piece = pieces.at[at];
     sums.at[at] = sum_of_squares(parameters[piece.tensor].grad + piece.first, piece.size);
-  }
+  });
   double sum = 0;
   for (int64_t at = 0; at < count; ++at) sum += sums.at[at];
   *norm = float(sqrt(sum));
@@ -64,13 +64,12 @@ void adamw(const Parameter* parameters, const int64_t* sizes, const double* lrs,
   const double clip = step.max_grad_norm * fmin(1 / sqrt(sum), 1 / step.max_grad_norm);
   const Update numbers = {float(clip),           float(1 - step.beta1), float(step.beta1),
                           float(1 - step.beta2), float(step.beta2),     float(step.eps)};
-#pragma omp parallel for num_threads(threads) schedule(static) if (total >= 32768)
-  for (int64_t at = 0; at < count; ++at) {
+  parallel(count, several, [&](int64_t at) {
     const Piece& piece = pieces.at[at];
     const Parameter& p = parameters[piece.tensor];
     update(numbers, float(lrs[piece.tensor]), float(weight_decays[piece.tensor]), piece.size, p.value + piece.first,
            p.grad + piece.first, p.exp_avg + piece.first, p.exp_avg_sq + piece.first);
-  }
+  });
 }
 
 }  // namespace ef::EF_NS

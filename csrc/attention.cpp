@@ -286,18 +286,12 @@ static void for_each(const Attention& in, Threads threads, One one) {
   const int64_t tasks = N * in.H, at_once = N >= 4 * threads ? in.H : 1, own = ceiling(floats, 16) * 16;
   const Floats memory(parts * own);
   int64_t next = 0;
-#pragma omp parallel for num_threads(int(parts)) schedule(static)
-  for (int64_t part = 0; part < parts; ++part) {
-    for (int64_t first = 0; first < tasks;) {
-#pragma omp atomic capture
-      {
-        first = next;
-        next += at_once;
-      }
+  parallel(parts, parts, [&](int64_t part) {
+    for (int64_t first; (first = __atomic_fetch_add(&next, at_once, __ATOMIC_RELAXED)) < tasks;) {
       for (int64_t task = first; task < smaller(tasks, first + at_once); ++task)
         one(Task(in, task / in.H, task % in.H), memory.at + part * own);
     }
-  }
+  });
 }
 
 }  // namespace attend

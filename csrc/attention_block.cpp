@@ -41,8 +41,7 @@ void attention_block_fwd(const AttentionBlock& block, const AttentionWeights<con
   const Parts parts(R, D, 2 * D * D, threads);
   const Weight weight(weights.out.weight, D, D, false, parts);
   Floats scratch(parts.count * parts.height * D);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     float* added = scratch.at + part * parts.height * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
@@ -50,7 +49,7 @@ void attention_block_fwd(const AttentionBlock& block, const AttentionWeights<con
       norm_rows_fwd({added, rows, D}, block.queries.data + at, weights.norm, float(eps), from_row(block.dropout, first),
                     out + at, from_row(kept.norm, first, D));
     });
-  }
+  });
 }
 
 // dqueries (R, D) may be dx itself, if all rows are queries: then both gradients of a row, as a query and as a key and
@@ -65,8 +64,7 @@ void attention_block_bwd(const float* dout, const AttentionBlock& block, const A
     LinearGradient gradient(weights.out.weight, D, D, dweights.out, parts);
     NormGradient norm(D, dweights.norm, parts.count);
     Floats scratch(parts.count * parts.height * D);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-    for (int64_t part = 0; part < parts.count; ++part) {
+    parallel(parts.count, parts.count, [&](int64_t part) {
       float* dadded = scratch.at + part * parts.height * D;
       gradient.start(part), norm.start(part);
       parts.blocks(part, [&](int64_t first, int64_t rows) {
@@ -76,7 +74,7 @@ void attention_block_bwd(const float* dout, const AttentionBlock& block, const A
         gradient.weight.product(part, dadded, D, rows, dread.at + at, D);
         gradient.add(part, kept.read + at, D, dadded, D, rows);
       });
-    }
+    });
     gradient.finish(), norm.finish();
   }
   attention_bwd({dread.at, D, head}, attention_of(block, kept.queries, kept.keys_values), kept.lse, {dq.at, D, head},

@@ -2,7 +2,6 @@
 // instruction set, with the ops compiled for it.
 //
 // electra_fast/ops checks devices, dtypes, shapes and strides before it calls an op.
-#include <pthread.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -55,10 +54,6 @@ static Isa choose(const std::vector<Isa>& isas) {
                          "; set it to one of these, or unset it for the best, " + isas.back().name);
 }
 
-// True in a child of fork(). It inherits OpenMP's state but not its threads, and would wait for them for ever, so it
-// computes on one thread.
-static bool forked = false;
-
 #ifdef __linux__
 static std::terminate_handler terminate_before;
 
@@ -109,7 +104,7 @@ static bool read(PyObject* from, T& to) {
     to = PyFloat_AsDouble(from);
   } else if constexpr (std::is_same_v<T, Threads>) {
     const long threads = PyLong_AsLong(from);
-    to = Threads(forked || threads < 1 ? 1 : threads);
+    to = Threads(threads < 1 ? 1 : threads);
   } else if constexpr (std::is_same_v<T, uint64_t>) {
     to = PyLong_AsUnsignedLongLong(from);
   } else {
@@ -178,7 +173,6 @@ static void bind_all(py::module_& module, const Ops& ops) {
 PYBIND11_MODULE(_C, module) {
   const std::vector<ef::Isa> isas = ef::supported();
   const ef::Isa chosen = ef::choose(isas);
-  pthread_atfork(nullptr, nullptr, [] { ef::forked = true; });
 #ifdef __linux__
   ef::terminate_before = std::set_terminate(ef::terminate_unless_python_exits);
 #endif

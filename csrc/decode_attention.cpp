@@ -108,13 +108,9 @@ void decode_attention(const Heads<const float>& q, const Cache& cache, double sc
   const int64_t parts = total * H * D >= 1 << 15 ? smaller(threads, tasks) : 1;  // from about 10 us on
   const Floats memory(parts * heads * room);
   int64_t next = 0;
-#pragma omp parallel for num_threads(int(parts)) schedule(static)
-  for (int64_t part = 0; part < parts; ++part) {
+  parallel(parts, parts, [&](int64_t part) {
     float* scores = memory.at + part * heads * room;
-    for (int64_t task = 0; task < tasks;) {
-#pragma omp atomic capture
-      task = next++;
-      if (task >= tasks) break;
+    for (int64_t task; (task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < tasks;) {
       const int64_t n = task * heads / H, h0 = task * heads % H, count = cache.lengths[n];
       const int32_t* table = cache.table + n * cache.blocks;
       const PagedRows keys = {cache.k, table, cache.tokens, count, D, h0, heads};
@@ -134,7 +130,7 @@ void decode_attention(const Heads<const float>& q, const Cache& cache, double sc
         add_values(scores + h * room + first, v, cache.v.token, rows, D, to + h * D);
       });
     }
-  }
+  });
 }
 
 }  // namespace ef::EF_NS

@@ -14,8 +14,7 @@ void discriminator_head_fwd(const Rows& hidden, const DiscriminatorWeights<const
   const Parts parts(hidden.length, D, 2 * D * D, threads);
   const Weight dense(weights.dense.weight, D, D, false, parts);
   Floats scratch(parts.count * D);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     float* activated = scratch.at + part * D;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       dense.product(part, hidden.data + first * D, D, rows, inner + first * D, D, weights.dense.bias);
@@ -26,7 +25,7 @@ void discriminator_head_fwd(const Rows& hidden, const DiscriminatorWeights<const
         loss[t] = (x > 0 ? x : 0) - (labels[t] ? x : 0) + log1pf(expf(-fabsf(x)));  // NaN for NaN
       }
     });
-  }
+  });
 }
 
 void discriminator_head_bwd(const float* dloss, const float* dlogits, const Rows& hidden,
@@ -39,8 +38,7 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const Rows
   Sum out_weights(dweights.out.weight, D, parts.count), out_biases(dweights.out.bias, 1, parts.count);
   const int64_t ld = row_stride(D), packed = packed_size(1, D), own = parts.height * ld + packed + D;
   Floats scratch(parts.count * own);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     float *dinner = scratch.at + part * own, *activated = dinner + parts.height * ld, *few = activated + packed;
     float *dweight = out_weights.of(part), *dbias = out_biases.of(part);
     dense.start(part), out_weights.start(part), out_biases.start(part);
@@ -64,7 +62,7 @@ void discriminator_head_bwd(const float* dloss, const float* dlogits, const Rows
       dense.add(part, hidden.data + first * D, D, dinner, ld, rows);
     });
     dbias[0] = float(sum);
-  }
+  });
   dense.finish(), out_weights.finish(), out_biases.finish();
 }
 

@@ -35,22 +35,23 @@ static void scatter(const int64_t* ids, const Rows& d, int64_t size, float* grad
           *next = first + size;  // the first token of each id, and the next with a token's id, or -1
   memset(first, -1, size_t(size) * sizeof(int64_t));
   for (int64_t t = T - 1; t >= 0; --t) next[t] = first[ids[t]], first[ids[t]] = t;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 256) if ((size + T) * E >= 32768)
-  for (int64_t id = 0; id < size; ++id) {
-    float* grad = grads + id * E;
-    int64_t t = first[id];
-    if (t < 0) {
-      memset(grad, 0, size_t(E) * sizeof(float));
-      continue;
+  in_ranges(size, 256, (size + T) * E < 32768 ? 1 : threads, [&](int64_t begin, int64_t end) {
+    for (int64_t id = begin; id < end; ++id) {
+      float* grad = grads + id * E;
+      int64_t t = first[id];
+      if (t < 0) {
+        memset(grad, 0, size_t(E) * sizeof(float));
+        continue;
+      }
+      memcpy(grad, d.data + t * E, size_t(E) * sizeof(float));
+      while ((t = next[t]) >= 0) {
+        const float* row = d.data + t * E;
+        int64_t c = 0;
+        for (; c + kLanes <= E; c += kLanes) store(grad + c, load(grad + c) + load(row + c));
+        for (; c < E; ++c) grad[c] += row[c];
+      }
     }
-    memcpy(grad, d.data + t * E, size_t(E) * sizeof(float));
-    while ((t = next[t]) >= 0) {
-      const float* row = d.data + t * E;
-      int64_t c = 0;
-      for (; c + kLanes <= E; c += kLanes) store(grad + c, load(grad + c) + load(row + c));
-      for (; c < E; ++c) grad[c] += row[c];
-    }
-  }
+  });
 }
 
 }  // namespace
@@ -60,8 +61,7 @@ void embedding_fwd(const Tokens& tokens, const Tables<const float>& tables, cons
   const int64_t T = tokens.T, E = tables.E, parts = T * E < 32768 ? 1 : threads;
   const Dropout none = {dropout.row_ids, 0, 0};  // the norm has no dropout before it
   Floats types(parts * kGathered * E);
-#pragma omp parallel for num_threads(parts) schedule(static)
-  for (int64_t part = 0; part < parts; ++part) {
+  parallel(parts, parts, [&](int64_t part) {
     float* own = types.at + part * kGathered * E;
     const int64_t end = T * (part + 1) / parts;
     for (int64_t start = T * part / parts; start < end; start += kGathered) {
@@ -79,7 +79,7 @@ void embedding_fwd(const Tokens& tokens, const Tables<const float>& tables, cons
       norm_rows_fwd({sums, rows, E}, own, norm, float(eps), none, to, from_row(kept, start, E));
       if (dropout.threshold > 0) dropout_rows({to, rows, E}, from_row(dropout, start), to);
     }
-  }
+  });
 }
 
 void embedding_bwd(const float* dout, const Tokens& tokens, const float* weight, const Dropout& dropout,
@@ -88,9 +88,9 @@ void embedding_bwd(const float* dout, const Tokens& tokens, const float* weight,
   const int64_t T = tokens.T, E = dtables.E;
   Floats memory(T * E);
   float* d = memory.at;  // the gradient of the normalised rows, then of their sums
-#pragma omp parallel for num_threads(threads) schedule(static) if (T * E >= 32768)
-  for (int64_t start = 0; start < T; start += kGathered)
-    dropout_rows({dout + start * E, smaller(kGathered, T - start), E}, from_row(dropout, start), d + start * E);
+  in_ranges(T, 4 * kGathered, T * E < 32768 ? 1 : threads, [&](int64_t start, int64_t end) {
+    dropout_rows({dout + start * E, end - start, E}, from_row(dropout, start), d + start * E);
+  });
   const Rows rows = {d, T, E};
   dropout_add_layer_norm_bwd(rows, weight, {dropout.row_ids, 0, 0}, kept, d, d, dnorm, threads);
   scatter(tokens.input_ids, rows, dtables.V, dtables.word, threads);

@@ -15,8 +15,7 @@ void ffn_block_fwd(const Rows& x, const FfnWeights<const float>& weights, int64_
   const Weight up(weights.up.weight, F, D, false, parts), down(weights.down.weight, D, F, false, parts);
   const int64_t ld = row_stride(F), own = parts.height * (ld + D);
   Floats scratch(parts.count * own);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     float *activated = scratch.at + part * own, *added = activated + parts.height * ld;
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       const int64_t at = first * D;
@@ -26,7 +25,7 @@ void ffn_block_fwd(const Rows& x, const FfnWeights<const float>& weights, int64_
       norm_rows_fwd({added, rows, D}, x.data + at, weights.norm, float(eps), from_row(dropout, first), out + at,
                     from_row(kept.norm, first, D));
     });
-  }
+  });
 }
 
 void ffn_block_bwd(const float* dout, const Rows& x, const FfnWeights<const float>& weights, int64_t F,
@@ -39,8 +38,7 @@ void ffn_block_bwd(const float* dout, const Rows& x, const FfnWeights<const floa
   NormGradient norm(D, dweights.norm, parts.count);
   const int64_t ld = row_stride(F), own = parts.height * (ld + D);
   Floats scratch(parts.count * own);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     float *dinner = scratch.at + part * own, *dadded = dinner + parts.height * ld;
     up.start(part), down.start(part), norm.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
@@ -53,7 +51,7 @@ void ffn_block_bwd(const float* dout, const Rows& x, const FfnWeights<const floa
       up.weight.product(part, dinner, ld, rows, dx + at, D, dx + at, D);
       up.add(part, x.data + at, D, dinner, ld, rows);
     });
-  }
+  });
   up.finish(), down.finish(), norm.finish();
 }
 

@@ -175,8 +175,7 @@ void generator_head_fwd(const Rows& hidden, const Affine<const float>& words, in
 
   for (int64_t start = 0; start < M; start += chunk) {
     const int64_t rows = smaller(chunk, M - start), block = block_of(rows);
-#pragma omp parallel for num_threads(parts) schedule(static)
-    for (int64_t part = 0; part < parts; ++part) {
+    parallel(parts, parts, [&](int64_t part) {
       float* packed = memory.at + part * own;
       float* logits = packed + packed_floats;
       for (int64_t r = part * stride; sharpened.most_likely && r < part * stride + rows; ++r)
@@ -212,13 +211,12 @@ void generator_head_fwd(const Rows& hidden, const Affine<const float>& words, in
             log_sums(sample_m, sample_sum, count, sample_sums + number * stride + r0);
         }
       }
-    }
-#pragma omp parallel for num_threads(parts) schedule(static)
-    for (int64_t r0 = 0; r0 < rows; r0 += kLanes) {
+    });
+    in_ranges(rows, kLanes, parts, [&](int64_t r0, int64_t end) {
       float row_lse[kLanes], unused[kLanes];
       to_weights(sums + r0, stride, tiles, row_lse);
       if (!same && !sharpened.most_likely) to_weights(sample_sums + r0, stride, tiles, unused);
-      for (int64_t r = r0; r < smaller(rows, r0 + kLanes); ++r) {
+      for (int64_t r = r0; r < end; ++r) {
         const int64_t at = start + r, label = labels[at];
         lse[at] = row_lse[r - r0];
         loss[at] = label == -100 ? 0.0f : label < 0 || label >= V ? NAN : lse[at] - loss[at];
@@ -234,7 +232,7 @@ void generator_head_fwd(const Rows& hidden, const Affine<const float>& words, in
         sampled[at] = word_in_tile(rows_at + at * E, weight, E, Tile(tile, bias, V), sharpened.lowered(label),
                                    sharpened.scale, uniform(random.w[1]));
       }
-    }
+    });
   }
 }
 
@@ -249,8 +247,7 @@ void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<cons
   Floats memory(parts * own + (parts - 1) * M * E);
   float* shares = memory.at + parts * own;  // of dhidden, one for each part but the first, which adds to dhidden itself
 
-#pragma omp parallel for num_threads(parts) schedule(static)
-  for (int64_t part = 0; part < parts; ++part) {
+  parallel(parts, parts, [&](int64_t part) {
     float* columns = memory.at + part * own;         // the tile's weight packed for the logits,
     float* weight_rows = columns + columns_floats;   // for dhidden
     float* hidden_rows = weight_rows + rows_floats;  // the block's rows for dweight
@@ -288,11 +285,11 @@ void generator_head_bwd(const float* grad, const Rows& hidden, const Affine<cons
       }
       memcpy(dwords.bias + tile.first, db, size_t(tile.words) * sizeof(float));
     }
-  }
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-  for (int64_t r = 0; r < M; ++r)
+  });
+  in_ranges(M * E, 4096, parts, [&](int64_t first, int64_t end) {
     for (int64_t part = 1; part < parts; ++part)  // in order: the same bits for the same number of threads
-      for (int64_t e = 0; e < E; ++e) dhidden[r * E + e] += shares[((part - 1) * M + r) * E + e];
+      for (int64_t i = first; i < end; ++i) dhidden[i] += shares[(part - 1) * M * E + i];
+  });
 }
 
 }  // namespace ef::EF_NS

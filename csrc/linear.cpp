@@ -12,13 +12,12 @@ void linear_fwd(const Rows& x, const Affine<const float>& linear, int64_t N, flo
   const int64_t K = x.width;
   const Parts parts(x.length, N, 2 * N * K, threads);
   const Weight packed(linear.weight, N, K, false, parts);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     parts.blocks(part, [&](int64_t first, int64_t rows) {
       packed.product(part, x.data + first * K, K, rows, (inner ? inner : out) + first * N, N, linear.bias);
       if (inner) gelu_rows(inner + first * N, N, rows, N, out + first * N, N);
     });
-  }
+  });
 }
 
 // `add`: the gradient of x is added to dx, which else is overwritten.
@@ -28,8 +27,7 @@ void linear_bwd(const float* dout, const Rows& x, const float* weight, int64_t N
   const Parts parts(x.length, N, 6 * N * K, threads);
   LinearGradient gradient(weight, N, K, dlinear, parts);
   Floats scratch(inner ? parts.count * parts.height * ld : 0);
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static)
-  for (int64_t part = 0; part < parts.count; ++part) {
+  parallel(parts.count, parts.count, [&](int64_t part) {
     float* own = scratch.at + part * parts.height * ld;
     gradient.start(part);
     parts.blocks(part, [&](int64_t first, int64_t rows) {
@@ -40,7 +38,7 @@ void linear_bwd(const float* dout, const Rows& x, const float* weight, int64_t N
       gradient.weight.product(part, dy, ldy, rows, dx + first * K, K, add ? dx + first * K : nullptr, K);
       gradient.add(part, x.data + first * K, K, dy, ldy, rows);
     });
-  }
+  });
   gradient.finish();
 }
 

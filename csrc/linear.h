@@ -25,14 +25,12 @@ struct Weight {
         depth(backward ? N : K),
         width(backward ? K : N),
         packed(few ? parts.count * few_size() : packed_size(depth, width)) {
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static) if (parts.count > 1)
-    for (int64_t first = 0; first < (few ? 0 : width); first += kPanel) {
-      const int64_t columns = smaller(kPanel, width - first);
+    in_ranges(few ? 0 : width, kPanel, parts.count, [&](int64_t first, int64_t end) {
       if (backward)
-        pack(weight + first, K, N, columns, packed.at + first * depth);
+        pack(weight + first, K, N, end - first, packed.at + first * depth);
       else
-        pack_transposed(weight + first * K, K, K, columns, packed.at + first * depth);
-    }
+        pack_transposed(weight + first * K, K, K, end - first, packed.at + first * depth);
+    });
   }
   // The floats that a part with few rows needs: for kPanel packed rows of x, and for their product.
   int64_t few_size() const { return (depth + width) * kPanel; }
@@ -113,17 +111,18 @@ struct LinearGradient {
     }
   }
   void finish() {
-#pragma omp parallel for num_threads(int(parts.count)) schedule(static) if (parts.count > 1)
-    for (int64_t n = 0; n < N; ++n) {
-      for (int64_t k = 0; k < K; k += kPanel) {
-        float row[kPanel];
-        const int64_t at = (k * N) + n * kPanel, columns = smaller(kPanel, K - k);
-        memcpy(row, share(0) + at, sizeof row);
-        for (int64_t part = 1; part < parts.count; ++part)
-          for (int64_t i = 0; i < kPanel; ++i) row[i] += share(part)[at + i];
-        memcpy(dweight + n * K + k, row, size_t(columns) * sizeof(float));
+    in_ranges(N, 16, parts.count, [&](int64_t first, int64_t end) {
+      for (int64_t n = first; n < end; ++n) {
+        for (int64_t k = 0; k < K; k += kPanel) {
+          float row[kPanel];
+          const int64_t at = (k * N) + n * kPanel, columns = smaller(kPanel, K - k);
+          memcpy(row, share(0) + at, sizeof row);
+          for (int64_t part = 1; part < parts.count; ++part)
+            for (int64_t i = 0; i < kPanel; ++i) row[i] += share(part)[at + i];
+          memcpy(dweight + n * K + k, row, size_t(columns) * sizeof(float));
+        }
       }
-    }
+    });
     dbias.finish();
   }
 };

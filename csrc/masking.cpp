@@ -33,8 +33,7 @@ static Smallest smallest(const uint64_t* words, int64_t n, int64_t k) {
 }
 
 void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, const Masked& out, Threads threads) {
-#pragma omp parallel for num_threads(threads) if (text.T >= 4096)
-  for (int64_t n = 0; n < text.N; ++n) {
+  parallel(text.N, text.T < 4096 ? 1 : threads, [&](int64_t n) {
     const int64_t start = text.cu_seqlens[n], end = text.cu_seqlens[n + 1], last = slots[n + 1];
     // The sequence's part of masked_ids is scratch memory until the ids are written to it.
     uint64_t* scratch = reinterpret_cast<uint64_t*>(out.ids) + start;
@@ -75,7 +74,7 @@ void masking(const Text& text, const int32_t* slots, const MaskingRule& rule, co
     for (; slot < last; ++slot)  // slots that are left over, if there are more than candidates
       out.positions[slot] = start, out.labels[slot] = -100,
       out.sample_rows[slot] = start < end ? text.row_ids[start] : 0;
-  }
+  });
 }
 
 // The row id of each token's unit: that of the first token of its word or span.

@@ -9,6 +9,7 @@
 
 #include "gemm.h"
 #include "ops.h"
+#include "threads.h"
 
 namespace ef::EF_NS {
 
@@ -71,14 +72,12 @@ struct Sum {
   void start(int64_t part) { memset(of(part), 0, size_t(size) * sizeof(float)); }
   float* of(int64_t part) { return part == 0 ? out : others.at + (part - 1) * size; }
   void finish() {
-#pragma omp parallel for num_threads(int(parts)) schedule(static) if (parts > 1)
-    for (int64_t i = 0; i < size; i += 1024) {
-      const int64_t end = smaller(size, i + 1024);
+    in_ranges(size, 4096, parts, [&](int64_t first, int64_t end) {
       for (int64_t part = 1; part < parts; ++part) {
         const float* other = of(part);
-        for (int64_t j = i; j < end; ++j) out[j] += other[j];
+        for (int64_t i = first; i < end; ++i) out[i] += other[i];
       }
-    }
+    });
   }
 };
 

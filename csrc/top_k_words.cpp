@@ -163,9 +163,9 @@ void top_k_words(const Rows& hidden, const Affine<const float>& words, int64_t V
   const best::Kept kept(panels(M) * kPanel, k, shares, parts);
   const Floats packed(few ? 0 : packed_size(E, M)), memory(parts * own);
   if (!few) pack_transposed(hidden.data, E, E, M, packed.at);
-#pragma omp parallel for num_threads(int(parts)) schedule(static)
-  for (int64_t part = 0; part < parts; ++part)
+  parallel(parts, parts, [&](int64_t part) {
     best::sweep(kept, part, few ? nullptr : packed.at, hidden, words, V, memory.at + part * own);
+  });
   for (int64_t row = 0; row < M; ++row) {
     const best::List list = best::joined(kept, row, V);
     const float lse = best::log_sum(kept, row);

@@ -70,25 +70,26 @@ class Copy:
         os.utime(self.root / path, ns=(now, now))
 
     def compile(self, path: str | None = None) -> None:
-        """Compile the core's instruction set `base` again, and bindings.cpp if `path` is that; the others stay."""
+        """Compile the core's instruction set `base` again, or `path` if it is a file of its own; the others stay."""
         setup = runpy.run_path(str(ROOT / "setup.py"))
         (objects,) = ROOT.glob(f"build/temp.*{sys.implementation.cache_tag}/csrc")
-        flags = [flag for flag in setup["FLAGS"] if flag != "-O3"] + ["-fopenmp", "-fPIC", "-O1"]
+        flags = [flag for flag in setup["FLAGS"] if flag != "-O3"] + ["-fPIC", "-O1"]
         flags += ["-DEF_X86"] if setup["X86"] else []
         include = [f"-I{setup['pybind11'].get_include()}", f"-I{sysconfig.get_path('include')}"]
         built = self.root.with_name("base.o")
-        bindings = objects / "bindings.o"
-        if path == "csrc/bindings.cpp":
-            bindings = self.root.with_name("bindings.o")
-            self._call("c++", "-c", *flags, *include, str(self.root / path), "-o", str(bindings))
-        if path != "csrc/bindings.cpp" or not built.exists():
+        alone = {name: objects / f"{name}.o" for name in ("bindings", "threads")}
+        own = Path(path or "").stem
+        if own in alone:
+            alone[own] = self.root.with_name(f"{own}.o")
+            self._call("c++", "-c", *flags, *include, str(self.root / f"csrc/{own}.cpp"), "-o", str(alone[own]))
+        if own not in alone or not built.exists():
             self._call(
                 "c++", "-c", *flags, *setup["ISAS"]["base"], str(self.root / "csrc/isa/base.cpp"), "-o", str(built)
             )
         others = [str(objects / "isa" / f"{isa}.o") for isa in setup["ISAS"] if isa != "base"]
         (library,) = (self.root / "electra_fast").glob("_C*.so")
         linked = self.root.with_name("linked.so")
-        self._call("c++", "-shared", "-fopenmp", str(bindings), str(built), *others, "-o", str(linked))
+        self._call("c++", "-shared", "-pthread", *map(str, alone.values()), str(built), *others, "-o", str(linked))
         os.replace(linked, library)
 
     def _call(self, *command: str) -> None:

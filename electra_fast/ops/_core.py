@@ -8,8 +8,6 @@ import os
 import warnings
 from typing import Any
 
-import torch  # noqa: F401  before the core, which then shares torch's OpenMP runtime
-
 core: Any = None
 try:
     core = importlib.import_module("electra_fast._C")

@@ -1,4 +1,4 @@
-"""What the build promises: one OpenMP runtime, no code of one instruction set where another runs, and no need of it."""
+"""What the build promises: no OpenMP but torch's, no instruction set's code where another runs, no need of a core."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def test_isa_objects_define_no_weak_symbols(tmp_path):
         made = built_object(isa, setup["stale"]) or tmp_path / f"{isa}.o"
         if not made.exists():
             source = ROOT / f"csrc/isa/{isa}.cpp"
-            command = ["c++", "-fPIC", "-c", *setup["FLAGS"], "-fopenmp", *flags, str(source), "-o", str(made)]
+            command = ["c++", "-fPIC", "-c", *setup["FLAGS"], *flags, str(source), "-o", str(made)]
             subprocess.run(command, check=True)
         listed = subprocess.run(["nm", "-C", made], capture_output=True, text=True, check=True).stdout
         assert f"ef::{isa}::ops" in listed
@@ -63,22 +63,11 @@ def test_isa_objects_define_no_weak_symbols(tmp_path):
 
 
 @built
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="not Linux")
-def test_one_openmp_runtime():
-    code = IMPORT + "print({l.split()[-1] for l in open('/proc/self/maps') if any(n in l for n in ('gomp', 'iomp'))})"
-    done = python(code)
-    runtimes = eval(done.stdout)
-    assert len(runtimes) == 1, (runtimes, done.stderr)
-
-
-@built
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
-def test_openmp_is_no_newer_than_torch_has():
-    """torch brings a libgomp of OpenMP 4.5 or so: a newer entry point would not resolve."""
+def test_core_brings_no_openmp():
+    """A second runtime beside torch's would have threads of its own; the core's are those of csrc/threads.cpp."""
     needed = subprocess.run(["objdump", "-p", core.__file__], capture_output=True, text=True, check=True).stdout
-    versions = re.findall(r"\b(GOMP|OMP)_([\d.]+)", needed)
-    assert versions, "no OpenMP at all"
-    assert all(float(number) <= {"GOMP": 5.0, "OMP": 4.5}[name] for name, number in versions), versions
+    assert "NEEDED" in needed and not re.search(r"gomp|iomp|libomp", needed), needed
 
 
 @built
