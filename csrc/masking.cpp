@@ -82,8 +82,7 @@ void mask_units(const Text& text, const uint8_t* starts_word, const MaskingRule&
                 Threads threads) {
   constexpr uint32_t kOpens = 858993459;  // 2**32 / 5
   constexpr int64_t kLongest = 10;        // words of a span
-#pragma omp parallel for num_threads(threads) if (text.T >= 4096)
-  for (int64_t n = 0; n < text.N; ++n) {
+  parallel(text.N, text.T < 4096 ? 1 : threads, [&](int64_t n) {
     int64_t unit = 0, words = 0;  // the first token of the unit, and the words since a span was opened
     bool after = false;           // whether the token before may be masked
     for (int64_t i = text.cu_seqlens[n]; i < text.cu_seqlens[n + 1]; ++i) {
@@ -96,7 +95,7 @@ void mask_units(const Text& text, const uint8_t* starts_word, const MaskingRule&
       unit_rows[i] = text.row_ids[candidate ? unit : i];
       after = candidate;
     }
-  }
+  });
 }
 
 void corrupt(const int64_t* input_ids, int64_t T, const Slots& slots, bool faithful, int64_t* corrupted_ids,
