@@ -168,23 +168,13 @@ def adamw_update_kernel(
             _update(lists, step, column_ptr, count, first, left, clip, lr, False, BLOCK)
 
 
-def adamw_fwd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    lr: Tensor,
-    lr_scales: list[float],
-    weight_decays: list[float],
-    beta1: float,
-    beta2: float,
-    eps: float,
-    max_grad_norm: float,
-    guard: Tensor,
-    copies: list[Tensor],
-) -> Tensor:
-    """-> |g| (1,); params, exp_avgs, exp_avg_sqs and copies are updated in place."""
-    lists = (params, grads, exp_avgs, exp_avg_sqs, copies)
+def adamw_fwd(args: Any) -> Tensor:
+    """-> |g| (1,); params, exp_avgs, exp_avg_sqs and copies are updated in place.
+
+    args: an AdamWArguments (electra_fast/ops/adamw.py)
+    """
+    params, grads, lr, copies = args.params, args.grads, args.lr, args.copies
+    lists = (params, grads, args.exp_avgs, args.exp_avg_sqs, copies)
     dense = [[t.contiguous() for t in tensors] for tensors in lists]
     sizes = torch.tensor([t.numel() for t in params])
     ends = ((sizes + BLOCK - 1) // BLOCK).cumsum(0)
@@ -193,7 +183,7 @@ def adamw_fwd(
         return lr.new_zeros(1)
     dense[4] = dense[4] or dense[0]  # without copies, the table's addresses of copies are not used
     addresses = torch.tensor([[t.data_ptr() for t in tensors] for tensors in dense])
-    numbers = torch.tensor([lr_scales, weight_decays], dtype=torch.float64).view(torch.int64)
+    numbers = torch.tensor([args.lr_scales, args.weight_decays], dtype=torch.float64).view(torch.int64)
     wide = (addresses % 16 == 0).all(0)
     table = _on_device(torch.cat([addresses, torch.stack([sizes, starts]), numbers, wide[None]]), lr)
     programs = min(PROGRAMS, pieces)
@@ -201,12 +191,12 @@ def adamw_fwd(
     chosen = dict(TENSORS=triton.next_power_of_2(count), BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=True)
     adamw_norm_kernel[(programs,)](grads[0], table, parts, count, pieces, **chosen)
     adamw_update_kernel[(pieces,)](
-        (params[0], grads[0], exp_avgs[0], copies[0] if copies else None),
-        (beta1, 1 - beta1, beta2, 1 - beta2, eps, max_grad_norm),
+        (params[0], grads[0], args.exp_avgs[0], copies[0] if copies else None),
+        (args.beta1, 1 - args.beta1, args.beta2, 1 - args.beta2, args.eps, args.max_grad_norm),
         table,
         parts,
         lr,
-        guard,
+        args.guard,
         norm,
         count,
         programs,

@@ -21,7 +21,8 @@ with 512, whose keys and values take 128 KB, 1 each way.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -176,83 +177,99 @@ def attention_fwd_kernel(
     tl.store(lse_ptr + head * sequences.tokens + start + offs_m, lse, mask=offs_m < queries)
 
 
-def attention_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: Tensor,
-    max_seqlen_k: int,
-    row_ids: Tensor,
-    seed: Tensor,
-    softmax_scale: float,
-    dropout_p: float,
-    causal: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, H, D), [lse (H, T) float32]."""
-    q, k, v = _unit_stride(q, k, v)
-    tokens, num_heads, _ = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(num_heads, tokens, dtype=torch.float32)
-    chosen = tile(FWD, q, max_seqlen, max_seqlen_k, causal)
-    programs = (cu_seqlens.shape[0] - 1) * num_heads
-    sequences = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), tokens, num_heads)
-    views, mask = (heads(q), heads(k), heads(v)), dropout(row_ids, seed, dropout_p)
-    if "LENGTH" in chosen:
-        attention_fwd_resident_kernel[(programs,)](*views, out, lse, sequences, mask, softmax_scale, **chosen)
-    elif programs := programs * (blocks := triton.cdiv(max_seqlen, chosen["BLOCK_M"])):
-        attention_fwd_kernel[(programs,)](*views, out, lse, sequences, mask, softmax_scale, blocks, **chosen)
+class Packing(NamedTuple):
+    """How the sequences of the queries, and those of the keys, are packed."""
+
+    cu_seqlens: Tensor  # (N + 1,) int32: the row where the queries of each sequence begin, and at the end T
+    max_seqlen: int  # the most queries of a sequence, or more
+    cu_seqlens_k: Tensor  # the same for the keys
+    max_seqlen_k: int
+
+
+def packing_of(args: Any) -> Packing:
+    """The Packing of an AttentionArguments."""
+    return Packing(args.cu_seqlens, args.max_seqlen, args.cu_seqlens_k, args.max_seqlen_k)
+
+
+def attention_fwd(args: Any) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, H, D), [lse (H, T) float32].
+
+    args: an AttentionArguments (electra_fast/ops/attention.py)
+    """
+    mask = dropout(args.row_ids, args.seed, args.dropout_p)
+    out, lse = attend((args.q, args.k, args.v), packing_of(args), mask, args.softmax_scale, args.causal)
     return out, [lse]
 
 
-def attention_bwd(grads: list[Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
-    """grads [dout], saved [out, lse] -> [dq, dk, dv]."""
-    gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
-    put_gradients(gradients, grads[0], q, k, v, *rest)
+def attend(
+    qkv: Sequence[Tensor], packing: Packing, mask: tuple | None, softmax_scale: float, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """-> out (T, H, D), and the scores' log-sum-exps (H, T) float32.
+
+    qkv: queries, keys and values, (., H, D) each
+    mask: the Dropout of the probabilities, or None
+    """
+    q, k, v = _unit_stride(*qkv)
+    tokens, num_heads, _ = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty(num_heads, tokens, dtype=torch.float32)
+    chosen = tile(FWD, q, packing.max_seqlen, packing.max_seqlen_k, causal)
+    programs = (packing.cu_seqlens.shape[0] - 1) * num_heads
+    sequences = (packing.cu_seqlens.contiguous(), packing.cu_seqlens_k.contiguous(), tokens, num_heads)
+    views = (heads(q), heads(k), heads(v))
+    if "LENGTH" in chosen:
+        attention_fwd_resident_kernel[(programs,)](*views, out, lse, sequences, mask, softmax_scale, **chosen)
+    elif programs := programs * (blocks := triton.cdiv(packing.max_seqlen, chosen["BLOCK_M"])):
+        attention_fwd_kernel[(programs,)](*views, out, lse, sequences, mask, softmax_scale, blocks, **chosen)
+    return out, lse
+
+
+def attention_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
+    """grads [dout], saved [out, lse] -> [dq, dk, dv].
+
+    args: an AttentionArguments
+    """
+    qkv, mask = (args.q, args.k, args.v), dropout(args.row_ids, args.seed, args.dropout_p)
+    gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in qkv]
+    put_gradients(gradients, grads[0], qkv, saved, packing_of(args), mask, args.softmax_scale, args.causal)
     return gradients
 
 
 def put_gradients(
     gradients: list[Tensor],
     dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: Tensor,
-    max_seqlen_k: int,
-    row_ids: Tensor,
-    seed: Tensor,
-    softmax_scale: float,
-    dropout_p: float,
-    causal: bool,
+    qkv: Sequence[Tensor],
     saved: list[Tensor],
+    packing: Packing,
+    mask: tuple | None,
+    softmax_scale: float,
+    causal: bool = False,
     again: bool = False,
 ) -> None:
     """Writes dq, dk and dv to `gradients`, of any strides, such as views of one packed projection's gradient.
 
+    qkv, mask: as `attend` takes them
     saved: out and the log-sum-exps
     again: out is an empty buffer, which is filled, too; allowed if `reads_again`
     """
     out, lse = saved
-    q, k, v, dout = _unit_stride(q, k, v, dout)
+    q, k, v, dout = _unit_stride(*qkv, dout)
     tokens, num_heads, _ = q.shape
-    chosen = tile(BWD, q, max_seqlen, max_seqlen_k, causal)
-    programs = (cu_seqlens.shape[0] - 1) * num_heads
-    if programs == 0 or max(max_seqlen, max_seqlen_k) == 0:
+    most, most_keys = packing.max_seqlen, packing.max_seqlen_k
+    chosen = tile(BWD, q, most, most_keys, causal)
+    programs = (packing.cu_seqlens.shape[0] - 1) * num_heads
+    if programs == 0 or max(most, most_keys) == 0:
         return
     views, places = [heads(t) for t in (q, k, v)], [heads(t) for t in gradients]
     inputs = (*views, out.contiguous(), heads(dout), lse)
-    sequences = (cu_seqlens.contiguous(), cu_seqlens_k.contiguous(), tokens, num_heads)
-    numbers = (sequences, dropout(row_ids, seed, dropout_p), softmax_scale)
+    sequences = (packing.cu_seqlens.contiguous(), packing.cu_seqlens_k.contiguous(), tokens, num_heads)
+    numbers = (sequences, mask, softmax_scale)
     if "LENGTH" in chosen:
         statistics = lse.new_empty(2, programs, chosen["LENGTH"])
-        ids = row_ids.new_empty(programs, chosen["LENGTH"])
+        ids = lse.new_empty(programs, chosen["LENGTH"], dtype=torch.int64)
         attention_bwd_resident_kernel[(2 * programs,)](*inputs, statistics, ids, *places, *numbers, **chosen)
         return
-    blocks = max(triton.cdiv(max_seqlen, chosen["BLOCK_M"]), triton.cdiv(max_seqlen_k, chosen["BLOCK_N"]))
+    blocks = max(triton.cdiv(most, chosen["BLOCK_M"]), triton.cdiv(most_keys, chosen["BLOCK_N"]))
     blocks = 1 if chosen["WHOLE"] else blocks
     attention_bwd_kernel[(programs * blocks,)](*inputs, *places, *numbers, blocks, AGAIN=again, **chosen)
 

@@ -34,8 +34,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attention_fwd, reads_again
-from .dropout_add_layer_norm import dropout_add_layer_norm_fwd
+from .attention import Packing, attend, reads_again
+from .dropout_add_layer_norm import normalised_sum
 from .linear import product, unit_stride
 from .parts.device import entry
 from .parts.groups import Affine, Dropout, Matrix, affine, dropout, matrix
@@ -156,112 +156,78 @@ def attention_block_fwd_kernel(
     add_and_normalise(x, buffers.z, buffers.out, norm, dropout, eps, start, end, WIDTH, BLOCK_R)
 
 
-def _one_launch(
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    cu_seqlens: Tensor,
-    row_ids: Tensor,
-    num_heads: int,
-    seed: Tensor,
-    eps: float,
-    attention_dropout_p: float,
-    dropout_p: float,
-) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+def _one_launch(args: Any) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """Returns (out, [z, mean, rstd, lse], [qkv], attention's output (T, H, D / H))."""
-    x, qkv_weight, out_weight = unit_stride(x, qkv_weight, out_weight)
+    x, qkv_weight, out_weight = unit_stride(args.x, args.qkv_weight, args.out_weight)
     tokens, width = x.shape
     out, z, read = (x.new_empty(x.shape) for _ in range(3))
-    qkv, lse = x.new_empty(tokens, 3 * width), x.new_empty(num_heads, tokens, dtype=torch.float32)
+    qkv, lse = x.new_empty(tokens, 3 * width), x.new_empty(args.num_heads, tokens, dtype=torch.float32)
     mean, rstd = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
-    if sequences := cu_seqlens.shape[0] - 1:
+    if sequences := args.cu_seqlens.shape[0] - 1:
         attention_block_fwd_kernel[(sequences,)](
             matrix(x),
-            affine(qkv_weight, qkv_bias),
-            affine(out_weight, out_bias),
-            (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
-            cu_seqlens.contiguous(),
-            dropout(row_ids, seed, attention_dropout_p),
-            dropout(row_ids, seed, dropout_p),
+            affine(qkv_weight, args.qkv_bias),
+            affine(out_weight, args.out_bias),
+            (args.norm_weight.contiguous(), args.norm_bias.contiguous(), mean, rstd),
+            args.cu_seqlens.contiguous(),
+            dropout(args.row_ids, args.seed, args.attention_dropout_p),
+            dropout(args.row_ids, args.seed, args.dropout_p),
             (qkv, read, lse, z, out, tokens),
-            1 / math.sqrt(width // num_heads),
-            eps,
+            1 / math.sqrt(width // args.num_heads),
+            args.eps,
             WIDTH=width,
             BLOCK_H=64,
             PRECISION="ieee" if x.element_size() == 4 else "tf32",
             enable_fp_fusion=True,
             **entry(FWD, (x.element_size(), width), x),
         )
-    return out, [z, mean, rstd, lse], [qkv], read.unflatten(1, (num_heads, -1))
+    return out, [z, mean, rstd, lse], [qkv], read.unflatten(1, (args.num_heads, -1))
 
 
-def attention_block_fwd(
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    seed: Tensor,
-    eps: float,
-    attention_dropout_p: float,
-    dropout_p: float,
-    ids: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor]]:
+def attention_block_fwd(args: Any, ids: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
     """-> out (R, D), and what is saved: [z (R, D), mean, rstd (R,), lse (H, R), qkv (T, 3 D), attention's output (R, H,
     D / H)]. If `rows` is None, all rows are queries, R = T; else qkv is queries (R, D), and keys and values (T, 2 D).
     Attention's output is not saved if the backward can compute it again (`reads_again`).
 
+    args: an AttentionBlockArguments (electra_fast/ops/attention_block.py)
     ids: (R,), the row ids of the queries, if the caller has them
     """
-    width, weights = x.shape[1], (qkv_weight, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
-    if rows is None and in_one_launch(x, max_seqlen, num_heads):
-        numbers = (row_ids, num_heads, seed, eps, attention_dropout_p, dropout_p)
-        out, saved, projections, read = _one_launch(x, *weights, cu_seqlens, *numbers)
+    x, weight, bias, width = args.x, args.qkv_weight, args.qkv_bias, args.x.shape[1]
+    if args.rows is None and in_one_launch(x, args.max_seqlen, args.num_heads):
+        out, saved, projections, read = _one_launch(args)
     else:
-        query_x, ids, *offsets = query_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
-        if rows is None:
-            projections = [product(x, qkv_weight, qkv_bias)[0]]
+        queries = queries_of(args, ids)
+        if args.rows is None:
+            projections = [product(x, weight, bias)[0]]
         else:
-            queries, _ = product(query_x, qkv_weight[:width], qkv_bias[:width])
-            projections = [queries, product(x, qkv_weight[width:], qkv_bias[width:])[0]]
-        scale = 1 / math.sqrt(width // num_heads)
-        numbers = (ids, seed, scale, attention_dropout_p, False)
-        read, lse = attention_fwd(*heads_of(projections, num_heads), *offsets, *numbers)
-        z, _ = product(read.flatten(1), out_weight, out_bias)
-        norm = (norm_weight, norm_bias, ids, seed, eps, dropout_p)
-        out, statistics = dropout_add_layer_norm_fwd(z, query_x, *norm, into_x=True)
-        saved = [z, *statistics, *lse]
-    return out, [*saved, *projections, *([] if reads_again(read, max_seqlen) else [read])]
+            projected, _ = product(queries.x, weight[:width], bias[:width])
+            projections = [projected, product(x, weight[width:], bias[width:])[0]]
+        mask = dropout(queries.row_ids, args.seed, args.attention_dropout_p)
+        qkv, scale = heads_of(projections, args.num_heads), 1 / math.sqrt(width // args.num_heads)
+        read, lse = attend(qkv, queries.packing, mask, scale)
+        z, _ = product(read.flatten(1), args.out_weight, args.out_bias)
+        mask = dropout(queries.row_ids, args.seed, args.dropout_p)
+        norm = (args.norm_weight, args.norm_bias)
+        out, statistics = normalised_sum(z, queries.x, norm, mask, args.eps, into_x=True)
+        saved = [z, *statistics, lse]
+    return out, [*saved, *projections, *([] if reads_again(read, args.max_seqlen) else [read])]
 
 
-def query_rows(
-    x: Any,
-    row_ids: Tensor,
-    cu: Tensor,
-    longest: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    ids: Tensor | None,
-) -> list:
-    """Returns [the rows that are queries, their row ids, the offsets of their sequences and the greatest length, and
-    these two for the keys]."""
-    if rows is None:
-        return [x, row_ids, cu, longest, cu, longest]
-    return [x[rows], row_ids[rows] if ids is None else ids, cu_rows, max_rows, cu, longest]
+class Queries(NamedTuple):
+    """The rows that are queries."""
+
+    x: Any  # (R, D), or a Normed if the rows are not saved
+    row_ids: Tensor  # (R,)
+    packing: Packing
+
+
+def queries_of(args: Any, ids: Tensor | None) -> Queries:
+    """The queries of an AttentionBlockArguments; ids: their row ids, if the caller has them."""
+    keys = (args.cu_seqlens, args.max_seqlen)
+    if args.rows is None:
+        return Queries(args.x, args.row_ids, Packing(*keys, *keys))
+    ids = args.row_ids[args.rows] if ids is None else ids
+    return Queries(args.x[args.rows], ids, Packing(args.cu_rows, args.max_rows, *keys))
 
 
 def heads_of(projections: list[Tensor], heads: int) -> list[Tensor]:

@@ -22,6 +22,7 @@ As two launches, norm and product would move 7 T D, since the product reads what
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -29,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import put_gradients
-from .attention_block import heads_of, query_rows
+from .attention_block import heads_of, queries_of
 from .dropout_add_layer_norm import row_gradients
 from .linear import input_gradient, unit_stride
 from .linear_weight import Product, weight_gradients
@@ -85,25 +86,19 @@ def attention_block_bwd_kernel(
 
 
 def _to_read(
-    dout: Tensor,
-    z: Tensor,
-    x: Tensor | Normed,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    dropout_p: float,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
+    dout: Tensor, norm: Normed, x: Tensor | Normed, mask: tuple | None, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Sum]:
-    """Returns dprojected, dx of the residual, dread and x, each (R, D), and the Sum that gives the norm's gradients."""
+    """Returns dprojected, dx of the residual, dread and x, each (R, D), and the Sum that gives the norm's gradients.
+
+    mask: the Dropout of the projection, or None
+    weight: the output projection's
+    """
+    z = norm.z
     rows, width = z.shape
     size = z.element_size()
     chosen = entry(BWD, (size, width), z)
     if not chosen or rows == 0:
-        norm = (norm_weight, norm_bias, row_ids, seed, dropout_p, mean, rstd)
-        dprojected, dx, x, left = row_gradients(dout, z, x, *norm)
+        dprojected, dx, x, left = row_gradients(dout, norm, x, mask)
         return dprojected, dx, input_gradient(dprojected, weight), x, left
     x, source = rows_and_source(x)
     dout, weight = unit_stride(dout, weight)
@@ -112,9 +107,9 @@ def _to_read(
     parts = z.new_empty(programs, 2, width, dtype=torch.float32)
     attention_block_bwd_kernel[(programs,)](
         matrix(dout),
-        (z, mean, rstd, norm_weight.contiguous(), None),
+        (z, norm.mean, norm.rstd, norm.weight.contiguous(), None),
         x,
-        dropout(row_ids, seed, dropout_p),
+        mask,
         source,
         (dprojected, dx, parts),
         matrix(weight),
@@ -125,60 +120,39 @@ def _to_read(
         enable_fp_fusion=True,
         **chosen,
     )
-    return dprojected, dx, dread, x, (parts, torch.empty_like(norm_weight), torch.empty_like(norm_bias))
+    return dprojected, dx, dread, x, (parts, torch.empty_like(norm.weight), torch.empty_like(norm.bias))
 
 
-def attention_block_bwd(
-    grads: list[Tensor],
-    x: Tensor | Normed,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    row_ids: Tensor,
-    num_heads: int,
-    rows: Tensor | None,
-    cu_rows: Tensor | None,
-    max_rows: int,
-    seed: Tensor,
-    eps: float,
-    attention_dropout_p: float,
-    dropout_p: float,
-    saved: list[Tensor],
-    ids: Tensor | None = None,
-) -> list[Tensor]:
+def attention_block_bwd(grads: list[Tensor], args: Any, saved: list[Tensor], ids: Tensor | None = None) -> list[Tensor]:
     """grads [dout], saved [out, what the forward saved] -> the gradients of the seven tensors from x to norm_bias.
 
-    x: a Normed, if the encoder did not save it, which is allowed if all rows are queries
+    args: an AttentionBlockArguments (electra_fast/ops/attention_block.py), whose x is a Normed if the encoder did not
+        save it, which is allowed if all rows are queries
     ids: (R,), the row ids of the queries, if the caller has them
     """
     _, z, mean, rstd, lse, *projections = saved
-    kept = projections.pop() if len(projections) > 1 + (rows is not None) else None
-    query_x, ids, *offsets = query_rows(x, row_ids, cu_seqlens, max_seqlen, rows, cu_rows, max_rows, ids)
+    kept = projections.pop() if len(projections) > 1 + (args.rows is not None) else None
+    queries, num_heads, weight = queries_of(args, ids), args.num_heads, args.qkv_weight
     width, scale = z.shape[1], 1 / math.sqrt(z.shape[1] // num_heads)
-    given = (grads[0], z, query_x, norm_weight, norm_bias, ids, seed, dropout_p, mean, rstd)
-    dprojected, dquery_x, dread, query_x, norm = _to_read(*given, out_weight)
+    of_norm = Normed(z, mean, rstd, args.norm_weight, args.norm_bias)
+    mask = dropout(queries.row_ids, args.seed, args.dropout_p)
+    dprojected, dquery_x, dread, query_x, norm = _to_read(grads[0], of_norm, queries.x, mask, args.out_weight)
     dread = dread.unflatten(1, (num_heads, width // num_heads))
     read = torch.empty_like(dread) if kept is None else kept
     gradients = [torch.empty_like(t) for t in projections]
-    heads, found = heads_of(projections, num_heads), heads_of(gradients, num_heads)
-    numbers = (ids, seed, scale, attention_dropout_p, False, [read, lse])
-    put_gradients(found, dread, *heads, *offsets, *numbers, again=kept is None)
-    into = torch.empty_like(qkv_weight, memory_format=torch.contiguous_format), qkv_bias.new_empty(3 * width)
-    if rows is None:
-        (dqkv,) = gradients
-        dx = input_gradient(dqkv, qkv_weight, add=dquery_x)
-        parts = [Product(dqkv, query_x, into=into)]
+    qkv, dqkv = heads_of(projections, num_heads), heads_of(gradients, num_heads)
+    mask = dropout(queries.row_ids, args.seed, args.attention_dropout_p)
+    put_gradients(dqkv, dread, qkv, [read, lse], queries.packing, mask, scale, again=kept is None)
+    into = torch.empty_like(weight, memory_format=torch.contiguous_format), args.qkv_bias.new_empty(3 * width)
+    if args.rows is None:
+        (dprojection,) = gradients
+        dx = input_gradient(dprojection, weight, add=dquery_x)
+        parts = [Product(dprojection, query_x, into=into)]
     else:
-        assert isinstance(x, Tensor)
         dq, dkv = gradients
-        dquery_x = input_gradient(dq, qkv_weight[:width], add=dquery_x)
-        dx = input_gradient(dkv, qkv_weight[width:]).index_put_((rows,), dquery_x, accumulate=True)
+        dquery_x = input_gradient(dq, weight[:width], add=dquery_x)
+        dx = input_gradient(dkv, weight[width:]).index_put_((args.rows,), dquery_x, accumulate=True)
         first, others = zip(*(t.tensor_split([width]) for t in into), strict=True)
-        parts = [Product(dq, query_x, into=first), Product(dkv, x, into=others)]
+        parts = [Product(dq, query_x, into=first), Product(dkv, args.x, into=others)]
     dout_weights = weight_gradients(Product(dprojected, read.flatten(1)), *parts, also=[norm])[:2]
     return [dx, *into, *dout_weights, *norm[1:]]

@@ -88,11 +88,12 @@ def decode_attention_kernel(
     tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=columns < WIDTH)
 
 
-def decode_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, pages: Tensor, lengths: Tensor, softmax_scale: float
-) -> Tensor:
-    """-> out (N, H, D)."""
-    q, k_pages, v_pages = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k_pages, v_pages))
+def decode_attention(args: Any) -> Tensor:
+    """-> out (N, H, D).
+
+    args: a DecodeAttentionArguments (electra_fast/ops/decode_attention.py)
+    """
+    q, k_pages, v_pages = (t if t.stride(-1) == 1 else t.contiguous() for t in (args.q, args.k_pages, args.v_pages))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     count, num_heads, width = q.shape
     if programs := count * num_heads:
@@ -100,13 +101,13 @@ def decode_attention(
             heads(q),
             (k_pages, *k_pages.stride()[:3]),
             (v_pages, *v_pages.stride()[:3]),
-            pages.contiguous(),
-            lengths.contiguous(),
+            args.pages.contiguous(),
+            args.lengths.contiguous(),
             out,
             num_heads,
-            pages.shape[1],
+            args.pages.shape[1],
             k_pages.shape[1],
-            softmax_scale,
+            args.softmax_scale,
             WIDTH=width,
             BLOCK_D=max(16, triton.next_power_of_2(width)),
             enable_fp_fusion=True,

@@ -21,6 +21,8 @@ for one program a multiprocessor.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -126,19 +128,20 @@ def discriminator_head_fwd_kernel(
     tl.store(logits_ptr + offs_m, x.to(logits_ptr.dtype.element_ty), mask=offs_m < rows)
 
 
-def discriminator_head_fwd(
-    hidden: Tensor, dense_weight: Tensor, dense_bias: Tensor, out_weight: Tensor, out_bias: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """-> loss (T,), logits (T,), []."""
-    loss, logits = (hidden.new_empty(hidden.shape[0]) for _ in range(2))
-    if rows := hidden.shape[0]:
-        hidden, dense_weight = unit_stride(hidden, dense_weight)
+def discriminator_head_fwd(args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """-> loss (T,), logits (T,), [].
+
+    args: a DiscriminatorHeadArguments (electra_fast/ops/discriminator_head.py)
+    """
+    loss, logits = (args.hidden.new_empty(args.hidden.shape[0]) for _ in range(2))
+    if rows := args.hidden.shape[0]:
+        hidden, dense_weight = unit_stride(args.hidden, args.dense_weight)
         chosen = tile(FWD, hidden)
         discriminator_head_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
             matrix(hidden),
-            affine(dense_weight, dense_bias),
-            affine(out_weight.contiguous(), out_bias),
-            labels.contiguous(),
+            affine(dense_weight, args.dense_bias),
+            affine(args.out_weight.contiguous(), args.out_bias),
+            args.labels.contiguous(),
             loss,
             logits,
             rows,
@@ -187,30 +190,25 @@ def discriminator_head_bwd_kernel(
         tl.store(parts_ptr + WIDTH, tl.sum(dx, 0))
 
 
-def discriminator_head_bwd(
-    grads: list[Tensor],
-    hidden: Tensor,
-    dense_weight: Tensor,
-    dense_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    labels: Tensor,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dloss, dlogits], saved [loss, logits] -> the gradients of all arguments but labels."""
-    rows, width = hidden.shape
+def discriminator_head_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
+    """grads [dloss, dlogits], saved [loss, logits] -> the gradients of all arguments but labels.
+
+    args: a DiscriminatorHeadArguments
+    """
+    (rows, width), out_weight, out_bias = args.hidden.shape, args.out_weight, args.out_bias
     if rows == 0:
-        return [t.new_zeros(t.shape) for t in (hidden, dense_weight, dense_bias, out_weight, out_bias)]
-    hidden, dense_weight = unit_stride(hidden, dense_weight)
+        tensors = (args.hidden, args.dense_weight, args.dense_bias, out_weight, out_bias)
+        return [t.new_zeros(t.shape) for t in tensors]
+    hidden, dense_weight = unit_stride(args.hidden, args.dense_weight)
     chosen = tile(BWD, hidden)
     blocks, tiles = triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(width, chosen["BLOCK_N"])
     dz, parts = hidden.new_empty(rows, width), hidden.new_empty(blocks, width + 1, dtype=torch.float32)
     discriminator_head_bwd_kernel[(blocks * tiles,)](
         *(t.contiguous() for t in grads),
         matrix(hidden),
-        affine(dense_weight, dense_bias),
+        affine(dense_weight, args.dense_bias),
         out_weight.contiguous(),
-        labels.contiguous(),
+        args.labels.contiguous(),
         saved[1],
         dz,
         parts,

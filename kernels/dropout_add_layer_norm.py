@@ -107,18 +107,25 @@ def dropout_add_layer_norm_fwd_kernel(
     tl.store(norm.rstd + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
 
 
-def dropout_add_layer_norm_fwd(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-    into_x: bool = False,
+def dropout_add_layer_norm_fwd(args: Any) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, D), [mean, rstd (T,) float32].
+
+    args: a DropoutAddLayerNormArguments (electra_fast/ops/dropout_add_layer_norm.py)
+    """
+    mask = dropout(args.row_ids, args.seed, args.dropout_p)
+    return normalised_sum(args.x, args.residual, (args.weight, args.bias), mask, args.eps)
+
+
+def normalised_sum(
+    x: Tensor, residual: Tensor, norm: tuple[Tensor, Tensor], mask: tuple | None, eps: float, into_x: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [mean, rstd (T,) float32]. into_x: x, contiguous, is overwritten by z."""
+    """-> LayerNorm(z) (T, D), z = residual + dropout(x), [mean, rstd (T,) float32].
+
+    norm: the LayerNorm's weight and bias
+    mask: the Dropout of x, or None
+    into_x: x, contiguous, is overwritten by z
+    """
+    weight, bias = norm
     rows, width = x.shape
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
@@ -129,7 +136,7 @@ def dropout_add_layer_norm_fwd(
             matrix(x),
             matrix(residual),
             (weight.contiguous(), bias.contiguous(), mean, rstd),
-            dropout(row_ids, seed, dropout_p),
+            mask,
             out,
             rows,
             eps,
@@ -166,30 +173,28 @@ def dropout_add_layer_norm_bwd_kernel(
         recompute_rows(Normed(*source), residual.ptr, start, rows, step, WIDTH, BLOCK_M, BLOCK_D)
 
 
-def dropout_add_layer_norm_bwd(
-    grads: list[Tensor],
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias]."""
-    norm = (weight, bias, row_ids, seed, dropout_p, *saved[1:])
-    dx, dresidual, left = _row_gradients(grads[0], x, residual, None, *norm, SUM=False)
+def dropout_add_layer_norm_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
+    """grads [dout], saved [out, mean, rstd] -> [dx, dresidual, dweight, dbias].
+
+    args: a DropoutAddLayerNormArguments
+    """
+    _, mean, rstd = saved
+    norm, mask = Norm(args.weight, args.bias, mean, rstd), dropout(args.row_ids, args.seed, args.dropout_p)
+    dx, dresidual, left = _row_gradients(grads[0], args.x, args.residual, None, norm, mask, SUM=False)
     sum_partials(left)
     return [dx, dresidual, *left[1:]]
 
 
-def row_gradients(dout: Tensor, z: Tensor, x: Tensor | Normed, *norm: Any) -> tuple[Tensor, Tensor, Tensor, Sum]:
+def row_gradients(
+    dout: Tensor, norm: Normed, x: Tensor | Normed, mask: tuple | None
+) -> tuple[Tensor, Tensor, Tensor, Sum]:
     """Returns (dy, dx, x, partial sums of the norm's gradients) of a block's end, LayerNorm(z) with z = x + dropout(y).
-    norm: weight, bias, row_ids, seed, dropout_p, mean, rstd."""
+
+    norm: the block's LayerNorm, with z
+    mask: the Dropout of y, or None
+    """
     rows, source = rows_and_source(x)
-    dy, dx, left = _row_gradients(dout, z, rows, source, *norm, SUM=True)
+    dy, dx, left = _row_gradients(dout, norm.z, rows, source, norm, mask, SUM=True)
     return dy, dx, rows, left
 
 
@@ -198,18 +203,13 @@ def _row_gradients(
     x: Tensor,
     residual: Tensor,
     source: tuple | None,
-    weight: Tensor,
-    bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    dropout_p: float,
-    mean: Tensor,
-    rstd: Tensor,
+    norm: Norm | Normed,
+    mask: tuple | None,
     **kind: bool,
 ) -> tuple[Tensor, Tensor, Sum]:
     """Returns (dx, dresidual, the Sum that gives dweight and dbias)."""
     rows, width = x.shape
-    dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, weight, bias))
+    dx, dresidual, dweight, dbias = (t.new_empty(t.shape) for t in (x, residual, norm.weight, norm.bias))
     if x.numel() == 0:
         return dx, dresidual, (x.new_zeros(1, 2, width, dtype=torch.float32), dweight, dbias)
     dout, x, residual = unit_stride(dout, x, residual)
@@ -220,8 +220,8 @@ def _row_gradients(
         matrix(dout),
         matrix(x),
         matrix(residual),
-        (weight.contiguous(), None, mean, rstd),
-        dropout(row_ids, seed, dropout_p),
+        (norm.weight.contiguous(), None, norm.mean, norm.rstd),
+        mask,
         source,
         (dx, dresidual, parts),
         rows,

@@ -106,46 +106,40 @@ def embedding_fwd_kernel(
     tl.store(norm.rstd + offs_m[:, None], rstd, mask=offs_m[:, None] < rows)
 
 
-def _tables(word: Tensor, position: Tensor, token_type: Tensor) -> tuple:
-    """The Tables of three tensors."""
-    return tuple(field for table in unit_stride(word, position, token_type) for field in matrix(table))
+def _tokens(args: Any) -> tuple:
+    """The Tokens of an EmbeddingArguments."""
+    return tuple(t.contiguous() for t in (args.input_ids, args.position_ids, args.token_type_ids))
 
 
-def embedding_fwd(
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection_weight: Tensor | None,
-    projection_bias: Tensor | None,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [mean, rstd (T,) float32, and the projection's input (T, E) if there is a projection]."""
-    rows, width = input_ids.shape[0], word.shape[1]
+def _tables(args: Any) -> tuple:
+    """The Tables of an EmbeddingArguments."""
+    tables = unit_stride(args.word, args.position, args.token_type)
+    return tuple(field for table in tables for field in matrix(table))
+
+
+def embedding_fwd(args: Any) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, D), [mean, rstd (T,) float32, and the projection's input (T, E) if there is a projection].
+
+    args: an EmbeddingArguments (electra_fast/ops/embedding.py)
+    """
+    word, rows, width = args.word, args.input_ids.shape[0], args.word.shape[1]
     out = word.new_empty(rows, width)
     mean, rstd = (word.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if out.numel():
         chosen = tile(width)
         embedding_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
-            tuple(t.contiguous() for t in (input_ids, position_ids, token_type_ids)),
-            _tables(word, position, token_type),
-            (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
-            dropout(row_ids, seed, dropout_p),
+            _tokens(args),
+            _tables(args),
+            (args.norm_weight.contiguous(), args.norm_bias.contiguous(), mean, rstd),
+            dropout(args.row_ids, args.seed, args.dropout_p),
             out,
             rows,
-            eps,
+            args.eps,
             **chosen,
         )
-    if projection_weight is None:
+    if args.projection_weight is None:
         return out, [mean, rstd]
-    return product(out, projection_weight, projection_bias)[0], [mean, rstd, out]
+    return product(out, args.projection_weight, args.projection_bias)[0], [mean, rstd, out]
 
 
 @triton.jit
@@ -191,50 +185,38 @@ def embedding_bwd_kernel(
     tl.store(ptrs + WIDTH, tl.sum(dbias, 0), mask=columns < WIDTH)
 
 
-def embedding_bwd(
-    grads: list[Tensor],
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    projection_weight: Tensor | None,
-    projection_bias: Tensor | None,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dout], saved [out, mean, rstd, the projection's input] -> gradients of tables, norm and projection."""
+def embedding_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
+    """grads [dout], saved [out, mean, rstd, the projection's input] -> gradients of tables, norm and projection.
+
+    args: an EmbeddingArguments
+    """
+    _, mean, rstd, *inputs = saved
     dout, projected = grads[0], []
-    if projection_weight is not None:
-        projected = weight_gradients(Product(dout, saved[3]))
-        dout = input_gradient(dout, projection_weight)
-    parameters = (word, position, token_type, norm_weight, norm_bias)
+    if args.projection_weight is not None:
+        projected = weight_gradients(Product(dout, *inputs))
+        dout = input_gradient(dout, args.projection_weight)
+    parameters = (args.word, args.position, args.token_type, args.norm_weight, args.norm_bias)
     rows, width = dout.shape
     if dout.numel() == 0:
         return [t.new_zeros(t.shape) for t in parameters] + projected
     dword, dposition, dtoken_type, dweight, dbias = (t.new_empty(t.shape) for t in parameters)
-    ids, positions, types = (t.contiguous() for t in (input_ids, position_ids, token_type_ids))
+    tokens = _tokens(args)
     chosen = tile(width)
     programs = min(PROGRAMS, triton.cdiv(rows, chosen["BLOCK_M"]))
     dz, parts = torch.empty_like(dout), dout.new_empty(programs, 2, width, dtype=torch.float32)
     embedding_bwd_kernel[(programs,)](
         dout.contiguous(),
-        (ids, positions, types),
-        _tables(word, position, token_type),
-        (norm_weight.contiguous(), None, *saved[1:3]),
-        dropout(row_ids, seed, dropout_p),
+        tokens,
+        _tables(args),
+        (args.norm_weight.contiguous(), None, mean, rstd),
+        dropout(args.row_ids, args.seed, args.dropout_p),
         dz,
         parts,
         rows,
         **chosen,
     )
     sum_partials((parts, dweight, dbias))
-    sum_words(dz, ids, dword)
+    words, positions, types = tokens
+    sum_words(dz, words, dword)
     sum_positions(dz, positions, types, dposition, dtoken_type)
     return [dword, dposition, dtoken_type, dweight, dbias, *projected]

@@ -43,9 +43,9 @@ def encoder_fwd(x: Tensor, layers: Layers) -> tuple[Tensor, list[Saved]]:
     """-> out (R, D), and what each layer saves."""
     saved = []
     for i, (attention, ffn) in enumerate(layers):
-        between, of_attention = attention_block_fwd(*attention._replace(x=x), ids=ffn.row_ids)
+        between, of_attention = attention_block_fwd(attention._replace(x=x), ids=ffn.row_ids)
         rows = x if i and attention.rows is not None else None
-        x, of_ffn = ffn_block_fwd(*ffn._replace(x=between))
+        x, of_ffn = ffn_block_fwd(ffn._replace(x=between))
         saved.append(Saved(of_attention, rows, of_ffn))
     return x, saved
 
@@ -61,9 +61,9 @@ def encoder_bwd(grads: list[Tensor], x: Tensor, layers: Layers, out: Tensor, sav
         elif i:
             rows = _norm_of(layers[i - 1].ffn, saved[i - 1].ffn)
         between = _norm_of(attention, kept.attention)
-        gradient, *of_ffn = ffn_block_bwd([gradient], *ffn._replace(x=between), [out, *kept.ffn])
+        gradient, *of_ffn = ffn_block_bwd([gradient], ffn._replace(x=between), [out, *kept.ffn])
         block = attention._replace(x=rows)
-        gradient, *of_attention = attention_block_bwd([gradient], *block, [out, *kept.attention], ids=ffn.row_ids)
+        gradient, *of_attention = attention_block_bwd([gradient], block, [out, *kept.attention], ids=ffn.row_ids)
         gradients = [*of_attention, *of_ffn, *gradients]
     return [gradient, *gradients]
 

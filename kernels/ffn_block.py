@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout_add_layer_norm import dropout_add_layer_norm_fwd, row_gradients
+from .dropout_add_layer_norm import normalised_sum, row_gradients
 from .linear import gelu_and_slope, input_gradient, product, unit_stride
 from .linear_weight import Product, weight_gradients
 from .parts.device import entry
@@ -116,27 +116,19 @@ def ffn_block_fwd_kernel(
     add_and_normalise(x, z_ptr, out_ptr, norm, dropout, eps, start, end, WIDTH, BLOCK_R)
 
 
-def ffn_block_fwd(
-    x: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, D), [z (T, D), mean, rstd (T,) float32, and if it is not one launch h and the GELU's slope (T, F)]."""
-    if not in_one_launch(x, up_weight):
-        h, slope = product(x, up_weight, up_bias, gelu=True, keep=True)
-        z, _ = product(h, down_weight, down_bias)
-        norm = (norm_weight, norm_bias, row_ids, seed, eps, dropout_p)
-        out, statistics = dropout_add_layer_norm_fwd(z, x, *norm, into_x=True)
+def ffn_block_fwd(args: Any) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, D), [z (T, D), mean, rstd (T,) float32, and if it is not one launch h and the GELU's slope (T, F)].
+
+    args: an FfnBlockArguments (electra_fast/ops/ffn_block.py)
+    """
+    mask = dropout(args.row_ids, args.seed, args.dropout_p)
+    if not in_one_launch(args.x, args.up_weight):
+        h, slope = product(args.x, args.up_weight, args.up_bias, gelu=True, keep=True)
+        z, _ = product(h, args.down_weight, args.down_bias)
+        norm = (args.norm_weight, args.norm_bias)
+        out, statistics = normalised_sum(z, args.x, norm, mask, args.eps, into_x=True)
         return out, [z, *statistics, h, slope]
-    x, up_weight, down_weight = unit_stride(x, up_weight, down_weight)
+    x, up_weight, down_weight = unit_stride(args.x, args.up_weight, args.down_weight)
     rows, inner = x.shape[0], up_weight.shape[0]
     out, z = x.new_empty(x.shape), x.new_empty(x.shape)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
@@ -144,15 +136,15 @@ def ffn_block_fwd(
         chosen = tile(FWD, x)
         ffn_block_fwd_kernel[(triton.cdiv(rows, chosen["BLOCK_M"]),)](
             matrix(x),
-            affine(up_weight, up_bias),
-            affine(down_weight, down_bias),
-            (norm_weight.contiguous(), norm_bias.contiguous(), mean, rstd),
-            dropout(row_ids, seed, dropout_p),
+            affine(up_weight, args.up_bias),
+            affine(down_weight, args.down_bias),
+            (args.norm_weight.contiguous(), args.norm_bias.contiguous(), mean, rstd),
+            mask,
             out,
             z,
             rows,
             inner,
-            eps,
+            args.eps,
             **chosen,
         )
     return out, [z, mean, rstd]
@@ -215,35 +207,22 @@ def ffn_block_bwd_kernel(
     tl.store(gradients.dx + offs_m[:, None] * WIDTH + columns[None, :], acc.to(x_rows.dtype), mask=inside)
 
 
-def ffn_block_bwd(
-    grads: list[Tensor],
-    x: Tensor | Normed,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    eps: float,
-    dropout_p: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
+def ffn_block_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
     """grads [dout], saved [out, what the forward saved] -> the gradients of the seven tensors from x to norm_bias.
 
-    x: a Normed, if the encoder did not save it
+    args: an FfnBlockArguments, whose x is a Normed if the encoder did not save it
     """
     _, z, mean, rstd, *kept = saved
+    mask = dropout(args.row_ids, args.seed, args.dropout_p)
     if kept:
         h, slope = kept
-        given = (norm_weight, norm_bias, row_ids, seed, dropout_p, mean, rstd)
-        ddown, dresidual, rows, norm = row_gradients(grads[0], z, x, *given)
-        dz = input_gradient(ddown, down_weight, times=slope)
-        dx = input_gradient(dz, up_weight, add=dresidual)
+        of_norm = Normed(z, mean, rstd, args.norm_weight, args.norm_bias)
+        ddown, dresidual, rows, norm = row_gradients(grads[0], of_norm, args.x, mask)
+        dz = input_gradient(ddown, args.down_weight, times=slope)
+        dx = input_gradient(dz, args.up_weight, add=dresidual)
         return [dx, *weight_gradients(Product(dz, rows), Product(ddown, h), also=[norm]), *norm[1:]]
-    rows, source = rows_and_source(x)
-    dout, rows, up_weight, down_weight = unit_stride(grads[0], rows, up_weight, down_weight)
+    rows, source = rows_and_source(args.x)
+    dout, rows, up_weight, down_weight = unit_stride(grads[0], rows, args.up_weight, args.down_weight)
     (count, width), inner = rows.shape, up_weight.shape[0]
     h, dz = (rows.new_empty(count, inner) for _ in range(2))
     ddown, dx = (rows.new_empty(rows.shape) for _ in range(2))
@@ -253,16 +232,16 @@ def ffn_block_bwd(
     if count:
         ffn_block_bwd_kernel[(programs,)](
             matrix(dout),
-            (z, mean, rstd, norm_weight.contiguous(), None),
+            (z, mean, rstd, args.norm_weight.contiguous(), None),
             matrix(rows),
-            dropout(row_ids, seed, dropout_p),
+            mask,
             source,
             (ddown, dx, parts, h, dz),
-            affine(up_weight, up_bias),
+            affine(up_weight, args.up_bias),
             matrix(down_weight),
             count,
             inner,
             **chosen,
         )
-    norm = parts, norm_weight.new_empty(width), norm_bias.new_empty(width)
+    norm = parts, args.norm_weight.new_empty(width), args.norm_bias.new_empty(width)
     return [dx, *weight_gradients(Product(dz, rows), Product(ddown, h), also=[norm]), *norm[1:]]

@@ -27,6 +27,8 @@ whose sums are 64 registers a thread and which has 64 to 129 KB of weights in fl
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -158,37 +160,29 @@ def generator_head_fwd_kernel(
     tl.store(statistics.share_sum + share * rows + offs_m, l_i, mask=inside)
 
 
-def generator_head_fwd(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """-> loss (M,), sampled (M,), [lse (M,) float32]."""
-    hidden, weight, bias, labels = _laid_out(hidden, weight, bias, labels)
-    row_ids = row_ids.contiguous()
+def generator_head_fwd(args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """-> loss (M,), sampled (M,), [lse (M,) float32], without label smoothing.
+
+    args: a GeneratorHeadArguments (electra_fast/ops/generator_head.py)
+    """
+    args = _laid_out(args._replace(row_ids=args.row_ids.contiguous()))
+    hidden, labels = args.hidden, args.labels
     if hidden.shape[0] == 0:
         return hidden.new_empty(0), torch.empty_like(labels), [hidden.new_empty(0, dtype=torch.float32)]
-    arguments = (hidden, weight, bias, labels, row_ids, seed, temperature, disallow_correct)
     if in_chunks(hidden):
-        return chunked_fwd(*arguments)
-    loss, sampled, lse = sample(*arguments, sweep(hidden, weight, bias, labels, temperature, disallow_correct))
+        return chunked_fwd(args)
+    statistics = sweep(hidden, args.weight, args.bias, labels, args.temperature, args.disallow_correct)
+    loss, sampled, lse = sample(args, statistics)
     return loss, sampled, [lse]
 
 
 def sweep(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    temperature: float = 1.0,
-    disallow_correct: bool = False,
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, temperature: float = 1.0, disallow: bool = False
 ) -> tuple:
-    """The Statistics of at least one row of at most 512 bytes over the vocabulary."""
+    """The Statistics of at least one row of at most 512 bytes over the vocabulary.
+
+    disallow: whether the label is lowered for the sample
+    """
     rows, chosen = hidden.shape[0], tile(FWD, hidden)
     tiles, blocks = triton.cdiv(weight.shape[0], TILE), triton.cdiv(rows, chosen["BLOCK_M"])
     tiles_per_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, blocks)))
@@ -203,8 +197,8 @@ def sweep(
         rows,
         tiles_per_share,
         sharpness,
-        SAME=sharpness == 1.0 and not disallow_correct,
-        DISALLOW=disallow_correct,
+        SAME=sharpness == 1.0 and not disallow,
+        DISALLOW=disallow,
         **chosen,
     )
     return statistics
@@ -297,32 +291,21 @@ def generator_head_bwd_weight_kernel(
     tl.store(dbias_ptr + offs_n, sums.to(dbias_ptr.dtype.element_ty), mask=offs_n < words.count)
 
 
-def generator_head_bwd(
-    grads: list[Tensor],
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-    label_smoothing: float,
-    saved: list[Tensor],
-) -> list[Tensor]:
-    """grads [dloss], saved [loss, sampled, lse] -> [dhidden, dweight, dbias]."""
-    dweight, dbias = weight.new_empty(weight.shape), bias.new_empty(bias.shape)
-    dloss, lse = grads[0].contiguous(), saved[-1]
-    hidden, weight, bias, labels = _laid_out(hidden, weight, bias, labels)
-    rows, vocabulary = hidden.shape[0], weight.shape[0]
+def generator_head_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
+    """grads [dloss], saved [loss, sampled, lse] -> [dhidden, dweight, dbias].
+
+    args: a GeneratorHeadArguments
+    """
+    dweight, dbias = args.weight.new_empty(args.weight.shape), args.bias.new_empty(args.bias.shape)
+    dloss, (_, _, lse) = grads[0].contiguous(), saved
+    args = _laid_out(args)
+    hidden, rows, vocabulary = args.hidden, args.hidden.shape[0], args.weight.shape[0]
     if rows == 0:
         return [hidden.new_empty(hidden.shape), dweight.zero_(), dbias.zero_()]
     if in_chunks(hidden):
-        return chunked_bwd(dloss, hidden, weight, bias, labels, target_of(label_smoothing, vocabulary), lse)
-    arguments, target = (
-        (matrix(hidden), words(weight, bias), labels, lse, dloss),
-        target_of(label_smoothing, vocabulary),
-    )
+        return chunked_bwd(dloss, args, lse)
+    arguments = (matrix(hidden), words(args.weight, args.bias), args.labels, lse, dloss)
+    target = target_of(args.label_smoothing, vocabulary)
     chosen = tile(BWD_HIDDEN, hidden)
     blocks, tiles = triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(vocabulary, chosen["BLOCK_N"])
     tiles_per_share = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS // 2, blocks)))
@@ -339,7 +322,7 @@ def generator_head_bwd(
     return [dhidden, dweight, dbias]
 
 
-def _laid_out(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """hidden and weight with columns of stride 1, bias and labels contiguous; others are copied."""
-    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
-    return hidden, weight, bias.contiguous(), labels.contiguous()
+def _laid_out(args: Any) -> Any:
+    """The arguments, with columns of hidden and weight of stride 1, bias and labels contiguous; others are copied."""
+    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (args.hidden, args.weight))
+    return args._replace(hidden=hidden, weight=weight, bias=args.bias.contiguous(), labels=args.labels.contiguous())

@@ -128,36 +128,29 @@ def _without_nan(hidden: Tensor, labels: Tensor) -> Tensor:
     return torch.where((labels == -100)[:, None], hidden.nan_to_num(0.0, 0.0, 0.0), hidden)
 
 
-def chunked_fwd(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """-> loss (M,), sampled (M,), [lse (M,) float32]."""
+def chunked_fwd(args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """-> loss (M,), sampled (M,), [lse (M,) float32].
+
+    args: a GeneratorHeadArguments (electra_fast/ops/generator_head.py)
+    """
     parts = []
-    for rows in chunks(hidden, weight):
-        clean = _without_nan(hidden[rows], labels[rows])
-        statistics, logits = sweep_chunk(clean, weight, bias, labels[rows], temperature, disallow_correct)
-        arguments = (clean, weight, bias, labels[rows], row_ids[rows], seed, temperature, disallow_correct)
-        parts.append(sample(*arguments, statistics, logits))
+    for rows in chunks(args.hidden, args.weight):
+        labels = args.labels[rows]
+        clean = _without_nan(args.hidden[rows], labels)
+        chunk = args._replace(hidden=clean, labels=labels, row_ids=args.row_ids[rows])
+        swept = sweep_chunk(clean, args.weight, args.bias, labels, args.temperature, args.disallow_correct)
+        parts.append(sample(chunk, *swept))
     loss, sampled, lse = (torch.cat(part) for part in zip(*parts, strict=True))
     return loss, sampled, [lse]
 
 
 def sweep_chunk(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    temperature: float = 1.0,
-    disallow_correct: bool = False,
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, temperature: float = 1.0, disallow: bool = False
 ) -> tuple[tuple, Tensor]:
-    """The Statistics of a chunk of rows over the vocabulary, and their logits (rows, V)."""
+    """The Statistics of a chunk of rows over the vocabulary, and their logits (rows, V).
+
+    disallow: whether the label is lowered for the sample
+    """
     sharpness = 1 / temperature if temperature else 1.0
     logits = torch.addmm(bias, hidden, weight.t())
     count, vocabulary = logits.shape
@@ -172,23 +165,25 @@ def sweep_chunk(
         vocabulary,
         SHARE,
         sharpness,
-        SAME=sharpness == 1.0 and not disallow_correct,
-        DISALLOW=disallow_correct,
+        SAME=sharpness == 1.0 and not disallow,
+        DISALLOW=disallow,
         enable_fp_fusion=True,
         **TILES,
     )
     return statistics, logits
 
 
-def chunked_bwd(
-    dloss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, target: tuple, lse: Tensor
-) -> list[Tensor]:
-    """-> [dhidden, dweight, dbias]."""
-    vocabulary, dhidden = weight.shape[0], hidden.new_empty(hidden.shape)
+def chunked_bwd(dloss: Tensor, args: Any, lse: Tensor) -> list[Tensor]:
+    """-> [dhidden, dweight, dbias].
+
+    args: a GeneratorHeadArguments
+    """
+    hidden, weight, bias, vocabulary = args.hidden, args.weight, args.bias, args.weight.shape[0]
+    target, dhidden = target_of(args.label_smoothing, vocabulary), hidden.new_empty(hidden.shape)
     dweight = weight.new_zeros(weight.shape)
     dbias = bias.new_zeros(bias.shape, dtype=torch.float32)
     for rows in chunks(hidden, weight):
-        clean = _without_nan(hidden[rows], labels[rows])
+        clean = _without_nan(hidden[rows], args.labels[rows])
         logits = torch.addmm(bias, clean, weight.t())
         count = logits.shape[0]
         blocks = triton.cdiv(count, TILES["BLOCK_M"])
@@ -196,7 +191,7 @@ def chunked_bwd(
         grid = (blocks * triton.cdiv(vocabulary, TILES["BLOCK_N"]),)
         generator_head_bwd_logits_kernel[grid](
             logits,
-            labels[rows],
+            args.labels[rows],
             lse[rows],
             dloss[rows],
             sums,

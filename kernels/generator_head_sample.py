@@ -173,36 +173,30 @@ def generator_head_sample_kernel(
     tl.store(results.sampled + row, tl.minimum(chosen * BLOCK_N + within, words.count - 1))
 
 
-def sample(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    row_ids: Tensor,
-    seed: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-    statistics: tuple,
-    logits: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def sample(args: Any, statistics: tuple, logits: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The rows' loss (M,), sampled word (M,) and log-sum-exp (M,) float32, from the Statistics that the sweep over the
-    vocabulary has filled. logits (M, V): where the sweep stored them."""
+    vocabulary has filled.
+
+    args: a GeneratorHeadArguments (electra_fast/ops/generator_head.py)
+    logits: (M, V), where the sweep stored them
+    """
+    hidden, labels, temperature = args.hidden, args.labels, args.temperature
     rows = hidden.shape[0]
     loss, lse = hidden.new_empty(rows), hidden.new_empty(rows, dtype=torch.float32)
     sampled = torch.empty_like(labels)
     *_, tiles, shares = statistics
     generator_head_sample_kernel[(rows,)](
         matrix(hidden),
-        words(weight, bias),
+        words(args.weight, args.bias),
         logits,
         labels,
-        (row_ids, seed),
+        (args.row_ids, args.seed),
         statistics,
         (loss, lse, sampled),
         rows,
         1 / temperature if temperature else 1.0,
         LIKELIEST=temperature == 0,
-        DISALLOW=disallow_correct,
+        DISALLOW=args.disallow_correct,
         WIDTH=hidden.shape[1],
         BLOCK_N=TILE,
         BLOCK_E=max(64, triton.next_power_of_2(hidden.shape[1])),

@@ -27,6 +27,8 @@ they were chosen by these counts and by what compiles without a spill, and are s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -228,10 +230,13 @@ def input_gradient(
     return dx
 
 
-def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> tuple[Tensor, list[Tensor]]:
-    """-> out (T, N), [the GELU's slope (T, N), if there is a GELU]."""
-    out, slope = product(x, weight, bias, gelu, keep=gelu)
-    return out, [slope] if gelu else []
+def linear_fwd(args: Any) -> tuple[Tensor, list[Tensor]]:
+    """-> out (T, N), [the GELU's slope (T, N), if there is a GELU].
+
+    args: a LinearArguments (electra_fast/ops/linear.py)
+    """
+    out, slope = product(args.x, args.weight, args.bias, args.gelu, keep=args.gelu)
+    return out, [slope] if args.gelu else []
 
 
 def unit_stride(*tensors: Tensor) -> list[Tensor]:

@@ -212,9 +212,10 @@ def share(products: tuple[tuple[int, int], ...], programs: int, flops: int, numb
     return triton.cdiv(most, min(range(1, min(most, max(16, programs // tiles)) + 1), key=seconds))
 
 
-def linear_bwd(
-    grads: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, saved: list[Tensor]
-) -> list[Tensor]:
-    """grads [dout], saved [out] or [out, slope] -> [dx, dweight, dbias]."""
-    dz = grads[0] * saved[1] if gelu else grads[0]
-    return [input_gradient(dz, weight), *weight_gradients(Product(dz, x))]
+def linear_bwd(grads: list[Tensor], args: Any, saved: list[Tensor]) -> list[Tensor]:
+    """grads [dout], saved [out] or [out, slope] -> [dx, dweight, dbias].
+
+    args: a LinearArguments (electra_fast/ops/linear.py)
+    """
+    dz = grads[0] * saved[1] if args.gelu else grads[0]
+    return [input_gradient(dz, args.weight), *weight_gradients(Product(dz, args.x))]

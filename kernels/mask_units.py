@@ -8,6 +8,8 @@ a token; the launch, 2 to 3 us, is the limit. No products.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -76,27 +78,23 @@ def mask_units_kernel(
         tl.store(out_ptr + offs, tl.where(candidate, chosen, rows), mask=inside)
 
 
-def mask_units_fwd(
-    input_ids: Tensor,
-    cu_seqlens: Tensor,
-    row_ids: Tensor,
-    starts_word: Tensor,
-    special_ids: list[int],
-    spans: bool,
-    seed: Tensor,
-) -> Tensor:
-    out = torch.empty_like(input_ids, memory_format=torch.contiguous_format)
-    if sequences := cu_seqlens.shape[0] - 1:
+def mask_units_fwd(args: Any) -> Tensor:
+    """-> the row id of each token's unit, (T,) int64.
+
+    args: a MaskUnitsArguments (electra_fast/ops/mask_units.py)
+    """
+    out = torch.empty_like(args.input_ids, memory_format=torch.contiguous_format)
+    if sequences := args.cu_seqlens.shape[0] - 1:
         mask_units_kernel[(sequences,)](
-            input_ids.contiguous(),
-            cu_seqlens.contiguous(),
-            row_ids.contiguous(),
-            starts_word.contiguous().view(torch.int8),
-            seed,
+            args.input_ids.contiguous(),
+            args.cu_seqlens.contiguous(),
+            args.row_ids.contiguous(),
+            args.starts_word.contiguous().view(torch.int8),
+            args.seed,
             out,
             round(2**32 / 5),
-            SPECIAL=tuple(special_ids),
-            SPANS=spans,
+            SPECIAL=tuple(args.special_ids),
+            SPANS=args.spans,
             LONGEST=10,
             **OPTIONS,
         )

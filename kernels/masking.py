@@ -151,33 +151,26 @@ def masking_fwd_kernel(
             tl.store(masked.sample_rows + first + lane, lane * 0 + row, mask=empty)
 
 
-def masking_fwd(
-    input_ids: Tensor,
-    cu_seqlens: Tensor,
-    slots: Tensor,
-    num_slots: int,
-    row_ids: Tensor,
-    special_ids: list[int],
-    mask_id: int,
-    threshold: int,
-    faithful: bool,
-    seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ids, rows = input_ids.contiguous(), row_ids.contiguous()
+def masking_fwd(args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> masked ids (T,), and positions, labels and sample rows (M,), all int64.
+
+    args: a MaskingArguments (electra_fast/ops/masking.py)
+    """
+    ids, rows = args.input_ids.contiguous(), args.row_ids.contiguous()
     masked_ids = torch.empty_like(ids)
-    positions, labels, sample_rows = (ids.new_empty(num_slots) for _ in range(3))
-    if sequences := cu_seqlens.shape[0] - 1:
+    positions, labels, sample_rows = (ids.new_empty(args.num_slots) for _ in range(3))
+    if sequences := args.cu_seqlens.shape[0] - 1:
         masking_fwd_kernel[(sequences,)](
             ids,
-            cu_seqlens.contiguous(),
-            slots.contiguous(),
+            args.cu_seqlens.contiguous(),
+            args.slots.contiguous(),
             rows,
-            seed,
+            args.seed,
             (masked_ids, positions, labels, sample_rows),
-            mask_id,
-            threshold,
-            SPECIAL=tuple(special_ids),
-            FAITHFUL=faithful,
+            args.mask_id,
+            args.threshold,
+            SPECIAL=tuple(args.special_ids),
+            FAITHFUL=args.faithful,
             **MASKING,
         )
     return masked_ids, positions, labels, sample_rows
@@ -234,10 +227,13 @@ def corrupt_fwd_kernel(
             tl.store(replaced_ptr + first + lane, (mean != ids).to(tl.int8), mask=there)
 
 
-def corrupt_fwd(
-    input_ids: Tensor, positions: Tensor, labels: Tensor, sampled_ids: Tensor, faithful: bool
-) -> tuple[Tensor, Tensor]:
-    ids, at, wanted, sampled = (t.contiguous() for t in (input_ids, positions, labels, sampled_ids))
+def corrupt_fwd(args: Any) -> tuple[Tensor, Tensor]:
+    """-> corrupted ids (T,) int64, and which of them differ from the original ones (T,) bool.
+
+    args: a CorruptArguments (electra_fast/ops/corrupt.py)
+    """
+    tensors = (args.input_ids, args.positions, args.labels, args.sampled_ids)
+    ids, at, wanted, sampled = (t.contiguous() for t in tensors)
     corrupted, replaced = torch.empty_like(ids), torch.empty_like(ids, dtype=torch.int8)
     if tokens := ids.shape[0]:
         block = CORRUPT["BLOCK"]
@@ -249,11 +245,11 @@ def corrupt_fwd(
             sampled,
             corrupted,
             replaced,
-            torch.empty_like(ids) if faithful else None,
+            torch.empty_like(ids) if args.faithful else None,
             tokens,
             at.shape[0],
             span,
-            FAITHFUL=faithful,
+            FAITHFUL=args.faithful,
             **CORRUPT,
         )
     return corrupted, replaced.view(torch.bool)

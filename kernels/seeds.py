@@ -9,6 +9,8 @@ the limit. No products.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,9 +25,13 @@ def derive_seeds_fwd_kernel(seed_ptr, step_ptr, out_ptr, first, n, BLOCK: tl.con
     tl.store(out_ptr + offs, low.to(tl.int64) | (high.to(tl.int64) << 32), mask=offs < n)
 
 
-def derive_seeds_fwd(seed: Tensor, step: Tensor, first: int, n: int) -> Tensor:
-    """seed, step (1,) int64 -> (n,) int64, the seeds of the streams first to first + n - 1."""
-    out = seed.new_empty(n)
+def derive_seeds_fwd(args: Any) -> Tensor:
+    """-> (n,) int64, the seeds of the streams first to first + n - 1.
+
+    args: a DeriveSeedsArguments (electra_fast/ops/_philox.py)
+    """
+    out, n = args.seed.new_empty(args.n), args.n
     if n:
-        derive_seeds_fwd_kernel[(1,)](seed, step, out, first, n, BLOCK=triton.next_power_of_2(n), num_warps=1)
+        block = triton.next_power_of_2(n)
+        derive_seeds_fwd_kernel[(1,)](args.seed, args.step, out, args.first, n, BLOCK=block, num_warps=1)
     return out

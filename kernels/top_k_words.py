@@ -14,6 +14,8 @@ multiprocessor for k <= 16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -103,14 +105,18 @@ def top_k_words_kernel(
         tl.store(ids_ptr + row * k + i, word.to(tl.int64))
 
 
-def top_k_words(hidden: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """-> log_probs (M, k), ids (M, k) int64."""
-    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
-    bias, labels = bias.contiguous(), hidden.new_zeros(hidden.shape[0], dtype=torch.int64)  # a word: no row is left out
-    log_probs, ids = hidden.new_empty(hidden.shape[0], k), hidden.new_empty(hidden.shape[0], k, dtype=torch.int64)
-    if hidden.shape[0] and not in_chunks(hidden):
+def top_k_words(args: Any) -> tuple[Tensor, Tensor]:
+    """-> log_probs (M, k), ids (M, k) int64.
+
+    args: a TopKWordsArguments (electra_fast/ops/top_k_words.py)
+    """
+    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (args.hidden, args.weight))
+    (count, _), bias, k = hidden.shape, args.bias.contiguous(), args.k
+    labels = hidden.new_zeros(count, dtype=torch.int64)  # a word: no row is left out
+    log_probs, ids = hidden.new_empty(count, k), hidden.new_empty(count, k, dtype=torch.int64)
+    if count and not in_chunks(hidden):
         _take_words(hidden, weight, bias, sweep(hidden, weight, bias, labels), None, log_probs, ids)
-    elif hidden.shape[0]:
+    elif count:
         for rows in chunks(hidden, weight):
             statistics, logits = sweep_chunk(hidden[rows], weight, bias, labels[rows])
             _take_words(hidden[rows], weight, bias, statistics, logits, log_probs[rows], ids[rows])

@@ -48,7 +48,22 @@ from electra_fast.kernels import (
     seeds,
     top_k_words,
 )
-from electra_fast.kernels.parts import device, layer_norm
+from electra_fast.kernels.parts import device, groups, layer_norm
+from electra_fast.ops._philox import DeriveSeedsArguments
+from electra_fast.ops.adamw import AdamWArguments
+from electra_fast.ops.attention import AttentionArguments
+from electra_fast.ops.attention_block import AttentionBlockArguments
+from electra_fast.ops.corrupt import CorruptArguments
+from electra_fast.ops.decode_attention import DecodeAttentionArguments
+from electra_fast.ops.discriminator_head import DiscriminatorHeadArguments
+from electra_fast.ops.dropout_add_layer_norm import DropoutAddLayerNormArguments
+from electra_fast.ops.embedding import EmbeddingArguments
+from electra_fast.ops.ffn_block import FfnBlockArguments
+from electra_fast.ops.generator_head import GeneratorHeadArguments
+from electra_fast.ops.linear import LinearArguments
+from electra_fast.ops.mask_units import MaskUnitsArguments
+from electra_fast.ops.masking import MaskingArguments
+from electra_fast.ops.top_k_words import TopKWordsArguments
 
 I32, I64 = torch.int32, torch.int64
 TARGETS = [80, 90, 100]
@@ -86,11 +101,13 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def masking_calls() -> Iterator[tuple[str, Callable]]:
     ids, slots, cu, seed = meta(1024, dtype=I64), meta(160, dtype=I64), meta(9, dtype=I32), meta(1, dtype=I64)
     for faithful in (False, True):
-        arguments = (ids, cu, cu, 160, ids, [0, 101, 102, 103], 103, 3650722202, faithful, seed)
-        yield f"faithful={faithful}", partial(masking.masking_fwd, *arguments)
-        units = (ids, cu, ids, meta(1024, dtype=torch.bool), arguments[5], faithful, seed)
-        yield f"spans={faithful}", partial(mask_units.mask_units_fwd, *units)
-        yield f"faithful={faithful}", partial(masking.corrupt_fwd, ids, slots, slots, slots, faithful)
+        special = [0, 101, 102, 103]
+        args = MaskingArguments(ids, cu, cu, 160, ids, special, 103, 3650722202, faithful, seed)
+        yield f"faithful={faithful}", partial(masking.masking_fwd, args)
+        units = MaskUnitsArguments(ids, cu, ids, meta(1024, dtype=torch.bool), special, faithful, seed)
+        yield f"spans={faithful}", partial(mask_units.mask_units_fwd, units)
+        sampled = CorruptArguments(ids, slots, slots, slots, faithful)
+        yield f"faithful={faithful}", partial(masking.corrupt_fwd, sampled)
 
 
 def attention_calls() -> Iterator[tuple[str, Callable]]:
@@ -103,14 +120,16 @@ def attention_calls() -> Iterator[tuple[str, Callable]]:
         queries, keys = lengths[kind]
         q, k, v = meta(8 * 512, 3, 4, width, dtype=types[size]).unbind(1)
         cu, seed, rows = meta(9, dtype=I32), meta(1, dtype=I64), meta(8 * 512, dtype=I64)
-        arguments = (q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p, causal)
+        args = AttentionArguments(q, k, v, cu, queries, cu, keys, rows, seed, width**-0.5, p, causal)
 
-        def call(arguments: tuple = arguments) -> None:
-            out, saved = attention.attention_fwd(*arguments)
-            attention.attention_bwd([torch.empty_like(out)], *arguments, [out, *saved])
-            if not arguments[-1] and attention.reads_again(out, arguments[6]):
-                found = [torch.empty_like(t) for t in arguments[:3]]
-                attention.put_gradients(found, out, *arguments, [out, *saved], again=True)
+        def call(args: AttentionArguments = args) -> None:
+            out, saved = attention.attention_fwd(args)
+            attention.attention_bwd([torch.empty_like(out)], args, [out, *saved])
+            if not args.causal and attention.reads_again(out, args.max_seqlen_k):
+                qkv, mask = (args.q, args.k, args.v), groups.dropout(args.row_ids, args.seed, args.dropout_p)
+                gradients, scale = [torch.empty_like(t) for t in qkv], args.softmax_scale
+                packing = attention.packing_of(args)
+                attention.put_gradients(gradients, out, qkv, [out, *saved], packing, mask, scale, again=True)
 
         yield f"{'causal ' * causal}{kind} {TYPES[types[size]]} width={width} dropout={p}", call
 
@@ -122,11 +141,11 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
     kinds = [(key, 1.0, False) for key in [*dict.fromkeys(key[:2] for key in generator_head.FWD), (2, 768)]]
     for (size, width), temperature, disallow in [*kinds, ((2, 128), 0.5, False), ((2, 128), 0.0, True)]:
         floats = (meta(*shape, dtype=types[size]) for shape in ((rows, width), (words, width), (words,)))
-        arguments = (*floats, labels, labels, seed, temperature, disallow)
+        args = GeneratorHeadArguments(*floats, labels, labels, seed, temperature, disallow, 0.0)
 
-        def call(arguments: tuple = arguments) -> None:
-            loss, sampled, saved = generator_head.generator_head_fwd(*arguments)
-            generator_head.generator_head_bwd([loss], *arguments, 0.0, [loss, sampled, *saved])
+        def call(args: GeneratorHeadArguments = args) -> None:
+            loss, sampled, saved = generator_head.generator_head_fwd(args)
+            generator_head.generator_head_bwd([loss], args, [loss, sampled, *saved])
 
         yield f"{TYPES[types[size]]} width={width} temperature={temperature} disallow={disallow}", call
 
@@ -134,8 +153,8 @@ def generator_head_calls() -> Iterator[tuple[str, Callable]]:
 def decode_attention_calls() -> Iterator[tuple[str, Callable]]:
     for width, dtype in ((32, torch.bfloat16), (64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float32)):
         q, pages = meta(64, 4, width, dtype=dtype), meta(512, 16, 4, width, dtype=dtype)
-        arguments = (q, pages, pages, meta(64, 8, dtype=I32), meta(64, dtype=I32), width**-0.5)
-        yield f"{TYPES[dtype]} width={width}", partial(decode_attention.decode_attention, *arguments)
+        args = DecodeAttentionArguments(q, pages, pages, meta(64, 8, dtype=I32), meta(64, dtype=I32), width**-0.5)
+        yield f"{TYPES[dtype]} width={width}", partial(decode_attention.decode_attention, args)
 
 
 def top_k_words_calls() -> Iterator[tuple[str, Callable]]:
@@ -146,8 +165,9 @@ def top_k_words_calls() -> Iterator[tuple[str, Callable]]:
         (768, 8, torch.bfloat16),
         (128, 8, torch.float32),
     ):
-        arguments = (meta(64, width, dtype=dtype), meta(30522, width, dtype=dtype), meta(30522, dtype=dtype), k)
-        yield f"{TYPES[dtype]} width={width} k={k}", partial(top_k_words.top_k_words, *arguments)
+        floats = (meta(*shape, dtype=dtype) for shape in ((64, width), (30522, width), (30522,)))
+        args = TopKWordsArguments(*floats, k)
+        yield f"{TYPES[dtype]} width={width} k={k}", partial(top_k_words.top_k_words, args)
 
 
 def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
@@ -155,14 +175,16 @@ def dropout_add_layer_norm_calls() -> Iterator[tuple[str, Callable]]:
     kinds = [(size, width, 0.1) for width in dropout_add_layer_norm.TILES for size in (torch.bfloat16, torch.float32)]
     for dtype, width, p in [*kinds, (torch.bfloat16, 256, 0.0)]:
         x, weight, rows = meta(16384, width, dtype=dtype), meta(width, dtype=dtype), meta(16384, dtype=I64)
-        arguments = (x, x, weight, weight, rows, seed, 1e-12, p)
+        args = DropoutAddLayerNormArguments(x, x, weight, weight, rows, seed, 1e-12, p)
 
-        def call(arguments: tuple = arguments, p: float = p) -> None:
-            out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments)
-            dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], *arguments, [out, *saved])
-            dropout_add_layer_norm.dropout_add_layer_norm_fwd(*arguments, into_x=True)
-            for rows in (out, layer_norm.Normed(out, *saved, *arguments[2:4])):  # an encoder computes the rows again
-                dropout_add_layer_norm.row_gradients(out, out, rows, *arguments[2:6], p, *saved)
+        def call(args: DropoutAddLayerNormArguments = args) -> None:
+            mask, norm = groups.dropout(args.row_ids, args.seed, args.dropout_p), (args.weight, args.bias)
+            out, saved = dropout_add_layer_norm.dropout_add_layer_norm_fwd(args)
+            dropout_add_layer_norm.dropout_add_layer_norm_bwd([out], args, [out, *saved])
+            dropout_add_layer_norm.normalised_sum(args.x, args.residual, norm, mask, args.eps, into_x=True)
+            normed = layer_norm.Normed(out, *saved, *norm)
+            for rows in (out, normed):  # an encoder computes the rows again
+                dropout_add_layer_norm.row_gradients(out, normed, rows, mask)
 
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
 
@@ -173,8 +195,8 @@ def adamw_calls() -> Iterator[tuple[str, Callable]]:
         copies = [meta(512, 512, dtype=rounded) for _ in range(400)] if rounded else []
         numbers, one = [1.0] * 400, meta(1, dtype=torch.float32)
         lists = (params, copies or params, moments, squares)
-        arguments = (*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one, copies)
-        yield f"{TYPES[dtype]} tensors=400 copies={rounded is not None}", partial(adamw.adamw_fwd, *arguments)
+        args = AdamWArguments(*lists, one, numbers, numbers, 0.9, 0.999, 1e-6, 1.0, one, copies)
+        yield f"{TYPES[dtype]} tensors=400 copies={rounded is not None}", partial(adamw.adamw_fwd, args)
 
 
 def embedding_calls() -> Iterator[tuple[str, Callable]]:
@@ -184,11 +206,12 @@ def embedding_calls() -> Iterator[tuple[str, Callable]]:
         word, position, token_type, norm = (
             meta(*shape, dtype=dtype) for shape in ((30522, width), (512, width), (2, width), (width,))
         )
-        arguments = (ids, ids, ids, word, position, token_type, norm, norm, None, None, ids, seed, 1e-12, p)
+        tables = (word, position, token_type)
+        args = EmbeddingArguments(ids, ids, ids, *tables, norm, norm, None, None, ids, seed, 1e-12, p)
 
-        def call(arguments: tuple = arguments) -> None:
-            out, saved = embedding.embedding_fwd(*arguments)
-            embedding.embedding_bwd([out], *arguments, [out, *saved])
+        def call(args: EmbeddingArguments = args) -> None:
+            out, saved = embedding.embedding_fwd(args)
+            embedding.embedding_bwd([out], args, [out, *saved])
 
         yield f"{TYPES[dtype]} width={width} dropout={p}", call
 
@@ -197,11 +220,12 @@ def discriminator_head_calls() -> Iterator[tuple[str, Callable]]:
     kinds = [(dtype, width) for width in (64, 128, 256, 768, 300) for dtype in (torch.bfloat16, torch.float32)]
     for dtype, width in kinds:
         shapes = (16384, width), (width, width), (width,), (1, width), (1,)
-        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), meta(16384, dtype=torch.bool))
+        floats = (meta(*shape, dtype=dtype) for shape in shapes)
+        args = DiscriminatorHeadArguments(*floats, meta(16384, dtype=torch.bool))
 
-        def call(arguments: tuple = arguments) -> None:
-            loss, logits, saved = discriminator_head.discriminator_head_fwd(*arguments)
-            discriminator_head.discriminator_head_bwd([loss, logits], *arguments, [loss, logits, *saved])
+        def call(args: DiscriminatorHeadArguments = args) -> None:
+            loss, logits, saved = discriminator_head.discriminator_head_fwd(args)
+            discriminator_head.discriminator_head_bwd([loss, logits], args, [loss, logits, *saved])
 
         yield f"{TYPES[dtype]} width={width}", call
 
@@ -211,13 +235,13 @@ def linear_calls() -> Iterator[tuple[str, Callable]]:
     kinds = [(inner, outer, torch.bfloat16, gelu) for inner, outer in widths for gelu in (False, True)]
     for inner, outer, dtype, gelu in [*kinds, (256, 1024, torch.float32, True), (100, 300, torch.float32, False)]:
         floats = (meta(*shape, dtype=dtype) for shape in ((16384, inner), (outer, inner), (outer,)))
-        arguments = (*floats, gelu)
+        args = LinearArguments(*floats, gelu)
 
-        def call(arguments: tuple = arguments) -> None:
-            out, saved = linear.linear_fwd(*arguments)
-            linear_weight.linear_bwd([torch.empty_like(out)], *arguments, [out, *saved])
-            linear.input_gradient(out, arguments[1], add=arguments[0])
-            linear.input_gradient(out, arguments[1], times=arguments[0])
+        def call(args: LinearArguments = args) -> None:
+            out, saved = linear.linear_fwd(args)
+            linear_weight.linear_bwd([torch.empty_like(out)], args, [out, *saved])
+            linear.input_gradient(out, args.weight, add=args.x)
+            linear.input_gradient(out, args.weight, times=args.x)
 
         yield f"{TYPES[dtype]} {inner}->{outer} gelu={gelu}", call
 
@@ -229,12 +253,13 @@ def ffn_block_calls() -> Iterator[tuple[str, Callable]]:
     for width, p in kinds:
         inner, dtype = 4 * width, torch.bfloat16
         shapes = (16384, width), (inner, width), (inner,), (width, inner), (width,), (width,), (width,)
-        arguments = (*(meta(*shape, dtype=dtype) for shape in shapes), ids, seed, 1e-12, p)
+        args = FfnBlockArguments(*(meta(*shape, dtype=dtype) for shape in shapes), ids, seed, 1e-12, p)
 
-        def call(arguments: tuple = arguments) -> None:
-            out, saved = ffn_block.ffn_block_fwd(*arguments)
-            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # an encoder computes the rows again
-                ffn_block.ffn_block_bwd([out], rows, *arguments[1:], [out, *saved])
+        def call(args: FfnBlockArguments = args) -> None:
+            out, saved = ffn_block.ffn_block_fwd(args)
+            normed: Any = layer_norm.Normed(*saved[:3], args.norm_weight, args.norm_bias)
+            for rows in (out, normed):  # an encoder computes the rows again
+                ffn_block.ffn_block_bwd([out], args._replace(x=rows), [out, *saved])
 
         yield f"{TYPES[dtype]} {width}->{inner}->{width} dropout={p}", call
 
@@ -245,19 +270,22 @@ def attention_block_calls() -> Iterator[tuple[str, Callable]]:
     for width, p in [(width, 0.1) for width in dict.fromkeys(key[1] for key in attention_block.FWD)] + [(256, 0.0)]:
         shapes = (16384, width), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)
         floats = (meta(*shape) for shape in shapes)
-        arguments = (*floats, cu, 128, ids, width // 64, None, None, 0, seed, 1e-12, p, p)
+        sequences, numbers = (cu, 128, ids, width // 64, None, None, 0), (seed, 1e-12, p, p)
+        args = AttentionBlockArguments(*floats, *sequences, *numbers)
 
-        def call(arguments: tuple = arguments) -> None:
-            out, saved = attention_block.attention_block_fwd(*arguments)
-            for rows in (out, layer_norm.Normed(*saved[:3], *arguments[5:7])):  # an encoder computes the rows again
-                attention_block_bwd.attention_block_bwd([out], rows, *arguments[1:], [out, *saved])
+        def call(args: AttentionBlockArguments = args) -> None:
+            out, saved = attention_block.attention_block_fwd(args)
+            normed: Any = layer_norm.Normed(*saved[:3], args.norm_weight, args.norm_bias)
+            for rows in (out, normed):  # an encoder computes the rows again
+                attention_block_bwd.attention_block_bwd([out], args._replace(x=rows), [out, *saved])
 
         yield f"bf16 {width} dropout={p}", call
 
 
 def seeds_calls() -> Iterator[tuple[str, Callable]]:
     for n in (1, 25):
-        yield f"{n} seeds", partial(seeds.derive_seeds_fwd, meta(1, dtype=I64), meta(1, dtype=I64), 0, n)
+        args = DeriveSeedsArguments(meta(1, dtype=I64), meta(1, dtype=I64), 0, n)
+        yield f"{n} seeds", partial(seeds.derive_seeds_fwd, args)
 
 
 CALLS = [

@@ -81,7 +81,7 @@ class Case:
         values = values._make(_doubled(value) for value in values) if reference else values
         if not hasattr(op, "cuda"):  # it has no gradients
             launch = getattr(importlib.import_module(f"electra_fast.kernels.{self.file}"), f"{self.op}_fwd")
-            outputs = plain(values) if reference else launch(*values)
+            outputs = plain(values) if reference else launch(values)
             updated = values.params if self.op == "adamw" else []
             return [*(outputs if isinstance(outputs, tuple) else [outputs]), *updated]
         backend = op.through_autograd(plain) if reference else op.cuda

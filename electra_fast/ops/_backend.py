@@ -39,11 +39,10 @@ def triton_backend(
 ) -> Backend[A]:
     """A backend in Triton.
 
-    forward, backward: the launchers, each by its file in kernels/ and its function. They take the arguments one by one.
+    forward, backward: the launchers, each by its file in kernels/ and its function, which Backend calls fwd and bwd.
     saves, takes, limit: as Backend describes them.
     """
-    fwd, bwd = launcher(*forward), launcher(*backward)
-    return Backend(lambda args: fwd(*args), lambda grads, args, saved: bwd(grads, *args, saved), saves, takes, limit)
+    return Backend(launcher(*forward), launcher(*backward), saves, takes, limit)
 
 
 def as_tuple(value: Any) -> tuple[Tensor, ...]:

@@ -39,8 +39,8 @@ def _infer_cuda(args: EncoderArguments) -> Tensor:
     """The forward in the memory of one layer: nothing is kept for a backward."""
     x = args.x
     for layer in layers_of(args):
-        x, _ = launcher("attention_block", "attention_block_fwd")(*layer.attention._replace(x=x))
-        x, _ = launcher("ffn_block", "ffn_block_fwd")(*layer.ffn._replace(x=x))
+        x, _ = launcher("attention_block", "attention_block_fwd")(layer.attention._replace(x=x))
+        x, _ = launcher("ffn_block", "ffn_block_fwd")(layer.ffn._replace(x=x))
     return x
 
 

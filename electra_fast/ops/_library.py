@@ -50,7 +50,10 @@ def maker(arguments: type[A]) -> Callable[[Iterable[Any]], A]:
 
 
 def launcher(file: str, name: str) -> Callable[..., Any]:
-    """The function `name` of kernels/<file>.py, which launches Triton kernels; its first call imports triton."""
+    """The function `name` of kernels/<file>.py, which launches Triton kernels; its first call imports triton.
+
+    It takes the NamedTuple of the op's arguments; that of a backward takes (grads, arguments, saved).
+    """
 
     def launch(*values: Any) -> Any:
         make_cache_usable()

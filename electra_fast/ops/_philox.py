@@ -90,7 +90,7 @@ derive_seeds = define(
     fake=lambda args: args.seed.new_empty(args.n),
     cpu=_derive_seeds_cpu,
     floats=False,
-    cuda=lambda args: launcher("seeds", "derive_seeds_fwd")(*args),
+    cuda=launcher("seeds", "derive_seeds_fwd"),
 )
 
 

@@ -159,7 +159,7 @@ def _adamw_cuda(args: AdamWArguments) -> Tensor:
     lists = [dtypes(tensors) for tensors in (args.params, args.grads, args.exp_avgs, args.exp_avg_sqs, args.copies)]
     narrow = all(len(kinds) <= 1 and torch.float64 not in kinds for kinds in lists)
     if narrow and dtypes(args.exp_avgs) == dtypes(args.exp_avg_sqs):
-        return _adamw_triton(*args)
+        return _adamw_triton(args)
     return adamw_reference(args)
 
 

@@ -97,6 +97,6 @@ _corrupt = define(
     fake=_corrupt_fake,
     cpu=_corrupt_cpu,
     floats=False,
-    cuda=lambda args: launcher("masking", "corrupt_fwd")(*args),
+    cuda=launcher("masking", "corrupt_fwd"),
     check=_check_corrupt,
 )

@@ -130,7 +130,7 @@ def _on_cpu(args: DecodeAttentionArguments) -> Tensor:
 
 def _on_cuda(args: DecodeAttentionArguments) -> Tensor:
     wide = args.q.dtype == torch.float64 or not 0 < args.q.shape[2] <= 256
-    return decode_attention_reference(args) if wide else launcher("decode_attention", "decode_attention")(*args)
+    return decode_attention_reference(args) if wide else launcher("decode_attention", "decode_attention")(args)
 
 
 _decode_attention = define(

@@ -211,7 +211,7 @@ def _without_nan(hidden: Tensor, left_out: Tensor) -> Tensor:
 
 
 def _forward_cuda(args: GeneratorHeadArguments) -> tuple[Tensor, Tensor, list[Tensor]]:
-    loss, sampled, saved = launcher("generator_head", "generator_head_fwd")(*args[:-1])  # the last one is smoothing
+    loss, sampled, saved = launcher("generator_head", "generator_head_fwd")(args)
     return _smoothed(loss, args), sampled, saved
 
 
@@ -242,7 +242,7 @@ _generator_head = DifferentiableOp(
     cpu=Backend(_forward_cpu, _backward_cpu, lambda args: [args.hidden.new_empty(args.hidden.shape[0])]),
     cuda=Backend(
         _forward_cuda,
-        lambda grads, args, saved: launcher("generator_head", "generator_head_bwd")(grads, *args, saved),
+        launcher("generator_head", "generator_head_bwd"),
         lambda args: [args.hidden.new_empty(args.hidden.shape[0], dtype=torch.float32)],
     ),
     check=_check,

@@ -88,6 +88,6 @@ mask_units = define(
     fake=lambda args: torch.empty_like(args.input_ids),
     cpu=_mask_units_cpu,
     floats=False,
-    cuda=lambda args: launcher("mask_units", "mask_units_fwd")(*args),
+    cuda=launcher("mask_units", "mask_units_fwd"),
     check=_check,
 )

@@ -241,6 +241,6 @@ _masking = define(
     fake=_masking_fake,
     cpu=_masking_cpu,
     floats=False,
-    cuda=lambda args: launcher("masking", "masking_fwd")(*args),
+    cuda=launcher("masking", "masking_fwd"),
     check=_check_masking,
 )

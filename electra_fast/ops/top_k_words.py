@@ -100,7 +100,7 @@ def _fake(args: TopKWordsArguments) -> tuple[Tensor, Tensor]:
 def _on_cuda(args: TopKWordsArguments) -> tuple[Tensor, Tensor]:
     if args.hidden.dtype == torch.float64:
         return top_k_words_reference(args)
-    return launcher("top_k_words", "top_k_words")(*args)
+    return launcher("top_k_words", "top_k_words")(args)
 
 
 _top_k_words = define(

@@ -61,6 +61,11 @@ def through_triton(op: DifferentiableOp) -> Callable[..., Any]:
     return call
 
 
+def of_values(launch: Callable[[Any], Any], arguments: Any) -> Callable[..., Any]:
+    """A launcher, called as the dispatcher's op is: with the values of the op's NamedTuple one by one."""
+    return lambda *values: launch(arguments(*values))
+
+
 def prepare(interpreter: types.ModuleType) -> None:
     """Give triton.runtime.interpreter products of fixed bits, and keep what it would look up again at every operation.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import test_adamw as plain
 import torch
+from interpreted import of_values
 
 from electra_fast.kernels import adamw as kernels
 from electra_fast.ops import adamw
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the 
 @pytest.fixture(autouse=True)
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public op calls the launcher; tensors have several pieces, programs several of these."""
-    monkeypatch.setattr(OP, "_adamw", kernels.adamw_fwd)
+    monkeypatch.setattr(OP, "_adamw", of_values(kernels.adamw_fwd, OP.AdamWArguments))
     monkeypatch.setattr(kernels, "BLOCK", 256)
     monkeypatch.setattr(kernels, "PROGRAMS", 4)
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import test_decode_attention
 import torch
-from interpreted import repeats
+from interpreted import of_values, repeats
 
 from electra_fast.kernels import decode_attention as kernels
 
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test
 @pytest.fixture(autouse=True)
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["electra_fast.ops.decode_attention"]
-    monkeypatch.setattr(module, "_decode_attention", kernels.decode_attention)
+    launch = of_values(kernels.decode_attention, module.DecodeAttentionArguments)
+    monkeypatch.setattr(module, "_decode_attention", launch)
     monkeypatch.setattr(test_decode_attention, "LAYOUTS", ["contiguous", "transposed"])
 
 

@@ -17,7 +17,7 @@ import test_generator_head
 import test_mask_units
 import test_masking
 import torch
-from interpreted import FEW_LAYOUTS, in_two_dtypes, one_layout, repeats, through_triton
+from interpreted import FEW_LAYOUTS, in_two_dtypes, of_values, one_layout, repeats, through_triton
 from numerics import check, dropout_factors, laid_out, offsets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,9 +39,11 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public ops call the launchers; one upstream gradient, not contiguous, and one layout of the inputs do."""
     for name in ("attention", "generator_head"):
         monkeypatch.setattr(OPS[name], f"_{name}", through_triton(getattr(OPS[name], f"_{name}")))
-    monkeypatch.setattr(OPS["masking"], "_masking", masking_kernels.masking_fwd)
-    monkeypatch.setattr(OPS["masking"], "mask_units", mask_units_kernels.mask_units_fwd)
-    monkeypatch.setattr(OPS["corrupt"], "_corrupt", masking_kernels.corrupt_fwd)
+    for name, arguments in (("masking", "MaskingArguments"), ("corrupt", "CorruptArguments")):
+        launch = of_values(getattr(masking_kernels, f"{name}_fwd"), getattr(OPS[name], arguments))
+        monkeypatch.setattr(OPS[name], f"_{name}", launch)
+    units = of_values(mask_units_kernels.mask_units_fwd, test_mask_units.MaskUnitsArguments)
+    monkeypatch.setattr(OPS["masking"], "mask_units", units)
     monkeypatch.setattr(numerics, "UPSTREAMS", {"strided": numerics.UPSTREAMS["strided"]})
     for table in (attention_kernels.FWD, attention_kernels.BWD):  # large blocks: the interpreter pays by the block
         for key in [key for key in table if key[0] == 4]:

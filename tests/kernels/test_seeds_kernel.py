@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seeds_are_the_references_to_the_bit(seed: int) -> None:
     for step, first, n in ((0, 0, 1), (5, 1, 3), (2**32 + 1, 1 << 16, 25), (2**62, 2 << 16, 64), (7, 3, 0)):
-        arguments = (one(seed), one(step), first, n)
-        assert torch.equal(derive_seeds_fwd(*arguments), derive_seeds_reference(DeriveSeedsArguments(*arguments)))
+        args = DeriveSeedsArguments(one(seed), one(step), first, n)
+        assert torch.equal(derive_seeds_fwd(args), derive_seeds_reference(args))
 
 
 def test_cuda_goes_to_triton() -> None:

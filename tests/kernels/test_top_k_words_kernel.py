@@ -5,7 +5,7 @@ import sys
 import pytest
 import test_top_k_words
 import torch
-from interpreted import repeats
+from interpreted import of_values, repeats
 
 from electra_fast.kernels import generator_head, generator_head_chunked
 from electra_fast.kernels import top_k_words as kernels
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test
 
 @pytest.fixture(autouse=True)
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["electra_fast.ops.top_k_words"], "_top_k_words", kernels.top_k_words)
+    module = sys.modules["electra_fast.ops.top_k_words"]
+    monkeypatch.setattr(module, "_top_k_words", of_values(kernels.top_k_words, module.TopKWordsArguments))
     monkeypatch.setattr(test_top_k_words, "LAYOUTS", ["contiguous", "transposed"])
     for key in [key for key in generator_head.FWD if key[0] == 4]:  # large blocks: the interpreter pays by the block
         monkeypatch.setitem(generator_head.FWD, key, dict(BLOCK_M=64, BLOCK_N=128, num_warps=4, num_stages=1))
