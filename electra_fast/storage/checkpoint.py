@@ -137,7 +137,6 @@ def _check(path: Path, files: Any) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its name."""
     """The step in a checkpoint's name; -1 for another name."""
     name = _NAME.fullmatch(path.name)
     return int(name[1]) if name else -1

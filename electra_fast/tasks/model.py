@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from electra_fast.config import NetworkConfig, check_fields
 from electra_fast.data.tokenizer import Tokenizer
 from electra_fast.model.encoder import Encoder, initialise
-from electra_fast.model.seeds import DISCRIMINATOR
+from electra_fast.model.seeds import DISCRIMINATOR, HEAD
 from electra_fast.ops._philox import derive_seeds
 from electra_fast.storage.atomic import read_json
 from electra_fast.storage.digests import verify, write_files
@@ -29,7 +29,6 @@ from electra_fast.tasks.settings import FinetuneConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-HEAD = 3 << 16  # the stream of a head's dropout
 ARCHITECTURES = {
     "classification": "ElectraForSequenceClassification",
     "multilabel": "ElectraForSequenceClassification",

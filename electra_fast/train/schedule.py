@@ -41,10 +41,12 @@ def _fall(config: PretrainConfig, step: int, x: float) -> float:
         return left**config.decay_power
     if config.schedule == "cosine":
         return (1 - math.cos(math.pi * left)) / 2
-    share = 1 - STABLE
-    if config.decay_from is not None and step >= config.generator_steps:
-        share = (config.steps - config.decay_from) / (config.steps - config.generator_steps)
-    return min(1.0, left / share)
+    if config.schedule == "stable":
+        share = 1 - STABLE
+        if config.decay_from is not None and step >= config.generator_steps:
+            share = (config.steps - config.decay_from) / (config.steps - config.generator_steps)
+        return min(1.0, left / share)
+    raise NotImplementedError(f"schedule {config.schedule} has no curve; give it one in electra_fast/train/schedule.py")
 
 
 def layerwise_scales(names: Iterable[str], layers: int, decay: float, faithful: bool = False) -> dict[str, float]:

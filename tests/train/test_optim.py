@@ -1,6 +1,7 @@
 """The optimiser as Google's code has it, worked out by hand and against electra_fast.reference."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from electra_fast.objectives.electra import Electra
 from electra_fast.reference.adamw import ReferenceAdamW
 from electra_fast.train.optimizer import AdamW, decays
 from electra_fast.train.schedule import learning_rate
-from electra_fast.train.settings import PretrainConfig
+from electra_fast.train.settings import PretrainConfig, Schedule
 
 
 def test_schedule_is_a_product_of_warmup_and_decay() -> None:
@@ -114,6 +115,15 @@ def test_other_schedules() -> None:
         schedule="stable", decay_from=75,
     )  # fmt: skip
     assert [learning_rate(twice, t) for t in (0, 39, 45, 50, 75, 95)] == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.4, 0.08])
+
+
+def test_every_schedule_has_a_curve_of_its_own() -> None:
+    for schedule in get_args(Schedule):
+        assert learning_rate(PretrainConfig(steps=10, schedule=schedule), 5) > 0
+    config = PretrainConfig(steps=10)
+    object.__setattr__(config, "schedule", "square")
+    with pytest.raises(NotImplementedError, match="schedule square has no curve"):
+        learning_rate(config, 5)
 
 
 @pytest.mark.parametrize(
