@@ -39,7 +39,7 @@ GRAPHS = ("ours", "hf-graph", "hf-compiled")
 HEADS = ("ours", "hf-liger", "hf-cce")
 OPS = (  # by their share of a step's time
     "generator_head encoder attention dropout_add_layer_norm adamw ffn_block attention_block linear embedding "
-    "discriminator_head masking inference decode_attention top_k_words"
+    "discriminator_head masking mask_units inference decode_attention top_k_words"
 ).split()
 
 
