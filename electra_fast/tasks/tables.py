@@ -218,8 +218,9 @@ def _parquet(path: Path) -> Table:
                 size = batch_size(path, raw, file.metadata.row_group(number), columns, LONGEST_LINE)
                 batches = file.iter_batches(size, row_groups=[number], columns=columns)
                 while (values := following(batches)) is not None:
-                    for cells in values:
-                        yield Row(index, index + 1, f"{path}, row {index + 1}", cells)
+                    values.reverse()
+                    while values:  # those that were handed out are not held while the next ones are read
+                        yield Row(index, index + 1, f"{path}, row {index + 1}", values.pop())
                         index += 1
 
     return Table(header, rows)

@@ -30,6 +30,7 @@ SMALL = {
     "kChains": "of a sum",
     "kBlockGroups": "of Philox",
     "kBlockColumns": "of a block of dropout",
+    "close": "a function",
 }
 DECLARED = re.compile(r"\b(?:unsigned|int|short|int32_t|auto)\s+(\w+)\s*(?=[=;,(){\[])")
 

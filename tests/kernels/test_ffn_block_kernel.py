@@ -40,7 +40,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         piece = getattr(kernels, name)
         return lambda *args, **options: (names.append(name), piece(*args, **options))[1]
 
-    for name in ("product", "dropout_add_layer_norm_fwd"):
+    for name in ("product", "normalised_sum"):
         monkeypatch.setattr(kernels, name, recorded(name))
     return names
 
@@ -64,7 +64,7 @@ def test_rows_in_one_launch(rows: int, p: float, dtype: torch.dtype, pieces: lis
 )
 def test_widths_in_pieces(width: int, inner: int, dtype: torch.dtype, pieces: list[str]) -> None:
     check(ffn_block, test_ffn_block.truth, test_ffn_block.example(20, width, inner), dtype)
-    assert pieces[:3] == ["product", "product", "dropout_add_layer_norm_fwd"]
+    assert pieces[:3] == ["product", "product", "normalised_sum"]
 
 
 @pytest.mark.parametrize("width, inner", [(128, 128), *repeats((256, 64))])
