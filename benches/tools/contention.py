@@ -2,9 +2,9 @@
 
 A neighbour is a process that loops without end. Beside k of them, n threads on n cores have a fair share of n / (n + k)
 of the quiet speed. Ours and transformers' tuned step (bench_pretrain_step.py) take turns beside each number of
-neighbours. "of fair" is the speed beside them, divided by the quiet speed and by the fair share: 1 is fair, and more is
-possible, since the memory and the clock of a busy core are not all that a quiet one has. With --json, a row for each is
-appended to the file.
+neighbours. "of fair" is the speed beside them, divided by the quiet speed and by the fair share: 1 is fair. It can be
+more: a step that waits for memory loses less than its share, as the neighbours use none. With --json, a row for each
+measurement is appended to the file.
 """
 
 from __future__ import annotations
